@@ -1,0 +1,36 @@
+"""Types shared by every module, and the letters used for array dimensions.
+
+Dimension letters in annotations and docstrings: b batch, c classes, n attributes, f features, h w pixels.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Head(NamedTuple):
+    """The linear classifier on top of the attribute layer: logits = weights @ attributes + bias.
+
+    Attributes:
+        weights: (c, n); row k holds the weight of each attribute for class k.
+        bias: (c,), or None for the paper's bias-free head.
+    """
+
+    weights: Float[Array, "c n"]
+    bias: Float[Array, "c"] | None = None
+
+
+class Batch(NamedTuple):
+    """One padded batch of supervised examples.
+
+    Attributes:
+        inputs: images (b, h, w, 3) in [0, 1], or features (b, f) of a frozen backbone.
+        attributes: (b, n) in {0, 1}.
+        labels: (b,) class indices.
+        valid: (b,) False for the rows that only pad the last batch to full size.
+    """
+
+    inputs: Float[Array, "b ..."]
+    attributes: Float[Array, "b n"]
+    labels: Int[Array, "b"]
+    valid: Bool[Array, "b"]

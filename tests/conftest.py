@@ -1,0 +1,30 @@
+"""Shared fixtures: strict promotion for every test, and the real CUB photographs where they are at hand."""
+
+import os
+from pathlib import Path
+
+# Four virtual devices let the sharding tests run on any machine; one XLA flag set before jax initialises.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+CUB_DIR = Path(__file__).resolve().parents[1].parent / "shared" / "cub"
+
+
+@pytest.fixture(scope="session")
+def cub_dir() -> Path:
+    """The folder of real CUB photographs; skips the test where it is absent."""
+    if not (CUB_DIR / "CUB_200_2011" / "images.txt").exists():
+        pytest.skip(f"real CUB photographs not found in {CUB_DIR}")
+    return CUB_DIR
+
+
+@pytest.fixture
+def x64():
+    """Runs a test in float64 without leaking the switch into other tests."""
+    with jax.enable_x64(True):
+        yield
