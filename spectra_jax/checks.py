@@ -1,0 +1,83 @@
+"""Validation at the public edge: what was given, what was expected, what to do.
+
+Shapes are static and always checked. Values are checked only when they are concrete, so that every
+public function stays usable under jit, vmap and grad.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectra_jax.types import Head
+
+
+def is_concrete(array: Any) -> bool:
+    """Whether the values of `array` can be read now, i.e. it is not being traced by jit, vmap or grad."""
+    return not isinstance(array, jax.core.Tracer)
+
+
+def check_head(head: Head) -> None:
+    """Raises ValueError unless weights are (c, n) with c >= 2 and the bias, if any, is (c,)."""
+    shape = jnp.shape(head.weights)
+    if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
+        raise ValueError(f"head.weights has shape {shape}; expected (num_classes >= 2, num_attributes >= 1)")
+    if head.bias is not None and jnp.shape(head.bias) != shape[:1]:
+        raise ValueError(
+            f"head.bias has shape {jnp.shape(head.bias)}; expected {shape[:1]} to match head.weights {shape}"
+        )
+
+
+def check_attributes(head: Head, attributes: Any, *, ndim: int | None = None) -> None:
+    """Raises ValueError unless the last axis of `attributes` matches the head (and it has `ndim` axes)."""
+    check_head(head)
+    shape = jnp.shape(attributes)
+    num_attributes = head.weights.shape[1]
+    if not shape or shape[-1] != num_attributes:
+        raise ValueError(
+            f"attributes has shape {shape}; expected a last axis of {num_attributes} to match head.weights {head.weights.shape}"
+        )
+    if ndim is not None and len(shape) != ndim:
+        wanted = "(n,), one sample: use jax.vmap for a batch" if ndim == 1 else "(b, n), a batch of samples"
+        raise ValueError(f"attributes has shape {shape}; expected {wanted}")
+
+
+def check_target(head: Head, target: Any) -> None:
+    """Raises ValueError if a concrete `target` is not one class index of the head."""
+    if jnp.ndim(target) != 0:
+        raise ValueError(f"target has shape {jnp.shape(target)}; expected one class index: use jax.vmap for several")
+    if not jnp.issubdtype(jnp.result_type(target), jnp.integer):
+        raise ValueError(f"target has type {jnp.result_type(target)}; expected an integer class index")
+    if is_concrete(target) and not 0 <= int(target) < head.weights.shape[0]:
+        raise ValueError(f"target is {int(target)}; expected a class index from 0 to {head.weights.shape[0] - 1}")
+
+
+def check_margin(margin: Any) -> None:
+    """Raises ValueError if a concrete `margin` is negative or not finite."""
+    if is_concrete(margin) and not (np.all(np.isfinite(margin)) and np.all(np.asarray(margin) >= 0)):
+        raise ValueError(f"margin is {margin}; expected a finite number >= 0, in units of the logits")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def check_images(images: Any) -> None:
+    """Raises ValueError unless `images` is a floating (b, h, w, channels) array with finite values in [0, 1]."""
+    shape = jnp.shape(images)
+    if len(shape) != 4:
+        raise ValueError(f"images has shape {shape}; expected (batch, height, width, channels)")
+    if not jnp.issubdtype(jnp.result_type(images), jnp.floating):
+        raise ValueError(
+            f"images has type {jnp.result_type(images)}; expected floats in [0, 1]: divide uint8 images by 255"
+        )
+    if is_concrete(images) and np.size(images):
+        low, high = float(jnp.min(images)), float(jnp.max(images))
+        if not np.isfinite(low + high):
+            raise ValueError("images contains NaN or infinite values; expected finite numbers in [0, 1]")
+        if low < 0 or high > 1:
+            advice = "divide 8-bit values by 255" if high > 2 else "clip or rescale it"
+            raise ValueError(f"images spans [{low:.4g}, {high:.4g}]; expected values in [0, 1]: {advice}")
