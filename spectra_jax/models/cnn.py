@@ -1,0 +1,50 @@
+"""A small GroupNorm CNN for 64 px images: trains in minutes on two CPU cores."""
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from spectra_jax.models._base import Model
+from spectra_jax.models._layers import ConvBlock, pool_to_grid
+
+
+class SmallCNN(nn.Module):
+    """Strided convolutions to an eighth of the side, then a coarse grid of averages.
+
+    The grid is kept instead of one global average because "is the nape purple" needs colour at a place.
+    """
+
+    widths: tuple[int, ...]
+    grid: int
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b f"]:
+        first, second, third, last = self.widths
+        x = 4 * images - 2
+        x = ConvBlock(first, stride=2, kernel_size=5)(x)
+        x = ConvBlock(second, stride=2)(x)
+        x = ConvBlock(third, stride=2)(x)
+        x = ConvBlock(last)(x)
+        return pool_to_grid(x, self.grid)
+
+
+def build(
+    *,
+    num_attributes: int,
+    num_classes: int,
+    head_bias: bool = False,
+    widths: tuple[int, int, int, int] = (16, 48, 96, 128),
+    grid: int = 4,
+    dropout_rate: float = 0.0,
+) -> Model:
+    """The small CNN; `widths` are its channels (multiples of 8; a stem of 24 ran 5x slower in XLA:CPU), `grid` the side of the pooled map."""
+    backbone = SmallCNN(tuple(widths), grid)
+    return Model(
+        "cnn",
+        num_attributes,
+        num_classes,
+        backbone,
+        image_size=64,
+        min_image_size=8 * grid,
+        dropout_rate=dropout_rate,
+        head_bias=head_bias,
+    )
