@@ -106,7 +106,7 @@ def _validation_rows(files: CubFiles, rows: list[int], options: CubOptions) -> B
 
 
 class Cub200(tfds.core.GeneratorBasedBuilder):
-    """CUB-200-2011 with attributes, parts and boxes. Use `data_prep.cub200.prepare`, which makes it safe to interrupt."""
+    """CUB-200-2011 with attributes, parts, boxes. Use `data_prep.cub200.prepare`, which makes it safe to interrupt."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -186,6 +186,7 @@ def _moved_parts(parts: np.ndarray, image: StoredImage) -> np.ndarray:
 def metadata(plan: CubPlan) -> dict[str, Any]:
     """What readers of the prepared data need beside the records; JSON-able."""
     files, labels = plan.files, plan.labels
+    percentages = files.class_percentages[plan.class_ids][:, labels.ids]
     return {
         "name": "cub200" if is_official(files) else "cub_layout",
         "class_names": [files.class_names[i] for i in plan.class_ids],
@@ -193,9 +194,7 @@ def metadata(plan: CubPlan) -> dict[str, Any]:
         "attribute_names": [files.attribute_names[i] for i in labels.ids],
         "attribute_ids": labels.ids.tolist(),
         "attribute_source": labels.source,
-        "class_attributes": [
-            [round(float(p), 4) for p in files.class_percentages[i, labels.ids]] for i in plan.class_ids
-        ],
+        "class_attributes": [[round(float(percentage), 4) for percentage in row] for row in percentages],
         "part_names": list(files.part_names),
         "image_kind": plan.options.crop,
         "num_images": {split: len(rows) for split, rows in plan.rows.items()},

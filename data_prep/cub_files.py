@@ -1,7 +1,7 @@
 """Reads and checks the text files of a CUB-200-2011 folder.
 
-Every table is joined on the ids of images.txt, so the order of lines never matters; LF and CRLF both work. Whatever does
-not fit raises `CubError` naming the file, the line and what was expected.
+Every table is joined on the ids of images.txt, so the order of lines never matters; LF and CRLF both work. Whatever
+does not fit raises `CubError` naming the file, the line and what was expected.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def locate(folder: Path) -> CubLayout:
     """
     root = next((r for r in (folder, folder / "CUB_200_2011") if (r / "images.txt").is_file()), None)
     if root is None:
-        raise CubError(
-            f"{folder}: expected images.txt or CUB_200_2011/images.txt inside; this is no CUB-200-2011 folder"
-        )
+        raise CubError(f"{folder}: expected images.txt or CUB_200_2011/images.txt inside a CUB-200-2011 folder")
     places = [root.parent / "attributes.txt", root / "attributes.txt", root / "attributes" / "attributes.txt"]
     attributes_file = next((place for place in places if place.is_file()), None)
     if attributes_file is None:
@@ -126,9 +124,7 @@ def read_cub(layout: CubLayout) -> CubFiles:
         describe=f"{len(attribute_names)} percentages, one for each line of {layout.attributes_file.name}",
     )
     if len(percentages.values) != len(class_names):
-        raise CubError(
-            f"{percentages.path}: {len(percentages.values)} lines; expected one per class: {len(class_names)}"
-        )
+        raise CubError(f"{percentages.path}: {len(percentages.values)} lines; expected {len(class_names)}, one a class")
     for column in range(len(attribute_names)):
         percentages.check(column, 0, 100, "percentages from 0 to 100")
     labels, certainties = _read_image_attributes(root, image_ids, len(attribute_names))
@@ -206,7 +202,8 @@ def _read_image_attributes(
         image, attribute = divmod(int(np.argmin(certainties)), num_attributes)
         raise CubError(
             f"{path}: labels {np.count_nonzero(certainties)} image-attribute pairs; expected {size} "
-            f"({len(image_ids)} images x {num_attributes}); attribute {attribute + 1} of image {image_ids[image]} is missing"
+            f"({len(image_ids)} images x {num_attributes}); attribute {attribute + 1} of image {image_ids[image]} is "
+            "missing"
         )
     shape = (len(image_ids), num_attributes)
     return (votes >= 0).astype(np.uint8).reshape(shape), certainties.reshape(shape)

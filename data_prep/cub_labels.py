@@ -1,9 +1,9 @@
 """Which attributes are kept, and what an image's attribute label is.
 
-Two kinds of labels exist. *Image* labels say what annotators saw on one photograph. *Class* labels give every image of a
-class the same answer: the majority vote of its training images, or, where only class percentages are at hand, whether
-at least half of the annotators saw the attribute. Certainty 0 means "class label"; 1 ("not visible") is kept with the
-label as given, so that a loss may leave those out.
+Two kinds of labels exist. *Image* labels say what annotators saw on one photograph. *Class* labels give every image
+of a class the same answer: the majority vote of its training images, or, where only class percentages are at hand,
+whether at least half of the annotators saw the attribute. Certainty 0 means "class label"; 1 ("not visible") is kept
+with the label as given, so that a loss may leave those out.
 """
 
 from __future__ import annotations
@@ -23,92 +23,15 @@ LabelSource = Literal["auto", "image", "class"]
 # It needs the per-image labels and their split, so the published outcome is fixed here. Thresholding the class
 # percentages of the official file at 50 gives 108 instead: 104 of these, not 99 134 198 213 225 242 292 309, but
 # 104 165 173 182.
+# fmt: off
 CBM_ATTRIBUTE_IDS: tuple[int, ...] = (
-    *(
-        1,
-        4,
-        6,
-        7,
-        10,
-        14,
-        15,
-        20,
-        21,
-        23,
-        25,
-        29,
-        30,
-        35,
-        36,
-        38,
-        40,
-        44,
-        45,
-        50,
-        51,
-        53,
-        54,
-        56,
-        57,
-        59,
-        63,
-        64,
-        69,
-        70,
-    ),
-    *(72, 75, 80, 84, 90, 91, 93, 99, 101, 106, 110, 111, 116, 117, 119, 125, 126, 131, 132, 134, 145, 149, 151, 152),
-    *(
-        153,
-        157,
-        158,
-        163,
-        164,
-        168,
-        172,
-        178,
-        179,
-        181,
-        183,
-        187,
-        188,
-        193,
-        194,
-        196,
-        198,
-        202,
-        203,
-        208,
-        209,
-        211,
-        212,
-    ),
-    *(
-        213,
-        218,
-        220,
-        221,
-        225,
-        235,
-        236,
-        238,
-        239,
-        240,
-        242,
-        243,
-        244,
-        249,
-        253,
-        254,
-        259,
-        260,
-        262,
-        268,
-        274,
-        277,
-        283,
-    ),
-    *(289, 292, 293, 294, 298, 299, 304, 305, 308, 309, 310, 311),
+    1, 4, 6, 7, 10, 14, 15, 20, 21, 23, 25, 29, 30, 35, 36, 38, 40, 44, 45, 50, 51, 53, 54, 56, 57, 59, 63, 64,
+    69, 70, 72, 75, 80, 84, 90, 91, 93, 99, 101, 106, 110, 111, 116, 117, 119, 125, 126, 131, 132, 134, 145, 149,
+    151, 152, 153, 157, 158, 163, 164, 168, 172, 178, 179, 181, 183, 187, 188, 193, 194, 196, 198, 202, 203, 208,
+    209, 211, 212, 213, 218, 220, 221, 225, 235, 236, 238, 239, 240, 242, 243, 244, 249, 253, 254, 259, 260, 262,
+    268, 274, 277, 283, 289, 292, 293, 294, 298, 299, 304, 305, 308, 309, 310, 311,
 )
+# fmt: on
 MIN_CLASSES = 10
 
 # SHA-256 of the official attribute and class names: both must match before the published list applies.
@@ -167,8 +90,8 @@ def attribute_labels(
 def class_labels(files: CubFiles, is_train: Bool[np.ndarray, N]) -> Bool[np.ndarray, "C A"]:
     """The majority label of each class and attribute (Koh et al. 2020): not-visible "no" ignored, a tie is a "yes".
 
-    Attributes of a class without any vote, and everything where there are no image labels, follow the class percentages:
-    present from 50 on.
+    Attributes of a class without any vote, and everything where there are no image labels, follow the class
+    percentages: present from 50 on.
     """
     fallback = files.class_percentages >= 50
     if files.image_attributes is None or files.image_certainties is None:
@@ -193,8 +116,8 @@ def select_attributes(files: CubFiles, classes: Bool[np.ndarray, "C A"]) -> Int[
     kept = np.flatnonzero(classes.sum(axis=0) >= MIN_CLASSES)
     if not len(kept):
         raise CubError(
-            f"{files.layout.root}: attributes=112 keeps attributes that at least {MIN_CLASSES} classes have, and here no "
-            f"attribute has that many ({len(files.class_names)} classes); use attributes=312 to keep all"
+            f"{files.layout.root}: attributes=112 keeps attributes that at least {MIN_CLASSES} classes have, and "
+            f"here no attribute has that many ({len(files.class_names)} classes); use attributes=312 to keep all"
         )
     return kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,9 @@ class Table:
         width = columns.count(",") + 1
         self.path, self.expected = path, describe or f"{width} numbers ({columns})"
         try:
-            # Naming the columns makes NumPy tolerate longer lines.
-            self.values = np.loadtxt(path, usecols=range(width) if ragged else None, ndmin=2, comments=None)
+            with warnings.catch_warnings(action="ignore"):  # an empty file, which is an error below
+                # Naming the columns makes NumPy tolerate longer lines.
+                self.values = np.loadtxt(path, usecols=range(width) if ragged else None, ndmin=2, comments=None)
         except (ValueError, IndexError):
             self.values = np.empty((0, 0))
         if self.values.shape[1:] != (width,) or not np.isfinite(self.values).all():
@@ -29,7 +31,7 @@ class Table:
     def _malformed(self, width: int, ragged: bool) -> CubError:
         for number, fields in numbered_lines(self.path):
             try:
-                numeric = np.isfinite([float(field) for field in fields[:width]]).all()
+                numeric = bool(np.isfinite([float(field) for field in fields[:width]]).all())
             except ValueError:
                 numeric = False
             if not numeric or len(fields) < width or (len(fields) > width and not ragged):

@@ -248,12 +248,12 @@ def array_batches(
 def padded_batch(inputs: Float[np.ndarray, "k ..."], attributes: np.ndarray, labels: np.ndarray, *, size: int) -> Batch:
     """A batch of `size` rows: the given ones, then zeros that `valid` marks as padding."""
 
-    def pad(array: np.ndarray, dtype: type) -> np.ndarray:
+    def pad(array: np.ndarray, dtype: type) -> Any:  # NumPy where Batch says jax: either works everywhere
         if len(array) == size and array.dtype == dtype:
             return array
         padded = np.zeros((size, *array.shape[1:]), dtype)
         padded[: len(array)] = array
         return padded
 
-    valid = np.arange(size) < len(labels)
+    valid: Any = np.arange(size) < len(labels)
     return Batch(pad(inputs, np.float32), pad(attributes, np.float32), pad(labels, np.int32), valid)

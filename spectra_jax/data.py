@@ -165,9 +165,9 @@ class Dataset:
         """One example, decoded.
 
         Returns:
-            image (h, w, 3) uint8 at its stored size; label int; attributes (n,) in {0, 1} and certainty (n,) uint8 (1 not
-            visible to 4 definitely, 0 for class labels); parts (p, 3) float32 x, y in pixels of the image and visible;
-            box (4,) float32 x, y, width, height in pixels of the full photograph; image_id int; path str.
+            image (h, w, 3) uint8 at its stored size; label int; attributes (n,) in {0, 1} and certainty (n,) uint8 (1
+            not visible to 4 definitely, 0 for class labels); parts (p, 3) float32 x, y in pixels of the image and
+            visible; box (4,) float32 x, y, width, height in pixels of the full photograph; image_id int; path str.
         """
         record = dict(self.source(split)[index])
         record["image"] = _decode(record["image"])
@@ -208,8 +208,8 @@ class Dataset:
 
         Args:
             split: which.
-            batch_size: rows of a batch over all processes; each process gets batch_size / process_count of them, and all
-                get the same number of batches.
+            batch_size: rows of a batch over all processes; each process gets batch_size / process_count of them, and
+                all get the same number of batches.
             image_size: pixels, a side or (height, width); images are resized to it without keeping their aspect.
             seed: of order and flips.
             shuffle: a new order each epoch.
