@@ -1,0 +1,215 @@
+"""Checkpoints of a training run: parameters, optimiser, step, random key, and the host's progress, through orbax.
+
+A checkpoint appears whole or not at all (orbax writes under a temporary name and renames), is written in the
+background, and carries a checksum, so that restoring can tell a damaged one and fall back to the one before.
+"""
+
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+T = TypeVar("T")
+
+PARAMS, REST, HOST = "params", "rest", "host"
+
+
+class CheckpointError(RuntimeError):
+    """There are checkpoints, but none of them can be read."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes:
+        step: its number.
+        state: the tree of arrays, like the template.
+        host: the JSON value stored with it.
+        damaged: the newer steps that could not be read and were removed, with the reason.
+    """
+
+    step: int
+    state: Any
+    host: Any
+    damaged: dict[int, str]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        directory: made if absent. Shared by all processes of a multi-host run.
+        keep: how many of the newest to keep; at least 2, so that there is one to fall back to.
+        read_only: change nothing there, not even what a killed writer left; for a run that another process may be
+            training.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 3, read_only: bool = False):
+        if keep < 2:
+            raise ValueError(f"keep must be at least 2, so that a damaged checkpoint has one before it, got {keep}")
+        self._directory = Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+            enable_async_checkpointing=not read_only,
+        )
+        # Named handlers, so that a manager that has saved nothing yet can read the shapes of what is stored.
+        handlers = {
+            PARAMS: ocp.StandardCheckpointHandler(),
+            REST: ocp.StandardCheckpointHandler(),
+            HOST: ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, oldest first; what is still being written is waited for."""
+        self._manager.wait_until_finished()
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: PyTree, host: Any) -> None:
+        """Starts writing a checkpoint; the arrays may be donated as soon as this returns.
+
+        Args:
+            step: its number, larger than any before.
+            state: a NamedTuple of array trees with a field `params`; typed random keys are allowed anywhere.
+            host: a JSON value, for example the position of the data.
+        """
+        params, rest = _split(state)
+        host = {"value": host, PARAMS: _checksum(params), REST: _checksum(rest)}
+        # A failure of the write before this one surfaces here.
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    PARAMS: ocp.args.StandardSave(params),
+                    REST: ocp.args.StandardSave(rest),
+                    HOST: ocp.args.JsonSave(host),
+                }
+            ),
+        )
+
+    def restore(self, template: PyTree) -> Restored | None:
+        """The newest readable checkpoint, or None when there is none at all.
+
+        Args:
+            template: a state like the saved one, with concrete arrays; its shapes are expected and its shardings used,
+                whatever devices the checkpoint was written from.
+
+        Raises:
+            CheckpointError: there are checkpoints but none is readable.
+        """
+        params, rest = _split(template)
+        arguments = ocp.args.Composite(
+            **{
+                PARAMS: ocp.args.StandardRestore(_target(params)),
+                REST: ocp.args.StandardRestore(_target(rest)),
+                HOST: ocp.args.JsonRestore(),
+            }
+        )
+
+        def read(step: int) -> Restored:
+            found = self._manager.restore(step, args=arguments)
+            _verify(found, PARAMS, REST)
+            return Restored(step, _join(template, found[PARAMS], found[REST]), found[HOST]["value"], {})
+
+        restored, damaged = self._newest(read)
+        for step in damaged:
+            self._remove(step)
+        return None if restored is None else restored._replace(damaged=damaged)
+
+    def restore_params(self) -> tuple[int, PyTree]:
+        """The step and the parameters of the newest readable checkpoint, on the default device; nothing is removed.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            CheckpointError: none is readable.
+        """
+
+        def read(step: int) -> tuple[int, PyTree]:
+            stored = self._manager.item_metadata(step)[PARAMS].tree
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), stored)
+            arguments = ocp.args.Composite(**{PARAMS: ocp.args.StandardRestore(target), HOST: ocp.args.JsonRestore()})
+            found = self._manager.restore(step, args=arguments)
+            _verify(found, PARAMS)
+            return step, found[PARAMS]
+
+        restored, _ = self._newest(read)
+        if restored is None:
+            raise FileNotFoundError(
+                f"There is no checkpoint in {self._directory}: let the training run reach its first."
+            )
+        return restored
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.close()
+
+    def _newest(self, read: Callable[[int], T]) -> tuple[T | None, dict[int, str]]:
+        """What `read` returns for the newest step it does not fail on, and why it failed on the newer ones."""
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                return read(step), damaged
+            # Damage shows as whatever error the first missing or broken file causes, so every kind is caught.
+            except Exception as error:
+                damaged[step] = f"{type(error).__name__}: {error}".splitlines()[0]
+        if damaged:
+            reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            raise CheckpointError(
+                f"No checkpoint in {self._directory} can be read ({reasons}). Were they written by another version? "
+                "To train from the start, delete the folder or choose another one for the run."
+            )
+        return None, damaged
+
+    def _remove(self, step: int) -> None:
+        try:
+            self._manager.delete(step)
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(self._directory / str(step), ignore_errors=True)
+            self._manager.reload()
+
+
+def _target(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+def _verify(found: Mapping[str, Any], *items: str) -> None:
+    for item in items:
+        if found[HOST][item] != _checksum(found[item]):
+            raise ValueError(f"the checksum of {item!r} does not match")
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _split(state: PyTree) -> tuple[PyTree, PyTree]:
+    """Parameters, and everything else with random keys as their raw data."""
+    plain = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+    fields = plain._asdict()
+    return fields.pop("params"), fields
+
+
+def _join(template: PyTree, params: PyTree, rest: PyTree) -> PyTree:
+    plain = type(template)(**{**rest, "params": params})
+    return jax.tree.map(
+        lambda leaf, data: jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else data,
+        template,
+        plain,
+    )
+
+
+def _checksum(tree: PyTree) -> int:
+    value = 0
+    for leaf in jax.tree.leaves(tree):
+        value = zlib.crc32(np.ascontiguousarray(leaf).data, value)
+    return value

@@ -1,0 +1,165 @@
+"""The pure part of training: optimiser, state, loss and the jitted step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Sharding
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from spectra_jax.losses import attribute_loss, classification_loss
+from spectra_jax.metrics import class_accuracy
+from spectra_jax.models import Model, Params
+from spectra_jax.training._config import TrainConfig
+from spectra_jax.types import Batch, Head
+
+Metrics = dict[str, Any]
+Regularizer = Callable[[Params, Head, Float[Array, "b n"], Batch, PRNGKeyArray], Float[Array, ""]]
+
+
+class TrainState(NamedTuple):
+    """All that a step changes.
+
+    Attributes:
+        step: how many steps were taken.
+        params: the model's parameters.
+        opt_state: the optimiser's, for the trained part of the parameters only.
+        key: the run's random key; step s uses fold_in(key, s), so the key itself never changes.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: PyTree
+    key: PRNGKeyArray
+
+
+def trained_part(model: Model, params: Params) -> Params:
+    """The top-level parts of `params` that are differentiated: all, or all but a frozen backbone."""
+    return {name: part for name, part in params.items() if not (model.frozen_backbone and name == "backbone")}
+
+
+def make_optimizer(model: Model, config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
+    """AdamW with global-norm clipping and a linear warm-up followed by a cosine to zero over `num_steps`.
+
+    Weight decay reaches weight matrices and kernels only: not biases, norm scales or stored statistics.
+    """
+
+    def decayed(trained: Params) -> PyTree:
+        mask = model.trainable_mask(trained)
+        return jax.tree.map(lambda leaf, may_change: may_change and leaf.ndim > 1, trained, mask)
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(learning_rate_schedule(config, num_steps), weight_decay=config.weight_decay, mask=decayed),
+    )
+
+
+def learning_rate_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
+    """The learning rate at each step."""
+    warmup_steps = min(round(config.warmup * num_steps), num_steps - 1)
+    start = 0.0 if warmup_steps else config.learning_rate
+    return optax.warmup_cosine_decay_schedule(start, config.learning_rate, warmup_steps, num_steps)
+
+
+def init_state(model: Model, optimizer: optax.GradientTransformation, params: Params, key: PRNGKeyArray) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained_part(model, params)), key)
+
+
+def balanced_positive_weight(attributes: Float[Array, "N n"], *, limit: float = 10.0) -> Float[Array, "n"]:
+    """Weights that make the present and the absent answers of each attribute count alike in the loss.
+
+    (1 - p) / p for an attribute present in a share p of the training examples, clipped to [1 / limit, limit] because an
+    attribute seen twice would otherwise drown all others. It trades precision for recall: balanced accuracy rises,
+    but sigmoid(e) is no longer a probability.
+
+    Args:
+        attributes: (N, n) labels of the training split in [0, 1].
+        limit: the largest weight.
+
+    Returns:
+        (n,) float32.
+    """
+    present = np.mean(np.asarray(attributes, np.float64), axis=0)
+    with np.errstate(divide="ignore"):
+        return np.clip((1 - present) / present, 1 / limit, limit).astype(np.float32)
+
+
+def forward(
+    model: Model, params: Params, inputs: Float[Array, "b ..."], *, key: PRNGKeyArray | None = None
+) -> tuple[Float[Array, "b n"], Float[Array, "b c"]]:
+    """Attributes and logits of images (b, h, w, 3) or of precomputed backbone features (b, f)."""
+    encode = model.bottleneck if inputs.ndim == 2 else model.encode
+    attributes = encode(params, inputs, key=key)
+    head = model.head(params)
+    logits = attributes @ head.weights.T
+    return attributes, logits if head.bias is None else logits + head.bias[None, :]
+
+
+def make_train_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    *,
+    positive_weight: Float[Array, "n"] | None = None,
+    regularizer: Regularizer | None = None,
+    sharding: Sharding | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds the jitted step (state, batch) -> (state, metrics). The state passed in is donated: do not use it again.
+
+    A step whose loss or gradient is not finite leaves parameters and optimiser as they were and says so in
+    metrics["finite"].
+
+    Args:
+        model: from `build_model`.
+        optimizer: from `make_optimizer`.
+        config: loss weights and label smoothing.
+        positive_weight: (n,) for `attribute_loss`.
+        regularizer: (params, head, attributes (b, n), batch, key) -> scalar, added to the loss as it is. It must mask
+            padded rows by `batch.valid` itself.
+        sharding: of state and metrics, replicated over the devices when there are several.
+
+    Returns:
+        The step. Its metrics are device scalars: loss, attribute_loss, class_loss, class_accuracy, gradient_norm,
+        finite and, with a regulariser, regularization.
+    """
+
+    def loss_fn(trained: Params, rest: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], Metrics]:
+        params = {**rest, **trained}
+        dropout_key, regularizer_key = jax.random.split(key)
+        attributes, logits = forward(model, params, batch.inputs, key=dropout_key)
+        metrics = {
+            "attribute_loss": attribute_loss(
+                attributes, batch.attributes, positive_weight=positive_weight, valid=batch.valid
+            ),
+            "class_loss": classification_loss(
+                logits, batch.labels, label_smoothing=config.label_smoothing, valid=batch.valid
+            ),
+            "class_accuracy": class_accuracy(logits, batch.labels, valid=batch.valid),
+        }
+        loss = config.lambda_attribute * metrics["attribute_loss"] + config.lambda_class * metrics["class_loss"]
+        if regularizer is not None:
+            metrics["regularization"] = regularizer(params, model.head(params), attributes, batch, regularizer_key)
+            loss = loss + metrics["regularization"]
+        return loss, {"loss": loss, **metrics}
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        trained = trained_part(model, state.params)
+        key = jax.random.fold_in(state.key, state.step)
+        gradient, metrics = jax.grad(loss_fn, has_aux=True)(trained, state.params, batch, key)
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        # optax mixes its integer step count with floats; under strict promotion that is an error not of our making.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
+        taken = (optax.apply_updates(trained, updates), opt_state)
+        trained, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), taken, (trained, state.opt_state)
+        )
+        state = TrainState(state.step + 1, {**state.params, **trained}, opt_state, state.key)
+        return state, {**metrics, "gradient_norm": norm, "finite": finite}
+
+    return jax.jit(step, donate_argnums=0, out_shardings=sharding)
