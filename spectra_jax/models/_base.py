@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from spectra_jax.models._init import draw_parameters
 from spectra_jax.types import Head
 
 Params = dict[str, Any]
@@ -79,17 +80,16 @@ class Model:
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         self._check_images(image)
         backbone_key, bottleneck_key, head_key = jax.random.split(key, 3)
-        shapes = jax.eval_shape(self.backbone.init, backbone_key, image)
-        # lazy_init draws the parameters without running a forward pass (a ResNet's took tens of seconds).
-        backbone = self.backbone.lazy_init(backbone_key, image).get("params", {}) if shapes else {}
-        features = jax.eval_shape(self.backbone.apply, {"params": backbone}, image).shape[-1]
+        features, variables = jax.eval_shape(self.backbone.init_with_output, backbone_key, image)
+        backbone = draw_parameters(backbone_key, variables.get("params", {}))
+        size = features.shape[-1]
         bottleneck = {
-            "kernel": _lecun_normal(bottleneck_key, (features, self.num_attributes), fan_in=features),
+            "kernel": _lecun_normal(bottleneck_key, (size, self.num_attributes), fan_in=size),
             "bias": jnp.zeros(self.num_attributes, jnp.float32),
         }
         if self.frozen_backbone:
-            bottleneck["feature_mean"] = jnp.zeros(features, jnp.float32)
-            bottleneck["feature_std"] = jnp.ones(features, jnp.float32)
+            bottleneck["feature_mean"] = jnp.zeros(size, jnp.float32)
+            bottleneck["feature_std"] = jnp.ones(size, jnp.float32)
         head = {"weights": _lecun_normal(head_key, (self.num_classes, self.num_attributes), fan_in=self.num_attributes)}
         if self.head_bias:
             head["bias"] = jnp.zeros(self.num_classes, jnp.float32)
@@ -105,7 +105,8 @@ class Model:
         backbone = params["backbone"]
         if self.frozen_backbone:
             backbone = jax.lax.stop_gradient(backbone)
-        return self.backbone.apply({"params": backbone}, images.astype(params["bottleneck"]["kernel"].dtype))
+        features = self.backbone.apply({"params": backbone}, images.astype(params["bottleneck"]["kernel"].dtype))
+        return cast(Array, features)
 
     def bottleneck(
         self, params: Params, features: Float[Array, "b f"], *, key: PRNGKeyArray | None = None

@@ -4,12 +4,15 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from spectra_jax.models import cnn, linear
+from spectra_jax.models import cnn, deep_cnn, efficientnet_lite, linear, resnet
 from spectra_jax.models._base import Model
 
 BUILDERS: dict[str, Callable[..., Model]] = {
     "linear": linear.build,
     "cnn": cnn.build,
+    "deep_cnn": deep_cnn.build,
+    "resnet": resnet.build,
+    "efficientnet_lite0": efficientnet_lite.build,
 }
 
 
@@ -17,7 +20,7 @@ def build_model(name: str, *, num_attributes: int, num_classes: int, **options: 
     """Builds an attribute-bottleneck classifier by name.
 
     Args:
-        name: one of "linear", "cnn".
+        name: "linear", "cnn", "deep_cnn", "resnet" or "efficientnet_lite0".
         num_attributes: n, the width of the bottleneck.
         num_classes: c.
         **options: of that architecture (its `build` function documents them); all take head_bias=False.
