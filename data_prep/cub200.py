@@ -3,8 +3,6 @@
 `python -m data_prep.cub200 --source CUB_200_2011.tgz --out CACHE_DIR` does it from the command line.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import io
@@ -20,6 +18,7 @@ import tensorflow_datasets as tfds
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from data_prep.cub_builder import Crop, Cub200, CubOptions, make_plan
 from data_prep.cub_files import locate, read_cub
@@ -116,6 +115,9 @@ def _prepare_into(target: Path, source: Path, options: CubOptions, *, strict: bo
         if target.exists():  # only ever a folder that lost files, or `prepare` would have returned it
             shutil.rmtree(target)
         whole.rename(target)
+    except CubError as error:
+        # What was extracted is gone when the caller reads this; the archive is what can be looked into.
+        raise CubError(str(error).replace(str(temporary / "source"), str(source))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -123,12 +125,13 @@ def _prepare_into(target: Path, source: Path, options: CubOptions, *, strict: bo
 def _build(builder: Cub200, temporary: Path) -> None:
     """Runs the builder without TFDS's own progress bars, messages and look-ups on the network."""
     config = tfds.download.DownloadConfig(try_download_gcs=False, register_checksums=False)
+    were_bars_shown = tqdm_utils._active  # TFDS has a switch for its bars and no way to ask for its position
     tfds.display_progress_bar(False)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_dir=temporary / "downloads", download_config=config)
     finally:
-        tfds.display_progress_bar(True)
+        tfds.display_progress_bar(were_bars_shown)
 
 
 def _metadata(target: Path) -> dict:

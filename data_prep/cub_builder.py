@@ -3,8 +3,6 @@
 It lives in a module of its own because TFDS can only read a builder back that was not defined in `__main__`.
 """
 
-from __future__ import annotations
-
 import collections
 import hashlib
 import os
@@ -88,7 +86,7 @@ def make_plan(files: CubFiles, options: CubOptions) -> CubPlan:
     return CubPlan(files, labels, rows, images, class_ids, options)
 
 
-def _validation_rows(files: CubFiles, rows: list[int], options: CubOptions) -> Bool[np.ndarray, N]:
+def _validation_rows(files: CubFiles, rows: list[int], options: CubOptions) -> Bool[np.ndarray, "N"]:
     """The validation images: the same share of each class's training images, at least one, never all of them.
 
     Which ones is decided by a hash of seed and file name, so it depends on no random generator's version.

@@ -4,8 +4,6 @@ Every table is joined on the ids of images.txt, so the order of lines never matt
 does not fit raises `CubError` naming the file, the line and what was expected.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,10 +52,10 @@ class CubFiles:
     """
 
     layout: CubLayout
-    image_ids: Int[np.ndarray, N]
+    image_ids: Int[np.ndarray, "N"]
     paths: tuple[str, ...]
-    classes: Int[np.ndarray, N]
-    is_train: Bool[np.ndarray, N]
+    classes: Int[np.ndarray, "N"]
+    is_train: Bool[np.ndarray, "N"]
     boxes: Float[np.ndarray, "N 4"]
     parts: Float[np.ndarray, "N p 3"]
     class_names: tuple[str, ...]

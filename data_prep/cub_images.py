@@ -1,7 +1,5 @@
 """Turns photographs into the encoded bytes that are stored."""
 
-from __future__ import annotations
-
 import io
 import math
 from pathlib import Path
@@ -30,13 +28,13 @@ class StoredImage(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def full_frame(path: Path, box: Float[np.ndarray, 4]) -> StoredImage:
+def full_frame(path: Path, box: Float[np.ndarray, "4"]) -> StoredImage:
     """The photograph as it is."""
     image = _load(path)
     return StoredImage(_encoded(path, image), (0, 0), (1, 1), clip_box(path, box, image.size))
 
 
-def box_crop(path: Path, box: Float[np.ndarray, 4]) -> StoredImage:
+def box_crop(path: Path, box: Float[np.ndarray, "4"]) -> StoredImage:
     """The photograph cut to its box (outwards to whole pixels, inside the frame) at its own resolution.
 
     It is encoded again as JPEG of quality 95 without chroma subsampling, so that a 224 px model loses nothing visible.
@@ -50,7 +48,7 @@ def box_crop(path: Path, box: Float[np.ndarray, 4]) -> StoredImage:
     return StoredImage(buffer.getvalue(), (left, top), (1, 1), (x, y, width, height))
 
 
-def ready_made_crop(path: Path, box: Float[np.ndarray, 4]) -> StoredImage:
+def ready_made_crop(path: Path, box: Float[np.ndarray, "4"]) -> StoredImage:
     """A file that already shows the box and nothing else, resized to any size; stored as it is."""
     image = _load(path)
     x, y, width, height = (float(value) for value in box)
@@ -59,7 +57,7 @@ def ready_made_crop(path: Path, box: Float[np.ndarray, 4]) -> StoredImage:
     )
 
 
-def clip_box(path: Path, box: Float[np.ndarray, 4], size: tuple[int, int]) -> tuple[float, float, float, float]:
+def clip_box(path: Path, box: Float[np.ndarray, "4"], size: tuple[int, int]) -> tuple[float, float, float, float]:
     """A box (x, y, width, height) clipped to a frame of `size` (width, height) pixels.
 
     Raises:

@@ -1,7 +1,5 @@
 """Opens a CUB source (folder or archive) and tells one source from another by its content."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import os

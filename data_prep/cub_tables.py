@@ -1,7 +1,5 @@
 """Tables of numbers in CUB's text files, with errors that name the file, the line and what was expected."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,8 +4,6 @@ The order is a pure function of (seed, epoch): batch k of a run is the same on e
 threads, and however the work is divided among processes. Positions are therefore a single number.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ class Rows(NamedTuple):
     """
 
     epoch: int
-    indices: Int[np.ndarray, k]
+    indices: Int[np.ndarray, "k"]
     size: int
 
 
@@ -98,7 +96,7 @@ class BatchPlan:
         return Rows(epoch, wanted, size)
 
 
-def flips(seed: int, epoch: int, indices: Int[np.ndarray, k], num_examples: int) -> Bool[np.ndarray, k]:
+def flips(seed: int, epoch: int, indices: Int[np.ndarray, "k"], num_examples: int) -> Bool[np.ndarray, "k"]:
     """Which examples are mirrored in an epoch: each with probability 1/2, decided by (seed, epoch, index) alone."""
     return _random_bits(seed, epoch, 1, num_examples)[indices] >> np.uint64(63) == 1
 
@@ -169,7 +167,7 @@ class BatchIterator:
         """How many batches have been handed out since the start of the run."""
         return int(self._iterator.get_state()["next_index"])
 
-    def __iter__(self) -> BatchIterator:
+    def __iter__(self) -> "BatchIterator":
         return self
 
     def __next__(self) -> Batch:
@@ -203,7 +201,7 @@ class BatchIterator:
 def array_batches(
     inputs: Float[np.ndarray, "N ..."],
     attributes: Float[np.ndarray, "N n"],
-    labels: Int[np.ndarray, N],
+    labels: Int[np.ndarray, "N"],
     *,
     batch_size: int,
     seed: int | None = None,

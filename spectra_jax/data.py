@@ -3,8 +3,6 @@
 Nothing here needs the source files; `data_prep.cub200.prepare` made the folder.
 """
 
-from __future__ import annotations
-
 import difflib
 import io
 import json
@@ -86,7 +84,7 @@ class DatasetInfo:
 
 
 def _find(wanted: str | int, names: Sequence[str], ids: Sequence[int], what: str) -> int:
-    if isinstance(wanted, int) or wanted.isdecimal():
+    if not isinstance(wanted, str) or wanted.isdecimal():
         if int(wanted) in ids:
             return ids.index(int(wanted))
         raise ValueError(
@@ -113,11 +111,11 @@ class SplitArrays(NamedTuple):
 
     inputs: UInt8[np.ndarray, "N h w 3"]
     attributes: Float[np.ndarray, "N n"]
-    labels: Int[np.ndarray, N]
-    image_ids: Int[np.ndarray, N]
+    labels: Int[np.ndarray, "N"]
+    image_ids: Int[np.ndarray, "N"]
 
 
-def open_dataset(prepared_dir: str | os.PathLike[str], *, cache_bytes: int = 2**30) -> Dataset:
+def open_dataset(prepared_dir: str | os.PathLike[str], *, cache_bytes: int = 2**30) -> "Dataset":
     """Opens what `data_prep.cub200.prepare` returned.
 
     Args:
@@ -255,7 +253,7 @@ class Dataset:
             self._columns[split] = (attributes, labels, image_ids)
         return self._columns[split]
 
-    def _load_images(self, split: str, size: tuple[int, int]) -> _Images:
+    def _load_images(self, split: str, size: tuple[int, int]) -> "_Images":
         """The images of a split at one size, kept in memory where the budget still allows."""
         if (split, *size) not in self._images:
             used = sum(images.cache_bytes for images in self._images.values())
@@ -278,7 +276,7 @@ class _Images:
     def cache_bytes(self) -> int:
         return 0 if self._cache is None else self._cache.nbytes
 
-    def get(self, indices: Int[np.ndarray, k]) -> UInt8[np.ndarray, "k h w 3"]:
+    def get(self, indices: Int[np.ndarray, "k"]) -> UInt8[np.ndarray, "k h w 3"]:
         """A fresh array of the images at `indices`; safe to call from several threads."""
         if self._cache is None:
             return self._decoded(indices)
