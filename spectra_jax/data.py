@@ -88,7 +88,7 @@ def _find(wanted: str | int, names: Sequence[str], ids: Sequence[int], what: str
         if int(wanted) in ids:
             return ids.index(int(wanted))
         raise ValueError(
-            f"no {what} with the 0-based id {wanted} in this data set ({len(ids)} ids, {ids[0]}..{ids[-1]})"
+            f"no {what} has the 0-based id {wanted} here; there are {len(ids)}, from {ids[0]} to {ids[-1]}"
         )
     plain = [name.casefold() for name in names]
     key = wanted.casefold().replace(" ", "_")
@@ -181,9 +181,13 @@ class Dataset:
         """
         attributes, labels, image_ids = self._load_columns(split)
         images = self._load_images(split, _pair(image_size))
-        indices = np.array_split(np.arange(len(labels)), max(1, len(labels) // 32))
+        inputs = np.empty((len(labels), *_pair(image_size), 3), np.uint8)
+
+        def fill(start: int) -> None:
+            inputs[start : start + 32] = images.get(np.arange(start, min(start + 32, len(labels))))
+
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-            inputs = np.concatenate(list(pool.map(images.get, indices)))
+            list(pool.map(fill, range(0, len(labels), 32)))
         return SplitArrays(inputs, attributes, labels, image_ids)
 
     def batches(
@@ -201,6 +205,7 @@ class Dataset:
         process_count: int = 1,
         workers: int = 2,
         prefetch: int = 4,
+        keep_decoded: bool = True,
     ) -> BatchIterator:
         """Batches of images in [0, 1], assembled in the background.
 
@@ -219,6 +224,8 @@ class Dataset:
             process_count: number of shares.
             workers: threads that decode ahead; 0 for none. The batches do not depend on it.
             prefetch: batches kept ready.
+            keep_decoded: keep the decoded images within the budget of `open_dataset`; False suits a single pass over
+                large images.
 
         Raises:
             ValueError: for an option out of range.
@@ -228,7 +235,7 @@ class Dataset:
         total = self.num_examples(split)
         plan = BatchPlan(total, batch_size, seed, shuffle, num_epochs, drop_remainder, process_index, process_count)
         attributes, labels, _ = self._load_columns(split)
-        images = self._load_images(split, _pair(image_size))
+        images = self._load_images(split, _pair(image_size), keep=keep_decoded)
 
         def assemble(rows: Rows) -> Batch:
             i = rows.indices
@@ -253,17 +260,19 @@ class Dataset:
             self._columns[split] = (attributes, labels, image_ids)
         return self._columns[split]
 
-    def _load_images(self, split: str, size: tuple[int, int]) -> "_Images":
+    def _load_images(self, split: str, size: tuple[int, int], *, keep: bool = True) -> "_Images":
         """The images of a split at one size, kept in memory where the budget still allows."""
         if (split, *size) not in self._images:
             used = sum(images.cache_bytes for images in self._images.values())
             needed = self.num_examples(split) * size[0] * size[1] * 3
-            self._images[(split, *size)] = _Images(self.source(split), size, cached=used + needed <= self._cache_bytes)
+            if not keep or used + needed > self._cache_bytes:
+                return _Images(self.source(split), size, cached=False)
+            self._images[(split, *size)] = _Images(self.source(split), size, cached=True)
         return self._images[(split, *size)]
 
 
 class _Images:
-    """The images of a split at one size; decoded at most once each where they are cached."""
+    """The images of a split at one size; where they are cached, each is decoded as it is first asked for."""
 
     def __init__(self, source: Sequence[dict[str, Any]], size: tuple[int, int], *, cached: bool):
         self._source, self._size = source, size
