@@ -1,0 +1,144 @@
+"""The words of the reports, each with its definition and, where the paper has one, the name of its equation."""
+
+import zlib
+from typing import Any, NamedTuple
+
+
+class Definition(NamedTuple):
+    """A glossary entry.
+
+    Attributes:
+        text: the definition in words.
+        equation: section or equation of the SPECTRA paper, or "".
+        formula: a short formula in plain text, or "".
+    """
+
+    text: str
+    equation: str = ""
+    formula: str = ""
+
+
+GLOSSARY: dict[str, Definition] = {
+    "Class accuracy": Definition("Share of images whose class with the largest logit is the labelled one."),
+    "Balanced attribute accuracy": Definition(
+        "Mean of sensitivity and specificity of each attribute, averaged over attributes. A constant answer scores "
+        "50 %; plain attribute accuracy would score a constant “no” above 90 %."
+    ),
+    "Attribute F1": Definition("Harmonic mean of precision and recall of each attribute, averaged over attributes."),
+    "Attribute mAP": Definition(
+        "Area under the precision-recall curve of each attribute, averaged over attributes with a positive example."
+    ),
+    "Counterfactual": Definition(
+        "An image changed so that the classifier says the target class: first a change δ of the attributes is solved "
+        "for, then an image with those attributes is searched for, starting from the original.",
+        "Section 2.6",
+    ),
+    "Requested change": Definition("The change δ of an attribute that the solver asked for.", "Section 2.5"),
+    "Achieved change": Definition(
+        "The change of the attribute that the encoder φ really sees in the counterfactual image.",
+        "Section 2.6",
+        "φ(x′) − φ(x)",
+    ),
+    "Difference picture": Definition(
+        "Counterfactual minus original, each colour channel multiplied by the stated factor and drawn around mid grey: "
+        "grey means no change, brighter means more and darker means less of that colour. Values beyond the range are "
+        "clipped. The largest change is a share of the full range from black to white."
+    ),
+    "Margin": Definition("By how much the target's logit must exceed every other one.", "", "κ ≥ 0"),
+    "Boundary perturbation": Definition(
+        "Smallest change of the attributes that makes the target beat the predicted class. A third class may still "
+        "win.",
+        "Section 2.5.2",
+        "δ = (l_i − l_j + κ)(w_j − w_i) / ‖w_j − w_i‖²",
+    ),
+    "Single-attribute perturbation": Definition(
+        "Smallest change of one attribute alone that makes the target win, where one exists.", "Section 2.5.1, Eq. 1–4"
+    ),
+    "Pseudo-inverse perturbation": Definition(
+        "The paper's global solution. It makes all logits equal: a tie of all classes, not a win of the target.",
+        "Section 2.5.3",
+        "δ = pinv(W_global) l_global",
+    ),
+    "Projection perturbation": Definition(
+        "Provably the smallest change of the attributes that makes the target win over every other class.",
+        "",
+        "min ‖δ‖ subject to e + δ in the target's decision region",
+    ),
+    "Attackability": Definition(
+        "How small the change of the attributes to the nearest class boundary is, relative to the attributes: larger "
+        "means easier to attack. It lives in attribute space and says nothing on how easily the encoder is moved.",
+        "Eq. 5",
+        "a = max_k ‖e‖ / ‖δ_ik‖",
+    ),
+    "Model attackability": Definition(
+        "Mean attackability over images. A heavy-tailed statistic that a few images near a boundary decide: read the "
+        "median and the relative margin beside it.",
+        "Eq. 6",
+    ),
+    "Relative margin": Definition(
+        "Reciprocal of the attackability: distance to the nearest class boundary relative to the attributes' norm.",
+        "",
+        "‖δ‖ / ‖e‖",
+    ),
+    "Attack success rate": Definition(
+        "Share of attempted counterfactuals that the classifier assigns to their target. Failures stay in the "
+        "denominator.",
+        "Section 4",
+    ),
+    "Success after 8 bits": Definition(
+        "Share of attempted counterfactuals that still reach their target after rounding the image to 8 bits a channel."
+    ),
+    "PSNR": Definition(
+        "Peak signal-to-noise ratio of the counterfactual against the original, for values in [0, 1]; infinite for "
+        "identical images.",
+        "Section 4",
+        "10 log₁₀(1 / MSE)",
+    ),
+    "SSIM": Definition("Structural similarity (window 11, σ 1.5) of counterfactual and original; 1 means identical."),
+    "Perturbation noise ratio": Definition(
+        "Norm of the change of the image divided by the norm of the change of the attributes; realised with the "
+        "achieved change, requested with the requested one.",
+        "Section 4",
+        "‖x′ − x‖₂ / ‖δ‖₂",
+    ),
+    "Stability loss": Definition(
+        "Training term that rewards large perturbations. The paper's form is unbounded below: growing attributes lower "
+        "it without any robustness gained.",
+        "Section 3.1–3.2",
+        "−‖δ‖²",
+    ),
+}
+
+
+class Terms:
+    """The definitions a report uses, each with an anchor to link to; names are matched without regard to case."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[str, Definition]] = {}
+
+    def add(self, name: str, definition: Definition) -> None:
+        """Adds or replaces an entry."""
+        self._entries[name.casefold()] = (name, definition)
+
+    def anchor(self, name: str, text: str = "") -> str:
+        """The anchor of a name; `text`, else the standard glossary, defines a new one; "" if nobody defines it."""
+        key = name.casefold()
+        if text:
+            self.add(name, Definition(text))
+        elif key not in self._entries:
+            if key not in _BY_LOWER_NAME:
+                return ""
+            self.add(name, _BY_LOWER_NAME[key])
+        return _anchor(key)
+
+    def listing(self) -> list[dict[str, Any]]:
+        """All entries in alphabetical order, for the template."""
+        return [{"id": _anchor(key), "name": name, "definition": d} for key, (name, d) in sorted(self._entries.items())]
+
+
+def _anchor(key: str) -> str:
+    # The bytes' checksum keeps names apart that differ only in signs, such as "‖δ‖" and "‖e‖".
+    return f"define-{zlib.crc32(key.encode()):08x}"
+
+
+_BY_LOWER_NAME = {name.casefold(): definition for name, definition in GLOSSARY.items()}
