@@ -86,7 +86,7 @@ def generate(
             new = partial / "new"
             annotations = _draw_all(new, options, workers=workers or min(os.cpu_count() or 1, 8), progress=progress)
             write_text_files(new, options, annotations)
-            manifest = {"generator": __name__, "version": VERSION, "options": options.to_json()}
+            manifest = {"generator": "data_prep.synthetic_birds", "version": VERSION, "options": options.to_json()}
             (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             if out.exists():
                 out.rename(partial / "old")

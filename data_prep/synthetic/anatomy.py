@@ -80,11 +80,11 @@ HABITS: dict[str, Habit] = {
 
 # Small birds have large heads and eyes for their bodies; (head factor, eye radius in head radii).
 ALLOMETRY = {
-    "very_small_(3_-_5_in)": (1.20, 0.36),
-    "small_(5_-_9_in)": (1.10, 0.31),
-    "medium_(9_-_16_in)": (1.00, 0.265),
-    "large_(16_-_32_in)": (0.92, 0.225),
-    "very_large_(32_-_72_in)": (0.84, 0.19),
+    "very_small_(3_-_5_in)": (1.22, 0.37),
+    "small_(5_-_9_in)": (1.11, 0.33),
+    "medium_(9_-_16_in)": (1.01, 0.29),
+    "large_(16_-_32_in)": (0.92, 0.255),
+    "very_large_(32_-_72_in)": (0.84, 0.225),
 }
 
 _BILL_LENGTHS = {"shorter_than_head": 0.95, "about_the_same_as_head": 1.65, "longer_than_head": 2.7}  # head radii
@@ -223,7 +223,7 @@ def _wing(trunk: Frame, habit: Habit, traits: Mapping[str, str]) -> tuple[list[F
     tip, lower, blunt = {
         "rounded-wings": (-0.74, 0.52, True),
         "pointed-wings": (-1.12, 0.46, False),
-        "broad-wings": (-0.92, 0.84, True),
+        "broad-wings": (-0.92, 0.70, True),
         "tapered-wings": (-1.32, 0.26, False),
         "long-wings": (-1.72, 0.42, False),
     }[traits["wing_shape"]]
@@ -256,8 +256,8 @@ def _head(head: Frame, r: float, eye: float, traits: Mapping[str, str]) -> tuple
         "face": ellipse((0, 0), 1.04, 1.0),
         "nape": np.concatenate([arc(126, 236), bend((-0.42, -0.72), (-0.28, 0.0), (-0.56, 0.62))]),
         "throat": np.concatenate([arc(-18, -124), bend((-0.40, -0.60), (0.15, -0.20), (0.98, -0.16))]),
-        "forehead": np.concatenate([arc(6, 66), bend((0.44, 0.84), (0.40, 0.46), (0.99, 0.12))]),
-        "crown": np.concatenate([arc(60, 134), bend((-0.64, 0.60), (0.0, 0.44), (0.46, 0.62))]),
+        "forehead": np.concatenate([arc(3, 72), bend((0.26, 0.90), (0.30, 0.40), (0.99, 0.04))]),
+        "crown": np.concatenate([arc(68, 134), bend((-0.64, 0.60), (-0.1, 0.42), (0.36, 0.58))]),
     }
     fills = [Fill(part, part, head.at(r * region)) for part, region in regions.items()]
     if traits["head_pattern"] == "crested":
@@ -289,10 +289,10 @@ def _beak(head: Frame, r: float, traits: Mapping[str, str]) -> tuple[list[Fill],
             center, half = -0.42 * length * s**2, 0.22 * (1 - 0.85 * s)
         case "hooked":
             center, half = -0.16 * s**2, 0.36 * (1 - s**3) + 0.03
-            hook = [(1.0, -0.52)]
+            hook = [(1.05, -0.28), (0.97, -0.56)]
         case "hooked_seabird":
             center, half = 0.06 * s, 0.20 - 0.05 * s
-            hook = [(1.08, 0.05), (1.02, -0.34)]
+            hook = [(1.06, 0.05), (1.01, -0.38)]
         case "spatulate":
             half = 0.22 - 0.30 * s + 0.36 * s**2
             hook = [(1.10, 0.14), (1.13, -0.02), (1.08, -0.18)]
@@ -301,6 +301,8 @@ def _beak(head: Frame, r: float, traits: Mapping[str, str]) -> tuple[list[Fill],
     along = 0.86 + length * s
     upper, lower = np.stack([along, 0.02 + center + half], 1), np.stack([along, 0.02 + center - half], 1)
     tip = np.array([(0.86 + length * x, y) for x, y in hook]).reshape(-1, 2)
+    if hook:  # the hook grows out of the upper half: end the lower half before it
+        lower = lower[:-2]
     gape = ribbon(np.stack([along[:-1], (0.02 + center - 0.1 * half)[:-1]], 1), 0.09)
     return [Fill("beak", "bill", head.at(r * np.concatenate([upper, tip, lower[::-1]])))], [
         Ink(("beak",), "bill_dark", [head.at(r * gape)])

@@ -39,7 +39,7 @@ _SLOT_TRAITS = {
     "leg_near": "leg_color",
     "leg_far": "leg_color",
 }
-_SCENERY = ("bark", "bark_dark", "leaf", "leaf_dark", "rock", "rock_dark", "soil", "pool", "ripple")
+_SCENERY = ("bark", "bark_dark", "leaf", "leaf_dark", "rock", "rock_dark", "soil", "soil_dark", "pool", "ripple")
 _SLOTS = ["nothing", *_SLOT_TRAITS, *_FIXED, *_SCENERY]
 _SLOT = {name: number for number, name in enumerate(_SLOTS)}
 
@@ -165,11 +165,14 @@ def _apply_ink(part: np.ndarray, slots: np.ndarray, owners: list[int], slot: int
 
 
 def _visible_parts(mask: np.ndarray, whole: np.ndarray) -> dict[str, bool]:
-    """Part or region -> whether at least 3 pixels and a quarter of its uncovered area can be seen."""
+    """Part or region -> whether a quarter of its uncovered area can be seen, and enough pixels to tell a colour."""
     area = np.bincount(mask.ravel(), minlength=32)
-    visible = {name: bool(area[i] >= 3 and area[i] >= 0.25 * whole[i]) for name, i in PART_IDS.items()}
-    for pair in ("eye", "leg", "wing"):
+    least = max(3, 0.002 * area[1:].sum())
+    visible = {name: bool(area[i] >= max(least, 0.25 * whole[i])) for name, i in PART_IDS.items()}
+    for pair in ("leg", "wing"):
         visible[pair] = visible[f"left {pair}"] or visible[f"right {pair}"]
+    # The ring of colour around the pupil needs more room than the eye as a dot.
+    visible["iris"] = max(area[PART_IDS["left eye"]], area[PART_IDS["right eye"]]) >= 9
     return visible
 
 

@@ -24,7 +24,7 @@ GROUP_REGIONS: dict[str, tuple[str, ...]] = {
     "head_pattern": ("face",),
     "breast_color": ("breast",),
     "throat_color": ("throat",),
-    "eye_color": ("eye",),
+    "eye_color": ("iris",),
     "bill_length": ("beak",),
     "forehead_color": ("forehead",),
     "under_tail_color": ("under tail",),

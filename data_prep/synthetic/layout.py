@@ -101,5 +101,5 @@ def _write_attribute_labels(folder: Path, options: Options, annotations: Sequenc
     rows = [labels.class_percentages(present[members], certainty[members]) for members in per_class]
     _write(
         folder / "class_attribute_labels_continuous.txt",
-        [" ".join(f"{v:.12g}" if v else "0.0" for v in row) for row in rows],
+        [" ".join(repr(round(v, 10)) for v in row.tolist()) for row in rows],
     )

@@ -1,6 +1,6 @@
 """What a bird looks like, in words: class prototypes that differ visibly, and individuals that vary around them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -9,6 +9,7 @@ from data_prep.synthetic.vocabulary import COLORS, GROUPS, PATTERNS, RGB
 
 T = TypeVar("T")
 Traits = dict[str, str]
+Deal = Callable[[str, Sequence[str]], str]  # (deck, its cards) -> the next card
 
 # Parts with a colour group of their own in CUB.
 COLORED = ["back", "wing", "upper_tail", "under_tail", "breast", "belly", "throat", "nape", "crown", "forehead"]
@@ -21,7 +22,7 @@ HIDDEN_TRAITS = ["face_color", "head_ink", *(f"{part}_ink" for part in PATTERNED
 TRAIT_VALUES: dict[str, list[str]] = {group: GROUPS[group] for group in VISIBLE_GROUPS} | dict.fromkeys(
     HIDDEN_TRAITS, COLORS
 )
-MIN_DIFFERENCES = 8  # visible groups in which any two class prototypes differ
+MIN_DIFFERENCES = 5  # visible groups in which any two class prototypes differ
 
 _SIZES = [
     "very_small_(3_-_5_in)",
@@ -72,6 +73,7 @@ _WORDS = {
 }
 _UPPER = [*COLORS, "brown", "grey", "black", "olive", "blue", "rufous"]
 _UNDER = [*COLORS, "white", "buff", "yellow", "white", "grey", "rufous"]
+_ACCENTED = ["nape", "crown", "throat", "breast", "belly", "wing", "back", "upper_tail", "under_tail"]
 _SHAPES = [*GROUPS["shape"], *["perching-like"] * 6]
 
 
@@ -131,11 +133,16 @@ def sample_classes(num_classes: int, seed: int) -> list[BirdClass]:
     classes: list[BirdClass] = []
     names: set[str] = set()
     while len(classes) < num_classes:
-        first = not classes
-        traits, accents = _prototype(rng, deal, force=("nape", "purple") if first else None)
-        if any(num_differences(traits, other.traits) < MIN_DIFFERENCES for other in classes):
-            continue
-        classes.append(BirdClass(_name(rng, traits, accents, names), traits))
+        if len(classes) % 3 == 1:  # a close relative, so that some classes differ only in a few places
+            traits, accents = _relative(rng, deal, classes[-1].traits)
+            noun = classes[-1].name.rsplit("_", 1)[1]
+        else:
+            traits, accents = _prototype(rng, deal, force=None if classes else ("nape", "purple"))
+            noun = pick(rng, _NOUNS[traits["shape"]]) if classes else "Finch"
+        name = _name(traits, accents, noun, names)
+        if name and all(num_differences(traits, other.traits) >= MIN_DIFFERENCES for other in classes):
+            names.add(name)
+            classes.append(BirdClass(name, traits))
     return classes
 
 
@@ -144,7 +151,7 @@ def num_differences(a: Traits, b: Traits) -> int:
     return sum(a[group] != b[group] for group in VISIBLE_GROUPS)
 
 
-def _prototype(rng, deal, *, force: tuple[str, str] | None) -> tuple[Traits, list[str]]:
+def _prototype(rng: np.random.Generator, deal: Deal, *, force: tuple[str, str] | None) -> tuple[Traits, list[str]]:
     upper, under = deal("upper", _UPPER), deal("under", _UNDER)
     if _CONTRAST[upper, under] < 25:
         under = _ink(rng, [upper], ["white", "buff", "yellow", "grey"])
@@ -154,9 +161,8 @@ def _prototype(rng, deal, *, force: tuple[str, str] | None) -> tuple[Traits, lis
     )
     color |= {"wing": dark, "upper_tail": pick(rng, [upper, dark]), "under_tail": pick(rng, [under, under, dark])}
     accents = []
-    parts = ["nape", "crown", "throat", "breast", "belly", "wing", "back", "upper_tail", "under_tail"]
     for number in range(3):
-        part, accent = force if force and number == 0 else (deal("part", parts), deal("accent", COLORS))
+        part, accent = force if force and number == 0 else (deal("part", _ACCENTED), deal("accent", COLORS))
         if part not in accents and _CONTRAST[color[part], accent] > 20:
             color[part] = accent
             accents.append(part)
@@ -189,7 +195,7 @@ def _prototype(rng, deal, *, force: tuple[str, str] | None) -> tuple[Traits, lis
         "head_pattern": head_pattern,
     }
     for part in PATTERNED:
-        traits[f"{part}_pattern"] = pick(rng, ["solid", "solid", deal(f"{part}_pattern", PATTERNS)])
+        traits[f"{part}_pattern"] = pick(rng, ["solid", deal(f"{part}_pattern", PATTERNS)])
     _choose_inks(rng, traits, liked=["white", "black", upper, under])
     return traits, accents
 
@@ -205,19 +211,29 @@ def _choose_inks(rng: np.random.Generator, traits: Traits, *, liked: Sequence[st
         traits["head_ink"] = _ink(rng, head[:1] if traits["head_pattern"] == "capped" else head, ["black", "white"])
 
 
-def _name(rng: np.random.Generator, traits: Traits, accents: list[str], taken: set[str]) -> str:
+def _relative(rng: np.random.Generator, deal: Deal, prototype: Traits) -> tuple[Traits, list[str]]:
+    """Another species of the same build: two other accents, another head and two details changed."""
+    traits = dict(prototype)
+    accents: list[str] = []
+    while len(accents) < 2:
+        part, color = deal("part", _ACCENTED), deal("accent", COLORS)
+        if part not in accents and _CONTRAST[traits[f"{part}_color"], color] > 25:
+            accents.append(part)
+            traits[f"{part}_color"] = color
+    traits["head_pattern"] = deal("head", [p for p in GROUPS["head_pattern"] if p != "capped"])
+    traits["forehead_color"] = traits["face_color"] = traits["crown_color"]
+    detail = pick(rng, ["tail_shape", "wing_shape", "bill_color", "leg_color"])
+    for group in (f"{pick(rng, PATTERNED)}_pattern", detail):
+        traits[group] = pick(rng, [value for value in GROUPS[group] if value != traits[group]])
+    _choose_inks(rng, traits, liked=["white", "black", traits["back_color"], traits["belly_color"]])
+    return traits, accents
+
+
+def _name(traits: Traits, accents: list[str], noun: str, taken: set[str]) -> str | None:
     """A name like "Purple_naped_Finch", after what stands out first and is not taken."""
-    nouns = _NOUNS[traits["shape"]]
-    start = int(rng.integers(len(nouns))) if taken else 0
     told = [part for part in accents if part in _WORDS] + [part for part in _WORDS if part not in accents]
-    for part in told:
-        for step in range(len(nouns)):
-            color = traits[f"{part}_color"].capitalize()
-            name = f"{color}_{_WORDS[part]}_{nouns[(start + step) % len(nouns)]}"
-            if name not in taken:
-                taken.add(name)
-                return name
-    raise ValueError("too many classes of one shape to name them all differently; ask for fewer classes")
+    names = (f"{traits[f'{part}_color'].capitalize()}_{_WORDS[part]}_{noun}" for part in told)
+    return next((name for name in names if name not in taken), None)
 
 
 def sample_individual(prototype: Traits, rng: np.random.Generator) -> Traits:
@@ -226,13 +242,14 @@ def sample_individual(prototype: Traits, rng: np.random.Generator) -> Traits:
     inks = [value for key, value in prototype.items() if key.endswith("_ink")]
     if rng.random() < 0.40:
         part = pick(rng, COLORED)
-        choices = GROUPS[f"{part}_color"]
-        traits[f"{part}_color"] = pick(rng, choices)
-        if part == "crown" and traits["head_pattern"] != "capped":
-            # Only a cap sets the crown off against the side of the face.
-            traits["face_color"] = traits["crown_color"]
-        if part == "crown" and traits["head_pattern"] == "capped":
-            traits["forehead_color"] = traits["crown_color"]
+        if traits["head_pattern"] == "capped" and part in ("crown", "forehead"):
+            # The cap is both, and must stand out against the side of the face.
+            cap = [color for color in COLORS if _CONTRAST[color, traits["face_color"]] > 38]
+            traits["crown_color"] = traits["forehead_color"] = pick(rng, cap)
+        else:
+            traits[f"{part}_color"] = pick(rng, GROUPS[f"{part}_color"])
+            if part == "crown":  # only a cap sets the crown off against the side of the face
+                traits["face_color"] = traits["crown_color"]
         pattern = {"upper_tail": "tail", "crown": "head"}.get(part, part)
         if pattern in PATTERNED or pattern == "head":
             _choose_inks(rng, traits, liked=inks, only=pattern)

@@ -6,13 +6,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from data_prep.synthetic.anatomy import Pose
-from data_prep.synthetic.geometry import Points, bend, ribbon, smooth
+from data_prep.synthetic.geometry import Points, bend, ellipse, ribbon, smooth
 from data_prep.synthetic.plumage import Traits, pick
 
 _PERCHES = {  # what a shape is seen on; one of them is drawn
     "duck-like": ["water", "water", "ground"],
     "gull-like": ["ground", "water", "rock"],
-    "upright-perching_water-like": ["rock", "rock", "water"],
+    "upright-perching_water-like": ["rock", "rock", "branch"],
     "long-legged-like": ["shallows", "shallows", "ground"],
     "sandpiper-like": ["shallows", "ground", "rock"],
     "chicken-like-marsh": ["grass", "ground", "shallows"],
@@ -122,12 +122,12 @@ def backdrop(scene: Scene) -> np.ndarray:
         x, y = float(rng.random()) * scene.width, float(rng.random()) * scene.height
         rx = (0.10 + 0.14 * float(rng.random())) * scene.width * (1.7 if flat else 1)
         ry = rx * (0.18 if flat else 0.9)
-        shift = (rng.random(3) - 0.5) * 34
+        shift = (float(rng.random()) - 0.5) * 30 + (rng.random(3) - 0.5) * 12
         fill = tuple(int(v) for v in np.clip(blob + shift, 0, 255))
         draw.ellipse([x - rx, y - ry, x + rx, y + ry], fill=fill)
     soft = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.035 * scene.width)), np.float32)
     coarse = _noise(rng, scene.width, scene.height, 6) * 7
-    fine = (rng.random((scene.height, scene.width), dtype=np.float32) - 0.5) * 9
+    fine = (rng.random((scene.height, scene.width), dtype=np.float32) - 0.5) * 7
     return soft + (coarse + fine)[..., None]
 
 
@@ -154,7 +154,7 @@ class Foreground:
             for _ in range(int(rng.integers(9, 16))):
                 x = left + (right - left) * (float(rng.random()) * 1.2 - 0.1)
                 reach = (9 + 13 * float(rng.random())) * unit
-                self._blade(rng, x, max(ground, bottom - 4 * unit) + 3 * unit, reach, unit)
+                self._blade(rng, x, max(ground, bottom - 4 * unit), height + 4 * unit, reach, unit)
         if scene.cover == "leaf":
             x = left + scene.cover_at[0] * (right - left)
             y = top + scene.cover_at[1] * (bottom - top)
@@ -193,6 +193,10 @@ class Foreground:
         elif scene.perch in ("ground", "grass"):
             shore = bend((-20, ground - unit), (width / 2, ground - 3 * unit), (width + 20, ground - unit))
             self.behind.append(("soil", np.concatenate([shore, [(width + 20, height + 40), (-20, height + 40)]])))
+            for _ in range(int(rng.integers(5, 11))):
+                x, y = width * float(rng.random()), ground + 24 * unit * float(rng.random()) ** 1.5
+                size = (1.2 + 2.2 * float(rng.random())) * unit
+                self.behind.append(("soil_dark", ellipse((x, y), 2.2 * size, 0.5 * size)))
         elif scene.perch == "rock":
             x, y = feet.mean(0).tolist()
             top = [(x - 22 * unit, y + 5 * unit), (x, y - 0.5 * unit), (x + 20 * unit, y + 4 * unit)]
@@ -200,9 +204,8 @@ class Foreground:
             crack = bend((x - 20 * unit, y + 8 * unit), (x, y + 4 * unit), (x + 6 * unit, height))
             self.behind += [("rock", crag), ("rock_dark", ribbon(crack, 1.2 * unit))]
         elif scene.perch in ("water", "shallows"):
-            # A swimmer sits to its belly in the water, a wader to its ankles.
-            leg = float(ground - feet[:, 1].min())
-            level = ground - (5.0 * unit if scene.perch == "water" else 2.0 * unit + 0.2 * leg)
+            # A swimmer sits to its belly in the water, a wader stands in it.
+            level = ground - (5.0 if scene.perch == "water" else 2.5) * unit
             surface = [(-20, level), (width + 20, level), (width + 20, height + 60), (-20, height + 60)]
             self.front.append(("pool", np.array(surface, float)))
             for k in range(5):
@@ -224,9 +227,9 @@ class Foreground:
         target = self.behind if where == "behind" else self.front
         target += [("leaf", leaf), ("leaf_dark", ribbon(np.stack([root, tip]), 0.1 * size))]
 
-    def _blade(self, rng: np.random.Generator, x: float, y: float, reach: float, unit: float) -> None:
+    def _blade(self, rng: np.random.Generator, x: float, y: float, root: float, reach: float, unit: float) -> None:
         lean = (float(rng.random()) - 0.5) * 0.9 * reach
-        line = bend((x, y + 20 * unit), (x, y - 0.5 * reach), (x + lean, y - reach))
+        line = bend((x, root), (x, y - 0.3 * reach), (x + lean, y - reach))
         self.front.append(
             ("leaf" if rng.random() < 0.5 else "leaf_dark", ribbon(line, np.linspace(1.8, 0.3, 9) * unit))
         )
@@ -250,6 +253,7 @@ def palette(scene: Scene) -> dict[str, np.ndarray]:
         "rock": rock,
         "rock_dark": 0.7 * rock,
         "soil": soil,
+        "soil_dark": 0.86 * soil,
         "pool": pool,
         "ripple": np.minimum(1.25 * pool, 255),
     }
