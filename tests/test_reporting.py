@@ -258,6 +258,15 @@ def test_own_style_follows_the_page_and_foreign_figures_get_a_plate(text):
     assert "var(--ink)" in text
 
 
+def test_repeated_and_reserved_titles_keep_ids_apart():
+    report = Report("x")
+    image = np.zeros((4, 4, 3))
+    cards = [CounterfactualCard(image, image, "a", "b", True)] * 3
+    for title in ("Counterfactuals", "Counterfactuals", "Counterfactuals 1", "Glossary", "Main", "Viewer title", "…"):
+        report.counterfactuals(cards, title=title)
+    check_structure(report.html())
+
+
 def test_empty_lists_and_empty_report():
     check_structure(Report("").html())
     report = Report("Empty")

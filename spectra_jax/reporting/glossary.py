@@ -138,7 +138,7 @@ class Terms:
 
 def _anchor(key: str) -> str:
     # The bytes' checksum keeps names apart that differ only in signs, such as "‖δ‖" and "‖e‖".
-    return f"define-{zlib.crc32(key.encode()):08x}"
+    return f"define--{zlib.crc32(key.encode()):08x}"
 
 
 _BY_LOWER_NAME = {name.casefold(): definition for name, definition in GLOSSARY.items()}

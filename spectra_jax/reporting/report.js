@@ -72,7 +72,7 @@
       const card = button.closest(".card");
       shown = card ? all(".picture", card) : [button.closest(".picture")];
       const name = (picture) => picture.querySelector("figcaption").firstChild.textContent.trim();
-      document.getElementById("viewer-title").textContent =
+      document.getElementById("viewer--title").textContent =
         card ? card.querySelector("h3").textContent.replace("→", "").replace(/\s+/g, " ") : name(shown[0]);
       choice.replaceChildren(...(shown.length > 1 ? shown : []).map((picture, i) => {
         const pick = document.createElement("button");
@@ -90,7 +90,7 @@
     if (step) show(shown, (Number(viewer.dataset.place) + step + shown.length) % shown.length);
   });
   viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
-  document.getElementById("viewer-close").addEventListener("click", () => viewer.close());
+  document.getElementById("viewer--close").addEventListener("click", () => viewer.close());
 
   // Heat maps: the entry under the pointer in words, read from the CSV (screen readers have the table below the map).
   for (const readout of all(".readout")) {

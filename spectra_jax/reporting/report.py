@@ -38,7 +38,8 @@ class Report:
         self._title, self._subtitle = title, subtitle
         self._sections: list[dict[str, Any]] = []
         self._terms = Terms()
-        self._anchors = {"main", "glossary", "provenance", "announce", "tip", "viewer"}  # of the template
+        # Taken by the template; all its other ids contain "--", which no slug does.
+        self._anchors = {"main", "glossary", "provenance", "announce", "tip", "viewer"}
         self._provenance: dict[str, str] | None = None
 
     def headline(self, metrics: Sequence[Metric], *, title: str = "Results", caption: str = "") -> None:
