@@ -1,0 +1,189 @@
+"""What the CUB reader refuses: every error names file and line or archive member, and leaves nothing behind."""
+
+import gzip
+import io
+import shutil
+import tarfile
+
+import pytest
+from cub_folder import edit_line, write_archive, write_cub_folder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_prep.cub200 import CubError, prepare
+from data_prep.cub_files import locate, read_cub
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_cub_folder(tmp_path / "source")
+
+
+DAMAGE = {
+    "field too many": ("images.txt", 2, "2 a b", r"images\.txt:2: .*expected 'image-id class-folder/file'"),
+    "id not a number": ("images.txt", 2, "x a/b.jpg", r"images\.txt:2:"),
+    "duplicate id": ("images.txt", 2, "1 a/b.jpg", r"images\.txt:2: image id 1 was already given"),
+    "duplicate file": ("images.txt", 2, "2 001.Fixture_A/Fixture_A_0000.jpg", r"images\.txt: the same file"),
+    "image outside": ("images.txt", 3, "3 ../../secret.jpg", r"images\.txt:3: .*points outside"),
+    "image absolute": ("images.txt", 3, "3 /etc/passwd", r"images\.txt:3: .*points outside"),
+    "class out of range": (
+        "image_class_labels.txt",
+        5,
+        "5 4",
+        r"labels\.txt:5: got 4, expected a class id from 1 to 3",
+    ),
+    "class not whole": ("image_class_labels.txt", 5, "5 1.5", r"image_class_labels\.txt:5:"),
+    "label of unknown image": ("image_class_labels.txt", 5, "99 1", r"labels\.txt:5: image id 99 is not in images"),
+    "label twice": ("image_class_labels.txt", 5, "4 1", r"labels\.txt:5: this entry was already given"),
+    "label missing": ("image_class_labels.txt", 5, None, r"labels\.txt: 17 lines; expected 18; image 5 is missing"),
+    "split not 0 or 1": ("train_test_split.txt", 7, "7 2", r"split\.txt:7: got 2, expected 0 or 1"),
+    "box short": ("bounding_boxes.txt", 4, "4 1.0 2.0 3.0", r"boxes\.txt:4: got 4 fields .*expected 5 numbers"),
+    "box not a number": ("bounding_boxes.txt", 4, "4 1 2 x 4", r"boxes\.txt:4: .*expected 5 numbers"),
+    "box nan": ("bounding_boxes.txt", 4, "4 1 2 nan 4", r"boxes\.txt:4:"),
+    "box empty": ("bounding_boxes.txt", 4, "4 1 2 0 4", r"boxes\.txt:4: got 0, expected a positive width"),
+    "class numbering": ("classes.txt", 2, "3 003.Fixture_C", r"classes\.txt:2: .*expected '2 name'"),
+    "attribute numbering": ("../attributes.txt", 4, "7 has_x::y", r"attributes\.txt:4: .*expected '4 name'"),
+    "percentages short": (
+        "attributes/class_attribute_labels_continuous.txt",
+        2,
+        "1 2",
+        r":2: .*expected 6 percentages",
+    ),
+    "percentage range": ("attributes/class_attribute_labels_continuous.txt", 3, "1 2 3 4 5 101", r":3: got 101"),
+    "class missing": ("attributes/class_attribute_labels_continuous.txt", 3, None, r"2 lines; expected 3, one a class"),
+    "part unknown": (
+        "parts/part_locs.txt",
+        16,
+        "2 16 1 1 1",
+        r"part_locs\.txt:16: got 16, expected an id from 1 to 15",
+    ),
+    "part missing": ("parts/part_locs.txt", 16, None, r"part_locs\.txt: 269 lines.*entry 1 of image 2 is missing"),
+    "visible not 0 or 1": ("parts/part_locs.txt", 16, "2 1 1 1 5", r"part_locs\.txt:16: got 5"),
+    "label present": ("attributes/image_attribute_labels.txt", 8, "2 2 7 4 1.0", r":8: got 7, expected present"),
+    "label certainty": ("attributes/image_attribute_labels.txt", 8, "2 2 1 5 1.0", r":8: got 5, expected a certainty"),
+    "label short": ("attributes/image_attribute_labels.txt", 8, "2 2 1", r":8: got 3 fields"),
+    "labels incomplete": ("attributes/image_attribute_labels.txt", 8, None, r"expected 108 .*attribute 2 of image 2"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_by_file_and_line(folder, tmp_path, damage):
+    name, number, line, message = DAMAGE[damage]
+    edit_line(folder / "CUB_200_2011" / name, number, line)
+    with pytest.raises(CubError, match=message):
+        prepare(folder, tmp_path / "cache", progress=False)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_missing_and_empty_files_are_named(folder, emptied):
+    root = folder / "CUB_200_2011"
+    for path in [
+        folder / "attributes.txt",
+        *root.glob("*.txt"),
+        *root.glob("parts/*.txt"),
+        *root.glob("a*/class*.txt"),
+    ]:
+        kept = path.read_bytes()
+        if emptied:
+            path.write_bytes(b"")
+        else:
+            path.unlink()
+        with pytest.raises(CubError, match=path.name):
+            read_cub(locate(folder))
+        path.write_bytes(kept)
+    read_cub(locate(folder))
+
+
+def test_a_source_that_is_none(tmp_path):
+    with pytest.raises(CubError, match="not found"):
+        prepare(tmp_path / "nowhere", tmp_path / "cache", progress=False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CubError, match=r"expected images\.txt"):
+        prepare(tmp_path / "empty", tmp_path / "cache", progress=False)
+    (tmp_path / "text.tgz").write_text("not an archive")
+    with pytest.raises(CubError, match=r"text\.tgz: damaged or truncated at its start"):
+        prepare(tmp_path / "text.tgz", tmp_path / "cache", progress=False)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "garbage", "empty"])
+def test_a_corrupt_photograph_is_named(folder, tmp_path, kind):
+    path = folder / "CUB_200_2011" / "images" / "002.Fixture_B" / "Fixture_B_0003.jpg"
+    path.write_bytes({"truncated": path.read_bytes()[:-200], "garbage": b"\xff\xd8 no", "empty": b""}[kind])
+    for source in (folder, write_archive(folder, tmp_path / "birds.tgz")):
+        with pytest.raises(CubError, match=r"Fixture_B_0003\.jpg: not a whole image") as error:
+            prepare(source, tmp_path / "cache", progress=False)
+        assert str(error.value).startswith(str(source))  # the archive, not the temporary folder
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_box_beside_the_photograph_is_named(folder, tmp_path):
+    edit_line(folder / "CUB_200_2011" / "bounding_boxes.txt", 1, "1 100 0 5 5")
+    with pytest.raises(CubError, match=r"Fixture_A_0000\.jpg: the box 100 0 5 5 .* misses the image of 60x40"):
+        prepare(folder, tmp_path / "cache", progress=False)
+
+
+def test_no_photograph_at_all(folder, tmp_path):
+    shutil.rmtree(folder / "CUB_200_2011" / "images")
+    with pytest.raises(CubError, match="none of the 18 images"):
+        prepare(folder, tmp_path / "cache", progress=False)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99])
+def test_truncated_archives_are_refused(folder, tmp_path, share):
+    archive = write_archive(folder, tmp_path / "birds.tgz")
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(CubError, match=r"birds\.tgz: .*truncated"):
+        prepare(archive, tmp_path / "cache", progress=False)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_archive_that_ends_between_two_members_is_refused(folder, tmp_path):
+    # tarfile alone takes the shortened file for a whole one.
+    archive, short = write_archive(folder, tmp_path / "birds.tgz"), tmp_path / "short.tar"
+    with gzip.open(archive) as file, tarfile.open(archive) as tar:
+        short.write_bytes(file.read(tar.getmembers()[-2].offset))
+    with pytest.raises(CubError, match=r"short\.tar: truncated after CUB_200_2011/"):
+        prepare(short, tmp_path / "cache", progress=False)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["parent", "link", "device"])
+def test_archive_members_that_reach_outside_are_refused(folder, tmp_path, kind):
+    archive = tmp_path / "evil.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        member = tarfile.TarInfo({"parent": "CUB_200_2011/../../../evil.txt"}.get(kind, "CUB_200_2011/evil.txt"))
+        member.type = {"parent": tarfile.REGTYPE, "link": tarfile.SYMTYPE, "device": tarfile.CHRTYPE}[kind]
+        member.linkname = "/etc/passwd" if kind == "link" else ""
+        tar.addfile(member, io.BytesIO(b""))
+        tar.add(folder / "CUB_200_2011", "CUB_200_2011")
+    with pytest.raises(CubError, match=r"evil\.tgz: member 'CUB_200_2011/.*evil\.txt'"):
+        prepare(archive, tmp_path / "cache" / "deep", progress=False)
+    assert not list(tmp_path.rglob("evil.txt"))
+    assert list((tmp_path / "cache" / "deep").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"attributes": 100}, {"crop": "tight"}, {"labels": "both"}, {"validation_fraction": 1.0}]
+)
+def test_options_out_of_range(folder, tmp_path, options):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))}="):
+        prepare(folder, tmp_path / "cache", progress=False, **options)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_to_the_text_files_is_read_or_refused(folder, data):
+    files = sorted([folder / "attributes.txt", *(folder / "CUB_200_2011").rglob("*.txt")])
+    path = data.draw(st.sampled_from(files))
+    kept = path.read_bytes()
+    start = data.draw(st.integers(0, len(kept)))
+    stop = start + data.draw(st.integers(0, 12))
+    path.write_bytes(kept[:start] + data.draw(st.binary(max_size=6)) + kept[stop:])
+    try:
+        read_cub(locate(folder))
+    except CubError as error:
+        assert ".txt" in str(error)  # often the damaged file, sometimes one that it now contradicts
+    finally:
+        path.write_bytes(kept)
