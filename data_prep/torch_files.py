@@ -172,5 +172,5 @@ def _materialise(name: Any, tensor: Any, storages: dict[str, np.ndarray]) -> np.
         raise TorchFileError(f"entry {name!r} reads a storage under two descriptions")
     strides = tuple(stride * data.itemsize for stride in tensor.strides)
     view = np.lib.stride_tricks.as_strided(data[tensor.offset :], tensor.shape, strides, writeable=False)
-    array = np.ascontiguousarray(view)
+    array = np.array(view, order="C")
     return array if sys.byteorder == "little" else array.astype(array.dtype.newbyteorder("="))

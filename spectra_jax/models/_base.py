@@ -20,6 +20,7 @@ from spectra_jax.models._init import draw_parameters
 from spectra_jax.types import Head
 
 Params = dict[str, Any]
+ArrayLike = Array | np.ndarray
 WeightLoader = Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], dict[str, Any]]
 
 # Leaves that are data, not weights: no gradient reaches them and no weight decay may shrink them.
@@ -145,7 +146,9 @@ class Model:
         """The linear classifier on the attributes, for the solvers and for `head_logits`."""
         return Head(params["head"]["weights"], params["head"].get("bias"))
 
-    def with_feature_statistics(self, params: Params, mean: Float[Array, "f"], std: Float[Array, "f"]) -> Params:
+    def with_feature_statistics(
+        self, params: Params, mean: Float[ArrayLike, "f"], std: Float[ArrayLike, "f"]
+    ) -> Params:
         """New parameters whose bottleneck standardises the features first.
 
         Args:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-CONSTANTS = {"bias": 0.0, "scale": 1.0, "running_mean": 0.0, "running_var": 1.0}
+# Residual branches end with a small scale, so that a deep network starts near the identity.
+CONSTANTS = {"bias": 0.0, "scale": 1.0, "branch_scale": 0.1, "running_mean": 0.0, "running_var": 1.0}
 
 
 def draw_parameters(key: PRNGKeyArray, shapes: Any) -> Any:
@@ -31,7 +32,8 @@ def draw_parameters(key: PRNGKeyArray, shapes: Any) -> Any:
 
 @partial(jax.jit, static_argnums=1)
 def _draw(key: PRNGKeyArray, leaves: tuple[tuple[str, tuple[int, ...]], ...]) -> list[jax.Array]:
-    normal = jax.random.normal(key, (sum(math.prod(shape) for name, shape in leaves if name == "kernel"),))
+    total = sum(math.prod(shape) for name, shape in leaves if name == "kernel")
+    normal = jax.random.normal(key, (total,), jnp.float32)
     parameters, start = [], 0
     for name, shape in leaves:
         if name == "kernel":

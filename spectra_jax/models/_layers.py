@@ -19,6 +19,7 @@ class ConvGroupNorm(nn.Module):
         kernel_size: side of the kernel.
         stride: of the convolution.
         padding: "SAME" or ((top, bottom), (left, right)).
+        ends_branch: the result is added to a shortcut; its scale starts small.
         groups: of GroupNorm; divides the width.
     """
 
@@ -26,14 +27,18 @@ class ConvGroupNorm(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     padding: Padding = "SAME"
+    ends_branch: bool = False
     groups: int = 8
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w _"]) -> Float[Array, "b _ _ d"]:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.width)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
         x = _convolve(x, kernel, self.stride, self.padding)
-        return nn.GroupNorm(self.groups, name="norm")(x)
+        scale_name = "branch_scale" if self.ends_branch else "scale"
+        scale = self.param(scale_name, nn.initializers.ones, (self.width,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+        return group_norm(x, scale, bias, self.groups)
 
 
 class ConvFrozenBatchNorm(nn.Module):
@@ -59,15 +64,29 @@ class ConvFrozenBatchNorm(nn.Module):
     def __call__(self, x: Float[Array, "b h w _"]) -> Float[Array, "b _ _ d"]:
         channels_in = 1 if self.depthwise else x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, channels_in, self.width)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        scale = self.param("scale", nn.initializers.ones, (self.width,))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        mean = jax.lax.stop_gradient(self.param("running_mean", nn.initializers.zeros, (self.width,)))
-        variance = jax.lax.stop_gradient(self.param("running_var", nn.initializers.ones, (self.width,)))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (self.width,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+        mean = jax.lax.stop_gradient(self.param("running_mean", nn.initializers.zeros, (self.width,), jnp.float32))
+        variance = jax.lax.stop_gradient(self.param("running_var", nn.initializers.ones, (self.width,), jnp.float32))
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)
-        convolve = _convolve_depthwise if self.depthwise else _convolve
+        convolve = convolve_depthwise if self.depthwise else _convolve
         x = convolve(x, kernel * factor[None, None, None, :], self.stride, self.padding)
         return x + (bias - mean * factor)[None, None, None, :]
+
+
+def group_norm(
+    x: Float[Array, "b h w d"], scale: Float[Array, "d"], bias: Float[Array, "d"], groups: int, epsilon: float = 1e-6
+) -> Float[Array, "b h w d"]:
+    """Wu and He 2018. Written here because flax's cannot run in float64 under strict dtype promotion."""
+
+    def group_average(values: Float[Array, "b d"]) -> Float[Array, "b 1 1 d"]:
+        average = values.reshape(values.shape[0], groups, -1).mean(axis=-1)
+        return jnp.repeat(average, values.shape[-1] // groups, axis=-1)[:, None, None, :]
+
+    centred = x - group_average(x.mean(axis=(1, 2)))
+    variance = group_average(jnp.square(centred).mean(axis=(1, 2)))
+    return centred * (jax.lax.rsqrt(variance + epsilon) * scale[None, None, None, :]) + bias[None, None, None, :]
 
 
 def pool_to_grid(x: Float[Array, "b h w d"], side: int) -> Float[Array, "b f"]:
@@ -75,6 +94,13 @@ def pool_to_grid(x: Float[Array, "b h w d"], side: int) -> Float[Array, "b f"]:
     rows, columns = (_pooling_matrix(size, side, x.dtype) for size in x.shape[1:3])
     x = jnp.einsum("ih,jw,bhwd->bijd", rows, columns, x, precision=jax.lax.Precision.HIGHEST)
     return x.reshape(x.shape[0], -1)
+
+
+def check_widths(widths: Sequence[int], *, groups: int = 8) -> tuple[int, ...]:
+    """The channels as a tuple (hashable), or a ValueError where GroupNorm could not divide them."""
+    if not widths or any(width < 1 or width % groups for width in widths):
+        raise ValueError(f"widths must be positive multiples of {groups}, got {tuple(widths)}")
+    return tuple(widths)
 
 
 def _pooling_matrix(size: int, cells: int, dtype: jnp.dtype) -> Float[Array, "cells size"]:
@@ -94,7 +120,7 @@ def _convolve(
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
 
 
-def _convolve_depthwise(
+def convolve_depthwise(
     x: Float[Array, "b h w d"], kernel: Float[Array, "k k 1 d"], stride: int, padding: Padding
 ) -> Float[Array, "b _ _ d"]:
     """One kernel a channel, as a sum of shifted images: XLA's grouped convolution is about 5 times slower on CPU."""

@@ -4,7 +4,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from spectra_jax.models._base import Model
-from spectra_jax.models._layers import ConvGroupNorm, pool_to_grid
+from spectra_jax.models._layers import ConvGroupNorm, check_widths, pool_to_grid
 
 
 class SmallCNN(nn.Module):
@@ -40,7 +40,9 @@ def build(
 
     A first width of 24 or 32 made the stem 2 to 5 times slower than 16 in XLA on CPU: measure before changing it.
     """
-    backbone = SmallCNN(tuple(widths), grid)
+    if len(widths) != 4:
+        raise ValueError(f"model 'cnn' has 4 widths, got {len(widths)}")
+    backbone = SmallCNN(check_widths(widths), grid)
     return Model(
         "cnn",
         num_attributes,

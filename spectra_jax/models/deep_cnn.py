@@ -4,7 +4,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from spectra_jax.models._base import Model
-from spectra_jax.models._layers import ConvGroupNorm, pool_to_grid
+from spectra_jax.models._layers import ConvGroupNorm, check_widths, pool_to_grid
 
 
 class DeepCNN(nn.Module):
@@ -38,7 +38,7 @@ def build(
     """The deep CNN; `widths` (multiples of 8) and `depths` are channels and convolutions of each stage."""
     if len(widths) != len(depths):
         raise ValueError(f"widths and depths must be equally long, got {len(widths)} and {len(depths)}")
-    backbone = DeepCNN(tuple(widths), tuple(depths), grid)
+    backbone = DeepCNN(check_widths(widths), tuple(depths), grid)
     return Model(
         "deep_cnn",
         num_attributes,

@@ -16,7 +16,7 @@ from spectra_jax.models._loading import load_conv_batch_norm
 DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
 STAGE_WIDTHS = (64, 128, 256, 512)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NORMS = {"group": ConvGroupNorm, "frozen_batch": ConvFrozenBatchNorm}
+NORMS = ("group", "frozen_batch")
 STEMS = ("imagenet", "small")
 
 
@@ -50,19 +50,24 @@ class ResNet(nn.Module):
                 x = block(x, width, stride, f"layer{stage}_{index}")
         return jnp.mean(x, axis=(1, 2))
 
-    def _conv(self, x: Array, width: int, kernel_size: int, stride: int, name: str) -> Array:
+    def _conv(
+        self, x: Array, width: int, kernel_size: int, stride: int, name: str, *, ends_branch: bool = False
+    ) -> Array:
         margin = (kernel_size // 2, kernel_size // 2)  # torch pads symmetrically where "SAME" does not
-        return NORMS[self.norm](width, kernel_size, stride, (margin, margin), name=name)(x)
+        padding = (margin, margin)
+        if self.norm == "frozen_batch":
+            return ConvFrozenBatchNorm(width, kernel_size, stride, padding, name=name)(x)
+        return ConvGroupNorm(width, kernel_size, stride, padding, ends_branch, name=name)(x)
 
     def _basic_block(self, x: Array, width: int, stride: int, name: str) -> Array:
         y = nn.relu(self._conv(x, width, 3, stride, f"{name}_conv1"))
-        y = self._conv(y, width, 3, 1, f"{name}_conv2")
+        y = self._conv(y, width, 3, 1, f"{name}_conv2", ends_branch=True)
         return nn.relu(y + self._shortcut(x, width, stride, name))
 
     def _bottleneck_block(self, x: Array, width: int, stride: int, name: str) -> Array:
         y = nn.relu(self._conv(x, width, 1, 1, f"{name}_conv1"))
         y = nn.relu(self._conv(y, width, 3, stride, f"{name}_conv2"))
-        y = self._conv(y, 4 * width, 1, 1, f"{name}_conv3")
+        y = self._conv(y, 4 * width, 1, 1, f"{name}_conv3", ends_branch=True)
         return nn.relu(y + self._shortcut(x, 4 * width, stride, name))
 
     def _shortcut(self, x: Array, width: int, stride: int, name: str) -> Array:
@@ -96,7 +101,7 @@ def build(
         frozen_backbone: train only bottleneck and head; for loaded weights.
         dropout_rate: before the bottleneck.
     """
-    for label, value, choices in (("depth", depth, tuple(DEPTHS)), ("norm", norm, tuple(NORMS)), ("stem", stem, STEMS)):
+    for label, value, choices in (("depth", depth, tuple(DEPTHS)), ("norm", norm, NORMS), ("stem", stem, STEMS)):
         if value not in choices:
             raise ValueError(f"unknown {label} {value!r} for model 'resnet'; choose one of {choices}")
     loadable = norm == "frozen_batch" and stem == "imagenet"
