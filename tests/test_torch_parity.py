@@ -78,7 +78,7 @@ def test_resnet_features_equal_torch(depth, tmp_path):
     path = tmp_path / "resnet.safetensors"
     save_file({name: tensor.numpy() for name, tensor in reference.state_dict().items()}, path)
     images = np.random.default_rng(0).random((2, 96, 96, 3), np.float32)
-    normalised = (images - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    normalised = (images - np.array([0.485, 0.456, 0.406], np.float32)) / np.array([0.229, 0.224, 0.225], np.float32)
     with torch.no_grad():
         expected = reference(torch.from_numpy(normalised).permute(0, 3, 1, 2)).numpy()
 
