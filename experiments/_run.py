@@ -163,6 +163,11 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    def close(self) -> None:
+        """Lets other processes use the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:

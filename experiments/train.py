@@ -103,6 +103,7 @@ def train(args: Args) -> tuple[Path, int]:
         console.say(f"resuming {path} at step {progress.step} of {num_steps}")
     validate = config.train_split == "train" and dataset.num_examples("validation") > 0
     with (
+        contextlib.closing(run),
         contextlib.closing(record),
         _run.stop_on_signals() as stop,
         console.progress(f"training {config.model}", num_steps, start=progress.step) as task,

@@ -140,7 +140,9 @@ def _save(path: Path, features: FeatureSet, state: dict[str, Any]) -> None:
 def _load(path: Path) -> _Stored | None:
     """None where there is no file, or a damaged one: what is in it can be computed again."""
     try:
-        with np.load(path) as file:
-            return _Stored(FeatureSet(*(file[name] for name in FeatureSet._fields)), json.loads(str(file["state"])))
+        # Opened here because np.load leaves a damaged file open.
+        with open(path, "rb") as file, np.load(file) as stored:
+            features = FeatureSet(*(stored[name] for name in FeatureSet._fields))
+            return _Stored(features, json.loads(str(stored["state"])))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

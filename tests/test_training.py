@@ -385,4 +385,6 @@ def test_configuration_errors_name_the_field_and_the_value(wrong):
 
 def test_every_preset_builds_its_model():
     for name, config in PRESETS.items():
-        assert config.model == name
+        options = dict(option.split("=") for option in config.model_options)
+        model = build_model(name, num_attributes=6, num_classes=4, **{k: float(v) for k, v in options.items()})
+        assert config.model == name == model.name and bool(config.weights) == model.frozen_backbone

@@ -68,13 +68,17 @@ PRESETS: dict[str, TrainConfig] = {
     "cnn": TrainConfig(model="cnn"),
     "deep_cnn": TrainConfig(model="deep_cnn", epochs=60, learning_rate=1e-3),
     "resnet": TrainConfig(model="resnet", epochs=90, learning_rate=1e-3, batch_size=128),
+    # Chosen on the validation split of CUB (106 classes), seeds 0 and 1. Against batch_size=64, learning_rate=1e-3 and
+    # no attribute weighting: balanced attribute accuracy 0.88 -> 0.92, F1 0.62 -> 0.75, class accuracy within noise.
     "efficientnet_lite0": TrainConfig(
         model="efficientnet_lite0",
         model_options=("dropout_rate=0.3",),
         weights="package",
+        batch_size=32,
         epochs=60,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         weight_decay=0.1,
+        attribute_weighting="balanced",
         flip=False,
     ),
 }
