@@ -78,7 +78,7 @@ def generate(
     out.parent.mkdir(parents=True, exist_ok=True)
     with _locked(out.parent):
         for stale in out.parent.glob(f".{out.name}.partial-*"):  # nobody else is at work here: the folder is locked
-            shutil.rmtree(stale)
+            shutil.rmtree(stale, ignore_errors=True)
         if _is_complete(out, options, overwrite=overwrite):
             return out
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))

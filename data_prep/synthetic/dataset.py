@@ -10,7 +10,7 @@ from data_prep.synthetic.drawing import BirdSpec
 from data_prep.synthetic.plumage import BirdClass, sample_classes, sample_individual
 from data_prep.synthetic.scenery import sample_scene
 
-VERSION = 1  # raise it whenever the same options give other pictures or labels
+VERSION = 2  # raise it whenever the same options give other pictures or labels
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ HIDDEN_TRAITS = ["face_color", "head_ink", *(f"{part}_ink" for part in PATTERNED
 TRAIT_VALUES: dict[str, list[str]] = {group: GROUPS[group] for group in VISIBLE_GROUPS} | dict.fromkeys(
     HIDDEN_TRAITS, COLORS
 )
+FAMILY = 2  # classes of one build and mostly the same plumage
 MIN_DIFFERENCES = 5  # visible groups in which any two class prototypes differ
 
 _SIZES = [
@@ -74,7 +75,7 @@ _WORDS = {
 _UPPER = [*COLORS, "brown", "grey", "black", "olive", "blue", "rufous"]
 _UNDER = [*COLORS, "white", "buff", "yellow", "white", "grey", "rufous"]
 _ACCENTED = ["nape", "crown", "throat", "breast", "belly", "wing", "back", "upper_tail", "under_tail"]
-_SHAPES = [*GROUPS["shape"], *["perching-like"] * 6]
+_SHAPES = [*GROUPS["shape"], *["perching-like"] * 2]
 
 
 class BirdClass(NamedTuple):
@@ -133,9 +134,10 @@ def sample_classes(num_classes: int, seed: int) -> list[BirdClass]:
     classes: list[BirdClass] = []
     names: set[str] = set()
     while len(classes) < num_classes:
-        if len(classes) % 3 == 1:  # a close relative, so that some classes differ only in a few places
-            traits, accents = _relative(rng, deal, classes[-1].traits)
-            noun = classes[-1].name.rsplit("_", 1)[1]
+        if len(classes) % FAMILY:  # close relatives make classes that differ only in a few places
+            head = classes[len(classes) // FAMILY * FAMILY]
+            traits, accents = _relative(rng, deal, head.traits)
+            noun = head.name.rsplit("_", 1)[1]
         else:
             traits, accents = _prototype(rng, deal, force=None if classes else ("nape", "purple"))
             noun = pick(rng, _NOUNS[traits["shape"]]) if classes else "Finch"
@@ -237,27 +239,32 @@ def _name(traits: Traits, accents: list[str], noun: str, taken: set[str]) -> str
 
 
 def sample_individual(prototype: Traits, rng: np.random.Generator) -> Traits:
-    """A bird of the class: mostly the prototype, now and then one part recoloured, repatterned or a size up or down."""
+    """A bird of the class: the prototype, with a small chance of another value for every colour, pattern and the size.
+
+    So no attribute is a function of the class alone, and none is tied to the others more than nature would.
+    """
     traits = dict(prototype)
     inks = [value for key, value in prototype.items() if key.endswith("_ink")]
-    if rng.random() < 0.40:
-        part = pick(rng, COLORED)
-        if traits["head_pattern"] == "capped" and part in ("crown", "forehead"):
-            # The cap is both, and must stand out against the side of the face.
-            cap = [color for color in COLORS if _CONTRAST[color, traits["face_color"]] > 38]
-            traits["crown_color"] = traits["forehead_color"] = pick(rng, cap)
-        else:
+    for part in COLORED:
+        if rng.random() < _RECOLOR:
             traits[f"{part}_color"] = pick(rng, GROUPS[f"{part}_color"])
-            if part == "crown":  # only a cap sets the crown off against the side of the face
-                traits["face_color"] = traits["crown_color"]
-        pattern = {"upper_tail": "tail", "crown": "head"}.get(part, part)
-        if pattern in PATTERNED or pattern == "head":
-            _choose_inks(rng, traits, liked=inks, only=pattern)
-    if rng.random() < 0.15:
-        part = pick(rng, PATTERNED)
-        traits[f"{part}_pattern"] = pick(rng, PATTERNS)
-        _choose_inks(rng, traits, liked=inks, only=part)
-    if rng.random() < 0.15:
+    if traits["head_pattern"] == "capped":  # the cap is crown and forehead, and stands out against the side of the face
+        if _CONTRAST[traits["crown_color"], traits["face_color"]] < 38:
+            traits["crown_color"] = prototype["crown_color"]
+        traits["forehead_color"] = traits["crown_color"]
+    elif traits["crown_color"] != prototype["crown_color"]:  # nothing but a cap does
+        traits["face_color"] = traits["crown_color"]
+    for part in PATTERNED:
+        if rng.random() < _REPATTERN:
+            traits[f"{part}_pattern"] = pick(rng, PATTERNS)
+    if rng.random() < _RESIZE:
         size = _SIZES.index(traits["size"]) + (1 if rng.random() < 0.5 else -1)
         traits["size"] = _SIZES[min(max(size, 0), len(_SIZES) - 1)]
+    for part in (*PATTERNED, "head"):
+        color = f"{ {'tail': 'upper_tail', 'head': 'face'}.get(part, part) }_color"
+        if _CONTRAST[traits[color], traits[f"{part}_ink"]] < 38:
+            _choose_inks(rng, traits, liked=inks, only=part)
     return traits
+
+
+_RECOLOR, _REPATTERN, _RESIZE = 0.06, 0.05, 0.15  # chances for each part, each pattern and the size of an individual
