@@ -53,7 +53,8 @@ def generate(
     """Draws a data set of synthetic birds in CUB-200-2011's on-disk layout.
 
     The folder appears under its name only when it is complete; a complete one with the same options is returned at
-    once, and what an interrupted run left behind is removed. The result does not depend on the number of workers.
+    once, and what an interrupted run left behind is removed. The result does not depend on the number of workers
+    or the Python version; another release of Pillow may draw a few edge pixels differently.
 
     Args:
         out_dir: becomes the parent of attributes.txt, CUB_200_2011/ and part_masks/.
