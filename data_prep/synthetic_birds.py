@@ -2,7 +2,7 @@
 
     python -m data_prep.synthetic_birds --out DIR
 
-draws 24 classes x 90 birds, about 10 s on two cores. Every bird is drawn from traits in CUB's own words (one labelled
+draws 24 classes x 90 birds in about 20 s of CPU time. Every bird is drawn from traits in CUB's own words (one labelled
 has_nape_color::purple has a purple nape), so attributes, part locations, boxes, segmentations and part masks are exact,
 and `render` draws any image again with a single attribute changed.
 """
@@ -53,8 +53,8 @@ def generate(
     """Draws a data set of synthetic birds in CUB-200-2011's on-disk layout.
 
     The folder appears under its name only when it is complete; a complete one with the same options is returned at
-    once, and what an interrupted run left behind is removed. The result does not depend on the number of workers
-    or the Python version; another release of Pillow may draw a few edge pixels differently.
+    once, and what an interrupted run left behind is removed. The result does not depend on the number of workers;
+    another release of Pillow may draw a few edge pixels differently.
 
     Args:
         out_dir: becomes the parent of attributes.txt, CUB_200_2011/ and part_masks/.
