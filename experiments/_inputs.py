@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from experiments._run import UserError, cache_dir
+from experiments._folder import UserError
+from experiments._run import cache_dir
 from spectra_jax.data import BatchIterator, Dataset, array_batches
 from spectra_jax.features import FeatureSet, cached_features, fingerprint, standardization
 from spectra_jax.logging import Console

@@ -10,20 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from experiments import _run
+from experiments import _folder, _run
 from experiments._inputs import make_inputs, pretrained
-from spectra_jax import Head, attackability
-from spectra_jax.logging import Console, duration, write_json
-from spectra_jax.sharding import any_process, data_mesh, initialize_distributed, place_batch, replicate, replicated
+from spectra_jax.checkpoint import CheckpointError
+from spectra_jax.logging import Console, duration
+from spectra_jax.sharding import any_process, data_mesh, place_batch, replicate, replicated
 from spectra_jax.training import (
-    PRESETS,
     NonFiniteError,
     Predictions,
-    Progress,
     TrainConfig,
     balanced_positive_weight,
     evaluate,
@@ -54,21 +51,16 @@ class Args:
         evaluate_every: epochs between two evaluations on the validation split.
         checkpoint_every: epochs between two checkpoints.
         quiet: show errors only.
-        coordinator_address: host:port of process 0 where several hosts train together (SLURM and TPU pods are found).
-        num_processes: how many processes there are then.
-        process_id: which of them this is.
     """
 
     train: OmitArgPrefixes[TrainConfig]
     data: OmitArgPrefixes[_run.DataConfig] = field(default_factory=_run.DataConfig)
+    hosts: OmitArgPrefixes[_run.HostsConfig] = field(default_factory=_run.HostsConfig)
     run_dir: Path | None = None
     log_every: int = 50
     evaluate_every: float = 1.0
     checkpoint_every: float = 1.0
     quiet: bool = False
-    coordinator_address: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
 
 
 def train(args: Args) -> tuple[Path, int]:
@@ -79,7 +71,7 @@ def train(args: Args) -> tuple[Path, int]:
     model = _run.make_model(config, dataset.info)
     config = dataclasses.replace(config, image_size=config.image_size or model.image_size)
     path = args.run_dir or Path("runs") / f"{config.model}-{args.data.name}-seed{config.seed}"
-    run = _run.RunFolder(path, _run.describe(config, dataset), extra={"prepared": str(dataset.path)})
+    run = _folder.RunFolder(path, _run.describe(config, dataset), extra={"prepared": str(dataset.path)})
 
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     params = pretrained(model, model.init(init_key, (config.image_size, config.image_size, 3)), config)
@@ -97,7 +89,7 @@ def train(args: Args) -> tuple[Path, int]:
     def look(params: Any, split: str) -> Predictions:
         return predict(eval_step, params, inputs.split(split), place=lambda batch: place_batch(batch, mesh))
 
-    record = _run.Record(run, state, console=console)
+    record = _folder.Record(run, state, console=console)
     progress = record.progress
     if progress.step:
         console.say(f"resuming {path} at step {progress.step} of {num_steps}")
@@ -105,7 +97,7 @@ def train(args: Args) -> tuple[Path, int]:
     with (
         contextlib.closing(run),
         contextlib.closing(record),
-        _run.stop_on_signals() as stop,
+        _folder.stop_on_signals() as stop,
         console.progress(f"training {config.model}", num_steps, start=progress.step) as task,
     ):
         state, progress = fit(
@@ -129,7 +121,7 @@ def train(args: Args) -> tuple[Path, int]:
         )
         if progress.step == num_steps:
             predictions = look(state.params, "test")
-            _summarize(run, model.head(state.params), predictions, progress, record)
+            _folder.summarize(run, model.head(state.params), predictions, progress, record)
     if progress.step < num_steps:
         console.say(f"stopped at step {progress.step} of {num_steps}; repeat the command to go on from there")
         return path, stop.exit_code
@@ -137,53 +129,18 @@ def train(args: Args) -> tuple[Path, int]:
     return path, 0
 
 
-def _summarize(
-    run: _run.RunFolder, head: Head, predictions: Predictions, progress: Progress, record: _run.Record
-) -> None:
-    """Writes the figures on the test split, and the arrays that later scripts work on."""
-    figures = evaluate(predictions)
-    record.log({"step": progress.step, "epoch": record.epoch, "split": "test", **figures})
-    ratios = np.asarray(attackability(jax.device_get(head), jnp.asarray(predictions.attributes)), np.float64)
-    figures |= {
-        "attackability_mean": float(ratios.mean()),
-        "attackability_median": float(np.median(ratios)),
-    }
-    if jax.process_index() == 0:
-        _run.write_arrays(run / "test_attributes.npz", attributes=predictions.attributes, labels=predictions.labels)
-        _run.write_arrays(
-            run / "head.npz", **{k: v for k, v in jax.device_get(head)._asdict().items() if v is not None}
-        )
-        summary = {f"test/{name}": value for name, value in figures.items()}
-        write_json(run / _run.SUMMARY, summary | {"seconds": progress.seconds})
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    args = tyro.cli(Args, args=arguments, default=Args(_preset(arguments)), prog="python -m experiments.train")
+    args = tyro.cli(Args, args=arguments, default=Args(_run.preset(arguments)), prog="python -m experiments.train")
     _run.use_compilation_cache()
-    initialize_distributed(
-        coordinator_address=args.coordinator_address, num_processes=args.num_processes, process_id=args.process_id
-    )
+    _run.join_hosts(args.hosts)
     try:
         path, code = train(args)
-    except NonFiniteError as error:
-        raise _run.UserError(str(error)) from error
+    except (NonFiniteError, CheckpointError) as error:
+        raise _folder.UserError(str(error)) from error
     print(path)
     return code
-
-
-def _preset(arguments: Sequence[str]) -> TrainConfig:
-    """The defaults of the model named on the command line."""
-    name = "cnn"
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if word == "--model":
-            name = following
-        elif word.startswith("--model="):
-            name = word.removeprefix("--model=")
-    if name not in PRESETS:
-        raise _run.UserError(f"--model {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
 
 
 if __name__ == "__main__":

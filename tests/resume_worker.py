@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from experiments import _run
+from experiments import _folder, _run
 from experiments.train import main
 
 
@@ -24,6 +24,6 @@ def signal_at(number: int, lines: int, delay: float, metrics: Path) -> None:
 if __name__ == "__main__":
     number, lines, delay, run_dir, *options = sys.argv[1:]
     if int(number):
-        arguments = (int(number), int(lines), float(delay), Path(run_dir) / _run.METRICS)
+        arguments = (int(number), int(lines), float(delay), Path(run_dir) / _folder.METRICS)
         threading.Thread(target=signal_at, args=arguments, daemon=True).start()
     _run.run_main(lambda: main(["--run-dir", run_dir, *options]))

@@ -14,7 +14,7 @@ import pytest
 from training_tools import examples
 
 from data_prep.synthetic_birds import generate
-from experiments import _run
+from experiments import _folder, _run
 from experiments.train import main
 from spectra_jax.features import SAVE_SECONDS, FeatureSet, cached_features, fingerprint, standardization
 from spectra_jax.logging import Console, read_metrics
@@ -75,15 +75,15 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, cache, birds, monke
         expected = -signal.SIGKILL if number == 9 else 130
         assert died.returncode == expected, (died.returncode, died.stderr)
     assert "repeat the command to go on" in died.stderr
-    assert not (tmp_path / "killed" / _run.SUMMARY).exists()
+    assert not (tmp_path / "killed" / _folder.SUMMARY).exists()
     resumed = launch(cache, tmp_path / "killed", birds)
     assert resumed.returncode == 0 and "resuming" in resumed.stderr, resumed.stderr
 
-    lines = (tmp_path / "killed" / _run.METRICS).read_text().splitlines()
+    lines = (tmp_path / "killed" / _folder.METRICS).read_text().splitlines()
     records = [without_timings(json.loads(line)) for line in lines]
-    assert records == [without_timings(record) for record in read_metrics(tmp_path / "whole" / _run.METRICS)]
+    assert records == [without_timings(record) for record in read_metrics(tmp_path / "whole" / _folder.METRICS)]
     assert len({(record["step"], record["split"]) for record in records}) == len(records)
-    summaries = [json.loads((tmp_path / name / _run.SUMMARY).read_text()) for name in ("whole", "killed")]
+    summaries = [json.loads((tmp_path / name / _folder.SUMMARY).read_text()) for name in ("whole", "killed")]
     assert without_timings(summaries[0]) == without_timings(summaries[1])
     assert {"test/class_accuracy", "test/attribute_map", "test/attackability_median", "seconds"} <= set(summaries[0])
 
@@ -97,28 +97,28 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, cache, birds, monke
 
     # The same folder does not take another run, and a finished one is finished.
     arguments = ["--run-dir", str(tmp_path / "whole"), *OPTIONS, *OFTEN, "--data-dir", str(birds)]
-    with pytest.raises(_run.UserError, match=r"train.seed: 0 there, 1 now\n.*resume, or choose another --run-dir"):
+    with pytest.raises(_folder.UserError, match=r"train.seed: 0 there, 1 now\n.*resume, or choose another --run-dir"):
         main([*arguments, "--seed", "1"])
     assert main(arguments) == 0
-    assert len(read_metrics(tmp_path / "whole" / _run.METRICS)) == len(records)
+    assert len(read_metrics(tmp_path / "whole" / _folder.METRICS)) == len(records)
 
 
 def test_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(_run.UserError, match=r"not empty .thesis.tex.*not the folder of a run"):
-        _run.RunFolder(tmp_path, {"seed": 0})
-    with pytest.raises(_run.UserError, match="is a file"):
-        _run.RunFolder(tmp_path / "thesis.tex", {"seed": 0})
-    with pytest.raises(_run.UserError, match=r"no config\.json"):
+    with pytest.raises(_folder.UserError, match=r"not empty .thesis.tex.*not the folder of a run"):
+        _folder.RunFolder(tmp_path, {"seed": 0})
+    with pytest.raises(_folder.UserError, match="is a file"):
+        _folder.RunFolder(tmp_path / "thesis.tex", {"seed": 0})
+    with pytest.raises(_folder.UserError, match=r"no config\.json"):
         _run.load_run(tmp_path)
 
 
 def test_folder_is_held_by_one_run_at_a_time(tmp_path):
-    held = _run.RunFolder(tmp_path / "run", {"seed": 0})
-    with pytest.raises(_run.UserError, match="Another process is training"):
-        _run.RunFolder(tmp_path / "run", {"seed": 0})
+    held = _folder.RunFolder(tmp_path / "run", {"seed": 0})
+    with pytest.raises(_folder.UserError, match="Another process is training"):
+        _folder.RunFolder(tmp_path / "run", {"seed": 0})
     held.close()
-    _run.RunFolder(tmp_path / "run", {"seed": 0}).close()
+    _folder.RunFolder(tmp_path / "run", {"seed": 0}).close()
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,14 @@ def test_folder_is_held_by_one_run_at_a_time(tmp_path):
     ],
 )
 def test_wrong_input_is_explained_at_the_edge(arguments, message, tmp_path):
-    with pytest.raises(_run.UserError, match=message):
+    with pytest.raises(_folder.UserError, match=message):
         main([*arguments, "--run-dir", str(tmp_path / "run")])
 
 
 def test_model_options_are_parsed():
     parsed = _run.parse_options(("depth=34", "norm=group", "head_bias=True", "widths=[8, 8]", "dropout_rate=0.5"))
     assert parsed == {"depth": 34, "norm": "group", "head_bias": True, "widths": (8, 8), "dropout_rate": 0.5}
-    with pytest.raises(_run.UserError, match=r"depth34.*name=value"):
+    with pytest.raises(_folder.UserError, match=r"depth34.*name=value"):
         _run.parse_options(("depth34",))
 
 
