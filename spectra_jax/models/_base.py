@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
+from safetensors.numpy import load_file
 
 from spectra_jax.models._init import draw_parameters
 from spectra_jax.types import Head
@@ -186,8 +187,6 @@ class Model:
                 f"model {self.name!r} as configured has no pretrained weights; those that have: efficientnet_lite0 and "
                 f"resnet with norm='frozen_batch'"
             )
-        from safetensors.numpy import load_file
-
         return {**params, "backbone": self.weight_loader(params["backbone"], load_file(path))}
 
     def _check_images(self, images: Any) -> None:

@@ -1,5 +1,7 @@
 """A small GroupNorm CNN for 64 px images: trains in minutes on two CPU cores."""
 
+from collections.abc import Sequence
+
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -32,7 +34,7 @@ def build(
     num_attributes: int,
     num_classes: int,
     head_bias: bool = False,
-    widths: tuple[int, int, int, int] = (16, 48, 96, 128),
+    widths: Sequence[int] = (16, 48, 96, 128),
     grid: int = 4,
     dropout_rate: float = 0.0,
 ) -> Model:

@@ -1,5 +1,7 @@
 """The paper's "complex CNN": nine plain convolutions, no residual connections."""
 
+from collections.abc import Sequence
+
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -30,8 +32,8 @@ def build(
     num_attributes: int,
     num_classes: int,
     head_bias: bool = False,
-    widths: tuple[int, ...] = (16, 64, 128),
-    depths: tuple[int, ...] = (2, 3, 3),
+    widths: Sequence[int] = (16, 64, 128),
+    depths: Sequence[int] = (2, 3, 3),
     grid: int = 4,
     dropout_rate: float = 0.0,
 ) -> Model:
