@@ -36,7 +36,8 @@ def check_attributes(head: Head, attributes: Any, *, ndim: int | None = None) ->
     num_attributes = head.weights.shape[1]
     if not shape or shape[-1] != num_attributes:
         raise ValueError(
-            f"attributes has shape {shape}; expected a last axis of {num_attributes} to match head.weights {head.weights.shape}"
+            f"attributes has shape {shape}; expected a last axis of {num_attributes}, "
+            f"to match head.weights {head.weights.shape}"
         )
     if ndim is not None and len(shape) != ndim:
         wanted = "(n,), one sample: use jax.vmap for a batch" if ndim == 1 else "(b, n), a batch of samples"
@@ -81,3 +82,15 @@ def check_images(images: Any) -> None:
         if low < 0 or high > 1:
             advice = "divide 8-bit values by 255" if high > 2 else "clip or rescale it"
             raise ValueError(f"images spans [{low:.4g}, {high:.4g}]; expected values in [0, 1]: {advice}")
+
+
+def check_mutable(head: Head, mutable: Any) -> None:
+    """Raises ValueError unless `mutable` is None or a boolean mask over the attributes."""
+    if mutable is None:
+        return
+    wanted = head.weights.shape[1:]
+    if jnp.shape(mutable) != wanted or jnp.result_type(mutable) != jnp.bool_:
+        raise ValueError(
+            f"mutable has shape {jnp.shape(mutable)} and type {jnp.result_type(mutable)}; "
+            f"expected {wanted} booleans, True where the attribute may change"
+        )

@@ -1,0 +1,13 @@
+"""Attribute-space counterfactuals: one algorithm a file; arrays in, arrays out."""
+
+from spectra_jax.perturbations.all_pairs import all_pairs_norms as all_pairs_norms
+from spectra_jax.perturbations.boundary import boundary_perturbation as boundary_perturbation
+from spectra_jax.perturbations.geometry import head_logits as head_logits
+from spectra_jax.perturbations.pinv import pinv_perturbation as pinv_perturbation
+from spectra_jax.perturbations.projection import ProjectionResult as ProjectionResult
+from spectra_jax.perturbations.projection import projection_perturbation as projection_perturbation
+from spectra_jax.perturbations.single_attribute import SingleAttributeResult as SingleAttributeResult
+from spectra_jax.perturbations.single_attribute import best_single_attributes as best_single_attributes
+from spectra_jax.perturbations.single_attribute import (
+    single_attribute_perturbations as single_attribute_perturbations,
+)

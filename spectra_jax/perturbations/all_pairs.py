@@ -1,0 +1,58 @@
+"""Distances for every (sample, target) pair at once, by any of the three methods."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from spectra_jax.checks import check_attributes, check_choice, check_margin, check_mutable
+from spectra_jax.perturbations.boundary import boundary_norms
+from spectra_jax.perturbations.geometry import head_logits, squared_distances
+from spectra_jax.perturbations.pinv import pinv_norms
+from spectra_jax.perturbations.projection import projection_norms
+from spectra_jax.types import Head
+
+METHODS = ("boundary", "pinv", "projection")
+
+
+def all_pairs_norms(
+    head: Head,
+    attributes: Float[Array, "b n"],
+    *,
+    method: str = "projection",
+    margin: float | Float[Array, ""] = 0.0,
+    mutable: Bool[Array, "n"] | None = None,
+    logits: Float[Array, "b c"] | None = None,
+) -> Float[Array, "b c"]:
+    """Length of the counterfactual of every sample for every target class.
+
+    Args:
+        head: weights (c, n), optional bias (c,).
+        attributes: (b, n) unnormalised attributes.
+        method: "projection" (exact: the target wins), "boundary" (it beats the predicted class; a lower
+            bound) or "pinv" (the paper's all-way tie; an upper bound at margin 0).
+        margin: required lead, in logits.
+        mutable: (n,) attributes that may change; "boundary" and "projection" only.
+        logits: (b, c) to use in place of W e + b. The paper treats them as a free parameter in training
+            (Section 3.1); pass stop_gradient(logits) to differentiate through the weights' geometry alone.
+
+    Returns:
+        (b, c) in attribute units; 0 at the predicted class, inf where the target cannot be reached.
+
+    Raises:
+        ValueError: shapes do not match, unknown method, margin negative, mutable with "pinv".
+    """
+    check_attributes(head, attributes, ndim=2)
+    check_choice("method", method, METHODS)
+    check_margin(margin)
+    check_mutable(head, mutable)
+    if method == "pinv" and mutable is not None:
+        raise ValueError('mutable does not apply to method="pinv"; use "boundary" or "projection"')
+    logits = head_logits(head, attributes) if logits is None else logits
+    wanted = (attributes.shape[0], head.weights.shape[0])
+    if logits.shape != wanted:
+        raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row a sample")
+    margin = jnp.asarray(margin, attributes.dtype)
+    if method == "pinv":
+        return pinv_norms(head, logits, margin)
+    if method == "boundary":
+        return boundary_norms(squared_distances(head.weights, mutable), logits, margin)
+    return projection_norms(head, logits, margin, mutable=mutable)

@@ -1,0 +1,65 @@
+"""The nearest point of the hyperplane between two classes (Section 2.5.2)."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from spectra_jax.checks import check_attributes, check_margin, check_target
+from spectra_jax.perturbations.geometry import head_logits, logit_gaps, safe_sqrt
+from spectra_jax.types import Head
+
+
+def boundary_perturbation(
+    head: Head, attributes: Float[Array, "n"], target: Int[Array, ""] | int, *, margin: float | Float[Array, ""] = 0.0
+) -> Float[Array, "n"]:
+    """Smallest change after which `target` beats the predicted class by `margin` (Section 2.5.2).
+
+    delta = (l_i - l_j + margin) (w_j - w_i) / ||w_j - w_i||^2, with i the strongest class other than j.
+
+    Do NOT read it as "the input becomes class j": a third class may win there. That guarantee is
+    `projection_perturbation`'s; this is its cheap lower bound in norm.
+
+    Args:
+        head: weights (c, n), optional bias (c,).
+        attributes: (n,) unnormalised attributes of one sample; use jax.vmap for more.
+        target: class index j.
+        margin: required lead over class i, in logits.
+
+    Returns:
+        (n,) in attribute units; 0 where j already leads by the margin, inf where w_i = w_j makes it impossible.
+
+    Raises:
+        ValueError: shapes do not match, target out of range, margin negative.
+    """
+    check_attributes(head, attributes, ndim=1)
+    check_target(head, target)
+    check_margin(margin)
+    target = jnp.asarray(target, jnp.int32)
+    gaps = logit_gaps(head_logits(head, attributes), target, jnp.asarray(margin, attributes.dtype))
+    rival = jnp.argmax(gaps)
+    gap = jnp.maximum(gaps[rival], 0)
+    direction = head.weights[target] - head.weights[rival]
+    square = jnp.sum(jnp.square(direction))
+    possible = square > 0
+    step = jnp.where(possible, gap / jnp.where(possible, square, 1), 0) * direction
+    return jnp.where(possible | (gap == 0), step, jnp.inf)
+
+
+def boundary_norms(
+    squares: Float[Array, "c c"], logits: Float[Array, "b c"], margin: Float[Array, ""]
+) -> Float[Array, "b c"]:
+    """Distances ||delta_ij|| from each sample's predicted class i to every class j, without forming delta.
+
+    Args:
+        squares: (c, c) squared distances between the rows of the weights.
+        logits: (b, c).
+        margin: required lead over the predicted class, in logits.
+
+    Returns:
+        (b, c); 0 for the predicted class, inf where the two rows of weights coincide and a gap remains.
+    """
+    predicted = jnp.argmax(logits, axis=-1)
+    gaps = jnp.max(logits, axis=-1, keepdims=True) - logits + margin
+    distances = safe_sqrt(squares)[predicted]
+    apart = distances > 0
+    norms = jnp.where(apart, gaps / jnp.where(apart, distances, 1), jnp.where(gaps > 0, jnp.inf, 0))
+    return jnp.where(jnp.arange(logits.shape[-1])[None, :] == predicted[:, None], 0, norms)

@@ -1,0 +1,107 @@
+"""The paper's pseudoinverse perturbation (Section 2.5.3), and what it really is."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from spectra_jax.checks import check_attributes, check_margin, check_target
+from spectra_jax.perturbations.geometry import HIGHEST, centred, head_logits, logit_gaps, safe_sqrt
+from spectra_jax.types import Head
+
+
+def default_rtol(weights: Float[Array, "c n"]) -> float:
+    """Relative cut-off for singular values: max(c, n) machine epsilons, NumPy's rule for matrix rank.
+
+    jnp.linalg.pinv's own default is ten times larger, which in float32 at n = 312 discards directions
+    that a head of condition 1e4 does use.
+    """
+    return max(weights.shape) * float(jnp.finfo(weights.dtype).eps)
+
+
+def pinv_perturbation(
+    head: Head,
+    attributes: Float[Array, "n"],
+    target: Int[Array, ""] | int,
+    *,
+    margin: float | Float[Array, ""] = 0.0,
+    rtol: float | None = None,
+) -> Float[Array, "n"]:
+    """The paper's delta = pinv(W_global) l_global (Section 2.5.3).
+
+    W_global stacks the rows w_j - w_k and l_global the gaps l_k - l_j + margin over all rivals k. The
+    solution makes ALL logits equal (up to the margin): a c-way tie, not a win for j. Without a margin it
+    is the same vector for every target, and with no bias and rank(C W) = n it is simply -e. Its norm is
+    an upper bound, often 3 to 40 times larger, on that of `projection_perturbation`, which is the one to
+    use when the question is "what is the smallest change that makes this class j".
+
+    Under vmap over samples the singular value decomposition is shared; over targets it is done once per
+    target. `all_pairs_norms(method="pinv")` needs a single one for everything.
+
+    Args:
+        head: weights (c, n), optional bias (c,).
+        attributes: (n,) unnormalised attributes of one sample; use jax.vmap for more.
+        target: class index j.
+        margin: added to every gap, in logits.
+        rtol: singular values below rtol times the largest count as zero; see `default_rtol`. The gradient
+            is that of the pseudoinverse at constant rank, finite also at repeated singular values.
+
+    Returns:
+        (n,) in attribute units.
+
+    Raises:
+        ValueError: shapes do not match, target out of range, margin negative.
+    """
+    check_attributes(head, attributes, ndim=1)
+    check_target(head, target)
+    check_margin(margin)
+    target = jnp.asarray(target, jnp.int32)
+    # Row j of both is zero: it adds a zero singular value and nothing else, and keeps shapes static.
+    gaps = logit_gaps(head_logits(head, attributes), target, jnp.asarray(margin, attributes.dtype))
+    rivals = jnp.arange(head.weights.shape[0], dtype=target.dtype) != target
+    return jnp.matmul(_target_pinv(head.weights, target, rtol), jnp.where(rivals, gaps, 0), precision=HIGHEST)
+
+
+def _target_pinv(weights: Float[Array, "c n"], target: Int[Array, ""], rtol: float | None) -> Float[Array, "n c"]:
+    differences = weights[target][None, :] - weights
+    return jnp.linalg.pinv(differences, rtol=default_rtol(weights) if rtol is None else rtol)
+
+
+def pinv_norms(
+    head: Head, logits: Float[Array, "b c"], margin: Float[Array, ""], *, rtol: float | None = None
+) -> Float[Array, "b c"]:
+    """||pinv_perturbation|| for all samples and targets from one factorisation of the centred weights.
+
+    Where the equations are consistent, delta_j = -pinv(C W) C (l - margin 1_j), so one pseudoinverse
+    serves every pair. They are inconsistent only if rank(C W) < c - 1 and the right-hand side leaves its
+    column space (a bias or a margin): then the least-squares solutions differ and each target is
+    factorised once, never each pair.
+
+    Returns:
+        (b, c); 0 for the predicted class.
+    """
+    weights = head.weights
+    num_classes = weights.shape[0]
+    shared = jnp.linalg.pinv(centred(weights), rtol=default_rtol(weights) if rtol is None else rtol)
+
+    def from_shared(logits):
+        tie = -jnp.matmul(logits - jnp.mean(logits, axis=-1, keepdims=True), shared.T, precision=HIGHEST)
+        lead = margin * shared.T
+        cross = jnp.matmul(tie, lead.T, precision=HIGHEST)
+        squares = jnp.sum(jnp.square(tie), axis=-1, keepdims=True) + 2 * cross
+        return jnp.maximum(squares + jnp.sum(jnp.square(lead), axis=-1)[None, :], 0)
+
+    def per_target(logits):
+        def one_target(target):
+            gaps = jax.vmap(logit_gaps, in_axes=(0, None, None))(logits, target, margin)
+            gaps = jnp.where(jnp.isfinite(gaps), gaps, 0)
+            deltas = jnp.matmul(gaps, _target_pinv(weights, target, rtol).T, precision=HIGHEST)
+            return jnp.sum(jnp.square(deltas), axis=-1)
+
+        return jax.lax.map(one_target, jnp.arange(num_classes, dtype=jnp.int32)).T
+
+    # rank(C W) = trace of its projector, read off the pseudoinverse that is at hand anyway.
+    rank = jnp.sum(shared.T * centred(weights))
+    always_consistent = jnp.asarray(head.bias is None) & (margin == 0)
+    squares = jax.lax.cond(always_consistent | (rank > num_classes - 1.5), from_shared, per_target, logits)
+    predicted = jnp.argmax(logits, axis=-1)
+    return jnp.where(jnp.arange(num_classes)[None, :] == predicted[:, None], 0, safe_sqrt(squares))

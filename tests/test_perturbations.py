@@ -1,0 +1,302 @@
+"""The four counterfactuals against independent oracles: SciPy NNLS, NumPy, brute force and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import nnls
+
+import spectra_jax as sj
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def random_problem(seed, num_samples, num_classes, num_attributes, bias=False):
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(num_classes, num_attributes))
+    offsets = rng.normal(size=num_classes) if bias else None
+    head = sj.Head(jnp.asarray(weights), None if offsets is None else jnp.asarray(offsets))
+    return head, jnp.asarray(rng.normal(size=(num_samples, num_attributes)))
+
+
+def class_indices(head):
+    return jnp.arange(head.weights.shape[0], dtype=jnp.int32)
+
+
+def per_pair(function, head, attributes):
+    """function(attributes_of_one, target) for all pairs."""
+    return jax.jit(jax.vmap(jax.vmap(function, (None, 0)), (0, None)))(attributes, class_indices(head))
+
+
+# Compiled once per shape and shared by the tests: the margin is an argument, not a constant.
+@jax.jit
+def project_all(head, attributes, margin):
+    one = lambda e, j: sj.projection_perturbation(head, e, j, margin=margin)  # noqa: E731
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(attributes, class_indices(head))
+
+
+@jax.jit
+def project_norms(head, attributes, margin):
+    return sj.all_pairs_norms(head, attributes, margin=margin)
+
+
+def nearest_point_norm(head, sample, target, margin, mutable=None):
+    """Distance to the decision region by Lawson and Hanson's least-distance reduction to NNLS."""
+    weights = np.asarray(head.weights)
+    logits = weights @ sample + (0 if head.bias is None else np.asarray(head.bias))
+    normals = np.delete(weights[target] - weights, target, axis=0)
+    normals = normals if mutable is None else normals * mutable
+    heights = np.delete(logits - logits[target] + margin, target)
+    if np.all(heights <= 0):
+        return 0.0
+    scale = np.abs(heights).max()
+    system = np.vstack([normals.T, heights[None] / scale])
+    goal = np.append(np.zeros(normals.shape[1]), 1.0)
+    solution, _ = nnls(system, goal, maxiter=10_000)
+    rest = system @ solution - goal
+    return np.inf if np.linalg.norm(rest) < 1e-9 else np.linalg.norm(rest[:-1] / rest[-1]) * scale
+
+
+def expected_norms(head, attributes, margin, mutable=None):
+    return np.array(
+        [
+            [nearest_point_norm(head, np.asarray(row), target, margin, mutable) for target in range(len(head.weights))]
+            for row in attributes
+        ]
+    )
+
+
+def degenerate_heads():
+    rng = np.random.default_rng(7)
+    repeated = rng.normal(size=(12, 20))
+    repeated[5], repeated[7], repeated[9] = repeated[3], 2 * repeated[2], 0
+    plane = rng.normal(size=(30, 2))
+    return {
+        "random": (rng.normal(size=(12, 20)), None),
+        "bias": (rng.normal(size=(12, 20)), rng.normal(size=12)),
+        "more classes than attributes": (rng.normal(size=(24, 6)), None),
+        "more classes than attributes, bias": (rng.normal(size=(24, 6)), rng.normal(size=24)),
+        "duplicate, collinear and zero rows": (repeated, None),
+        "duplicate rows, bias": (repeated, 0.1 * rng.normal(size=12)),
+        "tiny scale": (1e-4 * rng.normal(size=(12, 20)), None),
+        "huge scale": (1e5 * rng.normal(size=(12, 20)), None),
+        "two classes": (rng.normal(size=(2, 20)), None),
+        "one attribute": (rng.normal(size=(6, 1)), rng.normal(size=6)),
+        "two attributes, empty regions": (plane, 0.5 * rng.normal(size=30)),
+        "simplex": (np.eye(12, 20) - 1 / 12, None),
+        "low rank": (rng.normal(size=(12, 4)) @ rng.normal(size=(4, 20)), None),
+        "common offset": (rng.normal(size=(12, 20)) + 100 * rng.normal(size=20), None),
+        "integers, ties": (np.sign(rng.normal(size=(12, 20))), None),
+        "more active rivals than the usual working set": (
+            np.eye(40, 38) + 0.02 * rng.normal(size=(40, 38)),
+            5 * (np.arange(40) < 38),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", degenerate_heads())
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_projection_equals_the_nnls_oracle(name, margin):
+    weights, bias = degenerate_heads()[name]
+    head = sj.Head(jnp.asarray(weights), None if bias is None else jnp.asarray(bias))
+    attributes = jnp.asarray(np.random.default_rng(1).normal(size=(2, weights.shape[1])))
+    margin = margin * float(np.abs(weights).max())
+    result = project_all(head, attributes, margin)
+    expected = expected_norms(head, attributes, margin)
+    np.testing.assert_array_equal(result.feasible, np.isfinite(expected))
+    np.testing.assert_allclose(result.norm, expected, rtol=1e-8, atol=1e-9 * np.abs(expected[expected < np.inf]).max())
+    assert np.all(np.asarray(result.kkt_residual) < 1e-9)
+    # the sweep gives the same numbers, with the predicted class set to 0
+    norms = np.array(project_norms(head, attributes, margin))
+    predicted = np.argmax(np.asarray(sj.head_logits(head, attributes)), axis=1)
+    expected[np.arange(2), predicted] = 0
+    np.testing.assert_allclose(norms, expected, rtol=1e-8, atol=1e-9 * np.abs(expected[expected < np.inf]).max())
+
+
+def test_projected_point_is_classified_as_the_target():
+    head, attributes = random_problem(0, 2, 12, 20)
+    result = project_all(head, attributes, 1e-3)
+    reached = jnp.argmax(sj.head_logits(head, attributes[:, None, :] + result.delta), axis=-1)
+    np.testing.assert_array_equal(reached, np.broadcast_to(class_indices(head), reached.shape))
+
+
+def test_infeasible_target_comes_with_a_certificate():
+    weights = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])  # class 2 lies between the others: it can only tie
+    head = sj.Head(jnp.asarray(weights))
+    result = sj.projection_perturbation(head, jnp.asarray([1.0, 1.0]), 2, margin=0.1)
+    assert not result.feasible and np.isinf(result.norm) and np.all(np.isinf(result.delta))
+    multipliers = np.asarray(result.multipliers)
+    assert np.all(multipliers >= 0) and multipliers.sum() > 0
+    np.testing.assert_allclose(multipliers @ (weights[2] - weights), 0, atol=1e-12)
+    gaps = weights @ [1, 1] - weights[2] @ [1, 1] + 0.1
+    assert multipliers[:2] @ gaps[:2] > 0
+    tie = sj.projection_perturbation(head, jnp.asarray([1.0, 1.0]), 2)
+    assert tie.feasible and tie.norm == pytest.approx(1.0)
+
+
+def test_immutable_attributes_do_not_move_and_the_rest_is_optimal():
+    head, attributes = random_problem(3, 2, 10, 20, bias=True)
+    mutable = np.arange(20) % 3 != 0
+    solve = lambda e, j: sj.projection_perturbation(head, e, j, mutable=jnp.asarray(mutable))  # noqa: E731
+    result = per_pair(solve, head, attributes)
+    np.testing.assert_array_equal(np.asarray(result.delta)[..., ~mutable], 0)
+    np.testing.assert_allclose(result.norm, expected_norms(head, attributes, 0.0, mutable), rtol=1e-9, atol=1e-12)
+
+
+def test_target_that_already_wins_needs_no_change_and_a_larger_margin_does():
+    head, attributes = random_problem(4, 2, 12, 20)
+    sample = attributes[0]
+    predicted = int(jnp.argmax(sj.head_logits(head, sample)))
+    assert project_all(head, attributes, 0.0).norm[0, predicted] == 0
+    assert project_all(head, attributes, 100.0).norm[0, predicted] > 0
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_order_of_norms_and_equality_of_the_minima(bias):
+    head, attributes = random_problem(5, 6, 40, 60, bias=bias)
+    norms = {method: np.array(sj.all_pairs_norms(head, attributes, method=method)) for method in
+             ("boundary", "projection", "pinv")}  # fmt: skip
+    slack = 1e-8 * norms["pinv"].max()
+    assert np.all(norms["boundary"] <= norms["projection"] + slack)
+    assert np.all(norms["projection"] <= norms["pinv"] + slack)
+    others = norms["boundary"] > 0
+    nearest = {key: np.where(others, value, np.inf).min(axis=1) for key, value in norms.items()}
+    np.testing.assert_allclose(nearest["boundary"], nearest["projection"], rtol=1e-8)
+
+
+def test_boundary_reaches_a_tie_with_the_predicted_class():
+    head, attributes = random_problem(6, 3, 12, 20, bias=True)
+    deltas = per_pair(lambda e, j: sj.boundary_perturbation(head, e, j, margin=0.25), head, attributes)
+    logits = sj.head_logits(head, attributes)
+    predicted = jnp.argmax(logits, axis=-1)
+    after = sj.head_logits(head, attributes[:, None, :] + deltas)
+    for sample in range(3):
+        for target in range(12):
+            if target != predicted[sample]:
+                lead = after[sample, target, target] - after[sample, target, predicted[sample]]
+                assert lead == pytest.approx(0.25, abs=1e-9)
+    np.testing.assert_allclose(
+        jnp.where(jnp.arange(12)[None, :] == predicted[:, None], 0, jnp.linalg.norm(deltas, axis=-1)),
+        sj.all_pairs_norms(head, attributes, method="boundary", margin=0.25),
+        rtol=1e-9,
+    )
+
+
+@pytest.mark.parametrize(("shape", "bias", "margin"), [((12, 20), False, 0.0), ((12, 20), True, 0.5), ((20, 6), False, 0.0),
+                                                       ((20, 6), True, 0.0), ((20, 6), False, 0.5)])  # fmt: skip
+def test_pinv_equals_numpy_per_pair_and_the_shared_factorisation(shape, bias, margin):
+    head, attributes = random_problem(8, 3, *shape, bias=bias)
+    deltas = per_pair(lambda e, j: sj.pinv_perturbation(head, e, j, margin=margin), head, attributes)
+    weights, logits = np.asarray(head.weights), np.asarray(sj.head_logits(head, attributes))
+    for sample in range(3):
+        for target in range(shape[0]):
+            global_weights = np.delete(weights[target] - weights, target, axis=0)
+            global_gaps = np.delete(logits[sample] - logits[sample, target] + margin, target)
+            expected = np.linalg.pinv(global_weights) @ global_gaps
+            np.testing.assert_allclose(deltas[sample, target], expected, atol=1e-10)
+    norms = np.linalg.norm(deltas, axis=-1)
+    norms[np.arange(3), logits.argmax(axis=1)] = 0
+    np.testing.assert_allclose(
+        sj.all_pairs_norms(head, attributes, method="pinv", margin=margin), norms, rtol=1e-8, atol=1e-10
+    )
+
+
+def test_pinv_is_one_tie_for_all_targets_and_minus_e_at_full_rank():
+    head, attributes = random_problem(9, 2, 15, 30)
+    deltas = per_pair(lambda e, j: sj.pinv_perturbation(head, e, j), head, attributes)
+    centring = np.eye(15) - 1 / 15
+    weights, logits = np.asarray(head.weights), np.asarray(sj.head_logits(head, attributes))
+    expected = -(np.linalg.pinv(centring @ weights) @ centring @ logits.T).T
+    np.testing.assert_allclose(deltas, np.broadcast_to(expected[:, None], deltas.shape), atol=1e-8)
+    tie = sj.head_logits(head, attributes[:, None, :] + deltas)
+    np.testing.assert_allclose(tie, np.broadcast_to(tie.mean(-1, keepdims=True), tie.shape), atol=1e-8)
+    tall, samples = random_problem(10, 2, 30, 12)  # rank(C W) = n: the answer is to erase the sample
+    erased = per_pair(lambda e, j: sj.pinv_perturbation(tall, e, j), tall, samples)
+    np.testing.assert_allclose(erased, np.broadcast_to(-samples[:, None], erased.shape), atol=1e-8)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_single_attribute_intervals_against_a_fine_grid(margin):
+    head, attributes = random_problem(11, 1, 6, 8)
+    sample = attributes[0]
+    grid = np.linspace(-30, 30, 24_001)
+    for target in range(6):
+        result = sj.single_attribute_perturbations(head, sample, target, margin=margin)
+        for f in range(8):
+            logits = np.asarray(head.weights) @ (np.asarray(sample)[:, None] + np.eye(8)[f][:, None] * grid)
+            lead = logits[target] - np.delete(logits, target, axis=0).max(axis=0)
+            wins = grid[lead >= margin]
+            inside = (grid > float(result.lower[f])) & (grid < float(result.upper[f]))
+            if not result.feasible[f]:
+                assert wins.size == 0 and np.isinf(result.delta[f])
+            else:
+                np.testing.assert_array_equal(grid[inside], wins)
+                if wins.size:
+                    assert abs(float(result.delta[f])) == pytest.approx(np.abs(wins).min(), abs=5e-3)
+                at_delta = np.asarray(head.weights) @ (np.asarray(sample) + np.eye(8)[f] * float(result.delta[f]))
+                assert at_delta[target] - np.delete(at_delta, target).max() >= margin - 1e-9
+
+
+def test_best_single_attribute_is_the_smallest_feasible_one():
+    head, attributes = random_problem(12, 3, 9, 14, bias=True)
+    result = per_pair(lambda e, j: sj.single_attribute_perturbations(head, e, j), head, attributes)
+    delta, attribute = sj.best_single_attributes(head, attributes)
+    feasible = np.asarray(result.feasible).any(axis=-1)
+    best = np.abs(np.asarray(result.delta)).argmin(axis=-1)
+    np.testing.assert_array_equal(attribute, np.where(feasible, best, -1))
+    picked = np.take_along_axis(np.asarray(result.delta), best[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(delta, picked, rtol=1e-13)
+    assert attribute.dtype == jnp.int32 and not feasible.all() and feasible.any()
+
+
+def test_equal_rows_tie_for_ever():
+    weights = jnp.asarray([[1.0, 2.0], [1.0, 2.0], [0.0, 1.0]])
+    sample = jnp.asarray([1.0, 1.0])
+    head = sj.Head(weights)
+    assert sj.projection_perturbation(head, sample, 1).norm == 0
+    assert not sj.projection_perturbation(head, sample, 1, margin=1e-6).feasible
+    assert np.all(np.isinf(sj.boundary_perturbation(head, sample, 1, margin=1e-6)))
+    assert not sj.single_attribute_perturbations(head, sample, 1, margin=1e-6).feasible.any()
+    assert sj.all_pairs_norms(head, sample[None], method="boundary")[0, 1] == 0
+
+
+def test_scaling_the_weights_or_the_sample_scales_the_answer():
+    head, attributes = random_problem(13, 2, 12, 20)
+    norms = project_norms(head, attributes, 0.0)
+    tiny = sj.Head(head.weights * 1e-4)
+    np.testing.assert_allclose(project_norms(tiny, attributes, 0.0), norms, rtol=1e-9)
+    np.testing.assert_allclose(project_norms(head, 1e5 * attributes, 0.0), 1e5 * norms, rtol=1e-9)
+
+
+def test_float32_agrees_with_float64():
+    head, attributes = random_problem(14, 8, 30, 60)
+    small = sj.Head(head.weights.astype(jnp.float32))
+    exact = sj.Head(small.weights.astype(jnp.float64))
+    samples = attributes.astype(jnp.float32)
+    for method in ("boundary", "projection", "pinv"):
+        single = sj.all_pairs_norms(small, samples, method=method)
+        assert single.dtype == jnp.float32
+        double = sj.all_pairs_norms(exact, samples.astype(jnp.float64), method=method)
+        np.testing.assert_allclose(single, double, rtol=2e-5)
+    result = per_pair(lambda e, j: sj.projection_perturbation(small, e, j), small, samples)
+    assert np.max(result.kkt_residual) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda head, e: sj.projection_perturbation(head, e[:, :-1][0], 0), "last axis of 7"),
+        (lambda head, e: sj.projection_perturbation(head, e, 0), "use jax.vmap"),
+        (lambda head, e: sj.boundary_perturbation(head, e[0], 9), "from 0 to 4"),
+        (lambda head, e: sj.boundary_perturbation(head, e[0], 1.5), "integer class index"),
+        (lambda head, e: sj.pinv_perturbation(head, e[0], 1, margin=-1.0), "margin is -1.0"),
+        (lambda head, e: sj.all_pairs_norms(head, e, method="svd"), "'boundary', 'pinv', 'projection'"),
+        (lambda head, e: sj.all_pairs_norms(head, e, method="pinv", mutable=jnp.ones(7, bool)), "mutable"),
+        (lambda head, e: sj.projection_perturbation(head, e[0], 0, mutable=jnp.ones(7)), "booleans"),
+        (lambda head, e: sj.all_pairs_norms(sj.Head(head.weights, jnp.ones(3)), e), "head.bias has shape"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    head, attributes = random_problem(15, 2, 5, 7)
+    with pytest.raises(ValueError, match=message):
+        call(head, attributes)
