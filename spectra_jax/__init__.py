@@ -1,11 +1,21 @@
 """SPECTRA-JAX: exact attribute-space counterfactuals, attackability and robustness training in JAX."""
 
 from spectra_jax.attackability import attackability as attackability
+from spectra_jax.inversion import InversionConfig as InversionConfig
+from spectra_jax.inversion import InversionReason as InversionReason
+from spectra_jax.inversion import InversionResult as InversionResult
+from spectra_jax.inversion import invert as invert
 from spectra_jax.losses import attribute_loss as attribute_loss
 from spectra_jax.losses import classification_loss as classification_loss
+from spectra_jax.losses import reconstruction_loss as reconstruction_loss
+from spectra_jax.losses import sparsity_loss as sparsity_loss
+from spectra_jax.losses import stability_loss as stability_loss
+from spectra_jax.losses import total_loss as total_loss
 from spectra_jax.metrics import attack_success_rate as attack_success_rate
 from spectra_jax.metrics import perturbation_noise_ratio as perturbation_noise_ratio
 from spectra_jax.metrics import psnr as psnr
+from spectra_jax.models import Model as Model
+from spectra_jax.models import build_model as build_model
 from spectra_jax.perturbations import ProjectionResult as ProjectionResult
 from spectra_jax.perturbations import SingleAttributeResult as SingleAttributeResult
 from spectra_jax.perturbations import all_pairs_norms as all_pairs_norms
@@ -15,5 +25,7 @@ from spectra_jax.perturbations import head_logits as head_logits
 from spectra_jax.perturbations import pinv_perturbation as pinv_perturbation
 from spectra_jax.perturbations import projection_perturbation as projection_perturbation
 from spectra_jax.perturbations import single_attribute_perturbations as single_attribute_perturbations
+from spectra_jax.saliency import activation_map as activation_map
+from spectra_jax.similarity import ssim as ssim
 from spectra_jax.types import Batch as Batch
 from spectra_jax.types import Head as Head

@@ -1,8 +1,16 @@
-"""Training losses: attribute BCE, class CE, and their weighted sum (the paper's Section 2.3)."""
+"""Training losses: attribute BCE, class CE, stability, and their weighted sum (Sections 2.3, 3.1-3.3)."""
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
+
+from spectra_jax.checks import check_choice
+from spectra_jax.perturbations.all_pairs import all_pairs_norms
+from spectra_jax.perturbations.geometry import head_logits, safe_norm
+from spectra_jax.types import Head
+
+STABILITY_FORMS = ("squared", "log_relative", "hinge")
 
 
 def masked_mean(values: Float[Array, "b"], valid: Bool[Array, "b"] | None = None) -> Float[Array, ""]:
@@ -60,3 +68,150 @@ def classification_loss(
     one_hot = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
     targets = optax.smooth_labels(one_hot.astype(logits.dtype), label_smoothing)
     return masked_mean(optax.softmax_cross_entropy(logits, targets), valid)
+
+
+def stability_loss(
+    head: Head,
+    attributes: Float[Array, "b n"],
+    *,
+    method: str = "boundary",
+    form: str = "log_relative",
+    required_distance: float = 0.1,
+    nearest: bool = True,
+    logits: Float[Array, "b c"] | None = None,
+    detach_logits: bool = False,
+    valid: Bool[Array, "b"] | None = None,
+) -> Float[Array, ""]:
+    """Loss that pushes class boundaries away from the samples (Sections 3.1, 3.2).
+
+    form="squared" is the paper's -||delta||^2. It is unbounded below: scaling e scales delta, so training can lower
+    it for ever without any robustness gained. The other two see only the relative distance r = ||delta|| / ||e||,
+    which no rescaling changes: "log_relative" is -log r, "hinge" is max(0, required_distance - r) and leaves samples
+    that are far enough alone.
+
+    Args:
+        head: weights (c, n), optional bias (c,).
+        attributes: (b, n) unnormalised attributes.
+        method: which delta: "boundary", "projection" or "pinv". For the nearest class the first two agree, and
+            "boundary" is much cheaper. "pinv" without bias at rank(C W) = n has no gradient with respect to W.
+        form: "squared", "log_relative" or "hinge".
+        required_distance: r from which the hinge is content.
+        nearest: use the nearest class only; otherwise the mean over all classes that can be reached.
+        logits: (b, c) in place of W e + b: the paper's "l_global can be treated as a learnable parameter".
+        detach_logits: stop the gradient through the logits, so that only the geometry of W learns.
+        valid: (b,) rows to count.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: shapes do not match, unknown method or form.
+    """
+    check_choice("form", form, STABILITY_FORMS)
+    logits = head_logits(head, attributes) if logits is None else logits
+    logits = jax.lax.stop_gradient(logits) if detach_logits else logits
+    norms = all_pairs_norms(head, attributes, method=method, logits=logits)
+    predicted = jnp.argmax(logits, axis=-1)
+    others = (jnp.arange(norms.shape[-1])[None, :] != predicted[:, None]) & jnp.isfinite(norms)
+    if nearest:
+        others = others & (norms <= jnp.min(jnp.where(others, norms, jnp.inf), axis=-1, keepdims=True))
+    # A distance of 0 or an erased sample has no logarithm: the smallest normal number keeps both finite.
+    tiny = float(jnp.finfo(norms.dtype).tiny)
+    relative = norms / jnp.maximum(safe_norm(attributes)[:, None], tiny)
+    values = {
+        "squared": lambda: -jnp.square(jnp.where(others, norms, 0)),
+        "log_relative": lambda: -jnp.log(jnp.maximum(jnp.where(others, relative, 1), tiny)),
+        "hinge": lambda: jnp.maximum(required_distance - jnp.where(others, relative, 0), 0),
+    }[form]()
+    counts = jnp.sum(others, axis=-1)
+    means = jnp.sum(jnp.where(others, values, 0), axis=-1) / jnp.maximum(counts, 1).astype(norms.dtype)
+    return masked_mean(means, valid)
+
+
+def total_loss(
+    head: Head,
+    attributes: Float[Array, "b n"],
+    attribute_labels: Float[Array, "b n"],
+    labels: Int[Array, "b"],
+    *,
+    lambda_attribute: float = 0.7,
+    lambda_class: float = 0.3,
+    lambda_stability: float = 0.0,
+    lambda_sparsity: float = 0.0,
+    lambda_reconstruction: float = 0.0,
+    images: Float[Array, "b h w k"] | None = None,
+    reconstructions: Float[Array, "b h w k"] | None = None,
+    positive_weight: Float[Array, "n"] | None = None,
+    label_smoothing: float = 0.0,
+    stability_method: str = "boundary",
+    stability_form: str = "log_relative",
+    valid: Bool[Array, "b"] | None = None,
+) -> Float[Array, ""]:
+    """Weighted sum of all training terms (Section 3.3, Eq. 7); terms of weight 0 are not computed.
+
+    Args:
+        head: weights (c, n), optional bias (c,).
+        attributes: (b, n) unnormalised attributes phi(x).
+        attribute_labels: (b, n) in [0, 1].
+        labels: (b,) class indices.
+        lambda_attribute: weight of `attribute_loss`.
+        lambda_class: weight of `classification_loss`.
+        lambda_stability: weight of `stability_loss`.
+        lambda_sparsity: weight of `sparsity_loss`.
+        lambda_reconstruction: weight of `reconstruction_loss`.
+        images: (b, h, w, channels), for the reconstruction term.
+        reconstructions: (b, h, w, channels), a decoder's output, for the reconstruction term.
+        positive_weight: see `attribute_loss`.
+        label_smoothing: see `classification_loss`.
+        stability_method: see `stability_loss`.
+        stability_form: see `stability_loss`.
+        valid: (b,) rows to count.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: a reconstruction is asked for without images and reconstructions.
+    """
+    loss = lambda_attribute * attribute_loss(attributes, attribute_labels, positive_weight=positive_weight, valid=valid)
+    loss = loss + lambda_class * classification_loss(
+        head_logits(head, attributes), labels, label_smoothing=label_smoothing, valid=valid
+    )
+    if lambda_stability:
+        stability = stability_loss(head, attributes, method=stability_method, form=stability_form, valid=valid)
+        loss = loss + lambda_stability * stability
+    if lambda_sparsity:
+        loss = loss + lambda_sparsity * sparsity_loss(attributes, valid=valid)
+    if lambda_reconstruction:
+        if images is None or reconstructions is None:
+            raise ValueError("lambda_reconstruction is set; pass both images and reconstructions")
+        loss = loss + lambda_reconstruction * reconstruction_loss(reconstructions, images, valid=valid)
+    return loss
+
+
+def sparsity_loss(attributes: Float[Array, "b n"], *, valid: Bool[Array, "b"] | None = None) -> Float[Array, ""]:
+    """Mean share of present attributes, mean_f sigmoid(e_f): an L1 penalty on the normalised attributes (Section 3.3).
+
+    Args:
+        attributes: (b, n) unnormalised attributes.
+        valid: (b,) rows to count.
+
+    Returns:
+        Scalar in [0, 1].
+    """
+    return masked_mean(jnp.mean(jax.nn.sigmoid(attributes), axis=-1), valid)
+
+
+def reconstruction_loss(
+    reconstructions: Float[Array, "b h w k"], images: Float[Array, "b h w k"], *, valid: Bool[Array, "b"] | None = None
+) -> Float[Array, ""]:
+    """Mean squared error of a decoder's images (Section 3.3).
+
+    Args:
+        reconstructions, images: (b, h, w, channels) in [0, 1].
+        valid: (b,) rows to count.
+
+    Returns:
+        Scalar.
+    """
+    return masked_mean(jnp.mean(jnp.square(reconstructions - images), axis=(1, 2, 3)), valid)

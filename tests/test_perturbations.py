@@ -89,7 +89,7 @@ def degenerate_heads():
         "integers, ties": (np.sign(rng.normal(size=(12, 20))), None),
         "more active rivals than the usual working set": (
             np.eye(40, 38) + 0.02 * rng.normal(size=(40, 38)),
-            5 * (np.arange(40) < 38),
+            5.0 * (np.arange(40) < 38),
         ),
     }
 
