@@ -55,7 +55,7 @@ def pretrained(model: Model, params: Params, config: TrainConfig) -> Params:
         else:
             path = Path(config.weights)
         return model.load_pretrained(params, path)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"--weights {config.weights}: {error}") from error
 
 

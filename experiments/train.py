@@ -38,10 +38,12 @@ class Args:
     """Trains one model.
 
     python -m experiments.train --model efficientnet_lite0 --data-dir ../shared/cub
-        real photographs, frozen ImageNet backbone; on 2 CPU cores 5 minutes for the features, then 2 for 60 epochs:
-        class accuracy about 0.85, balanced attribute accuracy about 0.92 on the official test split.
+        real photographs, frozen ImageNet backbone; 6 minutes on 2 CPU cores, most of it for computing the features
+        once: class accuracy 0.90, balanced attribute accuracy 0.93 on the official test split (106 classes).
+
     python -m experiments.train --model cnn
-        synthetic birds, 64 pixels, from scratch; about 90 seconds on 2 CPU cores: class accuracy about 0.85.
+        synthetic birds, 64 pixels, from scratch; about a minute on 2 CPU cores: class accuracy 0.99, balanced
+        attribute accuracy 0.85 on the test split.
 
     The other defaults shown are those of --model. Repeating the command resumes a run that was stopped or killed.
 
