@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -75,6 +76,21 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path / CONFIG} is not valid JSON ({error}): it was edited or is no config of ours."
         ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that `write_json` wrote."""
+    return json.loads(path.read_text())
+
+
+def owned_folder(path: Path, identity: Mapping[str, Any]) -> Path:
+    """A folder for results that only count for `identity`: kept if they do, emptied if they do not."""
+    config = json.loads(json.dumps(dict(identity)))
+    if path.exists() and not ((path / CONFIG).exists() and read_config(path) == config):
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / CONFIG, config)
+    return path
 
 
 def _compare(path: Path, before: Any, now: Any) -> None:

@@ -190,6 +190,12 @@ class Dataset:
             list(pool.map(fill, range(0, len(labels), 32)))
         return SplitArrays(inputs, attributes, labels, image_ids)
 
+    def images(
+        self, split: str, indices: Int[np.ndarray, "k"], *, image_size: int | tuple[int, int]
+    ) -> UInt8[np.ndarray, "k h w 3"]:
+        """Some images of a split, in the order of `indices`, resized as `batches` does."""
+        return self._load_images(split, _pair(image_size)).get(np.asarray(indices))
+
     def batches(
         self,
         split: str,

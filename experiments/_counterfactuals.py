@@ -1,0 +1,232 @@
+"""Counterfactuals of test images: which pairs, the four attribute-space answers, and the images that realise one."""
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments._folder import UserError, write_arrays
+from experiments._run import LoadedRun
+from spectra_jax import (
+    Head,
+    InversionConfig,
+    all_pairs_norms,
+    best_single_attributes,
+    boundary_perturbation,
+    head_logits,
+    invert,
+    pinv_perturbation,
+    projection_perturbation,
+    psnr,
+    ssim,
+)
+from spectra_jax.logging import Console
+
+SOLVERS = ("boundary", "pinv", "projection")
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """Which counterfactuals to look for.
+
+    Attributes:
+        num_pairs: how many (image, target) pairs.
+        targets: "nearest" asks for the class closest in attribute space, "random" for any other class, "mixed" for
+            both in turn, anything else for the class of that name or 0-based id.
+        source: only images of this class (name or 0-based id); images of all classes in turn if not given.
+        request: whose change of the attributes the images shall realise.
+        margin: lead of the target that is asked for, in logits.
+        batch_size: images inverted together.
+        inversion: how to search for the images.
+    """
+
+    num_pairs: int = 24
+    targets: str = "mixed"
+    source: str | None = None
+    request: Literal["projection", "boundary", "pinv", "single"] = "projection"
+    margin: float = 1.0
+    batch_size: int = 24
+    inversion: InversionConfig = field(default_factory=lambda: InversionConfig(margin=0.1))
+
+    def __post_init__(self) -> None:
+        for name in ("num_pairs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+class Counterfactuals(NamedTuple):
+    """One row a pair; the keys of counterfactuals.npz.
+
+    Attributes:
+        index: position of the image in the test split.
+        label, predicted, target: classes.
+        images, results: (p, h, w, 3) uint8 before, float32 after.
+        before, after: (p, n) attributes of both.
+        requested: (p, n) change that was asked for; inf where the target cannot be reached.
+        norms: (p, 3) ||delta|| of boundary, pinv and projection.
+        reached: (p, 3) whether that delta alone makes the classifier name the target.
+        single_attribute, single_delta: (p,) the best single attribute and its change, -1 and inf where there is none.
+        kkt_residual: (p,) of the projection.
+        success, survives_rounding, num_steps, reason: how the inversion ended.
+        psnr, ssim: (p,) of the result against the original.
+    """
+
+    index: Any
+    label: Any
+    predicted: Any
+    target: Any
+    images: Any
+    results: Any
+    before: Any
+    after: Any
+    requested: Any
+    norms: Any
+    reached: Any
+    single_attribute: Any
+    single_delta: Any
+    kkt_residual: Any
+    success: Any
+    survives_rounding: Any
+    num_steps: Any
+    reason: Any
+    psnr: Any
+    ssim: Any
+
+
+@jax.jit
+def _solve(head: Head, attributes: jax.Array, targets: jax.Array, margin: jax.Array) -> dict[str, jax.Array]:
+    """The attribute-space answers for one row of (sample, target) pairs."""
+    over_pairs = functools.partial(jax.vmap, in_axes=(0, 0))
+    projection = over_pairs(lambda e, j: projection_perturbation(head, e, j, margin=margin))(attributes, targets)
+    deltas = {
+        "boundary": over_pairs(lambda e, j: boundary_perturbation(head, e, j, margin=margin))(attributes, targets),
+        "pinv": over_pairs(lambda e, j: pinv_perturbation(head, e, j, margin=margin))(attributes, targets),
+        "projection": projection.delta,
+    }
+    change, attribute = best_single_attributes(head, attributes, margin=margin)
+    rows = jnp.arange(len(targets), dtype=targets.dtype)
+    change, attribute = change[rows, targets], attribute[rows, targets]
+    chosen = jnp.arange(attributes.shape[1], dtype=attribute.dtype)[None, :] == attribute[:, None]
+    unreachable = jnp.where((attribute < 0)[:, None], jnp.inf, 0)
+    deltas["single"] = jnp.where(chosen, change[:, None], 0) + unreachable
+
+    def names_target(delta: jax.Array) -> jax.Array:
+        return jnp.argmax(head_logits(head, attributes + delta), axis=-1) == targets
+
+    return deltas | {
+        "norms": jnp.stack([jnp.linalg.norm(deltas[name], axis=-1) for name in SOLVERS], axis=-1),
+        "reached": jnp.stack([names_target(deltas[name]) for name in SOLVERS], axis=-1),
+        "single_attribute": attribute,
+        "single_delta": change,
+        "kkt_residual": projection.kkt_residual,
+    }
+
+
+def choose_pairs(
+    run: LoadedRun, attributes: np.ndarray, labels: np.ndarray, config: PairConfig, *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of test images, spread over the classes, and a target class for each that is not the predicted one.
+
+    Raises:
+        UserError: an unknown class, or too few images.
+    """
+    rng = np.random.default_rng(seed)
+    head = run.model.head(run.params)
+    wanted = _class(run, config.source) if config.source is not None else None
+    order = rng.permutation(len(labels))
+    if wanted is not None:
+        order = order[labels[order] == wanted]
+    else:  # the first image of every class, then the second of every class, and so on
+        turn = np.zeros(len(order), int)
+        for label in np.unique(labels):
+            turn[labels[order] == label] = np.arange((labels == label).sum())
+        order = order[np.argsort(turn, kind="stable")]
+    if len(order) < config.num_pairs:
+        raise UserError(f"--num-pairs {config.num_pairs}: the test split has only {len(order)} such images")
+    index = order[: config.num_pairs]
+    logits = np.asarray(head_logits(head, jnp.asarray(attributes[index])))
+    predicted = logits.argmax(axis=-1)
+    drawn = (predicted + rng.integers(1, logits.shape[1], len(index))) % logits.shape[1]
+    if config.targets not in ("nearest", "random", "mixed"):
+        target = np.full(len(index), _class(run, config.targets))
+        keep = target != predicted
+        return index[keep], target[keep].astype(np.int32)
+    if config.targets == "random":
+        return index, drawn.astype(np.int32)
+    norms = np.array(all_pairs_norms(head, jnp.asarray(attributes[index]), method="boundary"))
+    norms[np.arange(len(index)), predicted] = np.inf
+    target = norms.argmin(axis=-1)
+    if config.targets == "mixed":
+        target[1::2] = drawn[1::2]
+    return index, target.astype(np.int32)
+
+
+def _class(run: LoadedRun, name: str) -> int:
+    try:
+        return run.info.find_class(name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def find_counterfactuals(
+    run: LoadedRun, labels: np.ndarray, index: np.ndarray, target: np.ndarray, config: PairConfig, folder: Path,
+    *, console: Console,
+) -> Counterfactuals:  # fmt: skip
+    """Solves and inverts the pairs batch by batch; a batch already in `folder` is not computed again."""
+    model, params = run.model, run.params
+    head = model.head(params)
+    encode = functools.partial(model.encode, params)
+    size = run.config.image_size
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    starts = range(0, len(index), config.batch_size)
+    with console.progress("inverting", len(index), unit="pairs") as task:
+        for start in starts:
+            path = folder / f"pairs-{start:05d}.npz"
+            if not path.exists():
+                rows = np.arange(start, start + config.batch_size) % len(index)  # a last batch wraps: one compilation
+                part = _one_batch(run, head, encode, labels, index[rows], target[rows], config, size)
+                keep = min(config.batch_size, len(index) - start)
+                write_arrays(path, **{name: np.asarray(value)[:keep] for name, value in part._asdict().items()})
+            with np.load(path) as stored:
+                parts.append(Counterfactuals(**{name: stored[name] for name in Counterfactuals._fields}))
+            task.update(min(start + config.batch_size, len(index)))
+    return Counterfactuals(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _one_batch(
+    run: LoadedRun, head: Head, encode: Any, labels: np.ndarray, index: np.ndarray, target: np.ndarray,
+    config: PairConfig, size: int,
+) -> Counterfactuals:  # fmt: skip
+    pixels = run.dataset.images("test", index, image_size=size)
+    images, targets = jnp.asarray(pixels, jnp.float32) / 255, jnp.asarray(target, jnp.int32)
+    before = jax.jit(run.model.encode)(run.params, images)
+    solved = _solve(head, before, targets, jnp.asarray(config.margin, jnp.float32))
+    requested = solved[config.request]
+    result = invert(encode, head, images, before + requested, targets, config=config.inversion)
+    return Counterfactuals(
+        index=index,
+        label=labels[index],
+        predicted=jnp.argmax(head_logits(head, before), axis=-1),
+        target=target,
+        images=pixels,
+        results=result.images,
+        before=before,
+        after=result.attributes,
+        requested=requested,
+        norms=solved["norms"],
+        reached=solved["reached"],
+        single_attribute=solved["single_attribute"],
+        single_delta=solved["single_delta"],
+        kkt_residual=solved["kkt_residual"],
+        success=result.success,
+        survives_rounding=result.survives_rounding,
+        num_steps=result.num_steps,
+        reason=result.reason,
+        psnr=psnr(result.images, images),
+        ssim=ssim(result.images, images),
+    )

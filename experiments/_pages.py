@@ -1,0 +1,217 @@
+"""The reports of the scripts: which figures, tables and cards say what a run found."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments._counterfactuals import SOLVERS, Counterfactuals
+from experiments._folder import METRICS, SUMMARY, read_json
+from experiments._run import LoadedRun
+from spectra_jax import InversionReason, head_logits
+from spectra_jax.logging import read_metrics
+from spectra_jax.reporting import (
+    SERIES,
+    AttributeChange,
+    Column,
+    CounterfactualCard,
+    Metric,
+    Report,
+    new_figure,
+    plot_style,
+)
+
+SHOWN_ATTRIBUTES = 6
+SHOWN_CLASSES = 2
+NAMES = {"boundary": "Boundary", "pinv": "Pseudo-inverse", "projection": "Projection"}
+
+
+def quality(summary: dict[str, Any]) -> list[Metric]:
+    """How good the classifier is, from summary.json."""
+    names = {
+        "class_accuracy": "Class accuracy",
+        "attribute_balanced_accuracy": "Balanced attribute accuracy",
+        "attribute_map": "Attribute mAP",
+        "attribute_f1": "Attribute F1",
+    }
+    return [Metric(title, summary[f"test/{name}"], "%", note="test split") for name, title in names.items()]
+
+
+def margins(summary: dict[str, Any]) -> list[Metric]:
+    """How close the samples are to a flip, from summary.json."""
+    return [
+        Metric("Model attackability", summary["test/attackability_mean"], note="mean, as the paper defines it"),
+        Metric("Attackability", summary["test/attackability_median"], note="median"),
+        Metric("Relative margin", summary["test/relative_margin_mean"], "%", note="mean"),
+    ]
+
+
+def inversion_figures(found: Counterfactuals) -> dict[str, float]:
+    """The figures on the images found, for summary.json; failures count in every share."""
+    finite = found.psnr[np.isfinite(found.psnr)]
+    moved = np.linalg.norm((found.results - found.images / np.float32(255)).reshape(len(found.index), -1), axis=-1)
+    realised = np.linalg.norm(found.after - found.before, axis=-1)
+    won = found.success & (realised > 0)
+    return {
+        "invert/num_pairs": len(found.index),
+        "invert/num_success": int(found.success.sum()),
+        "invert/success_rate": float(found.success.mean()),
+        "invert/survives_rounding_rate": float(found.survives_rounding.mean()),
+        "invert/psnr_median": float(np.median(finite)) if finite.size else float("nan"),
+        "invert/ssim_median": float(np.median(found.ssim)),
+        "invert/noise_ratio_realised_median": float(np.median(moved[won] / realised[won]))
+        if won.any()
+        else float("nan"),
+        "invert/steps_median": float(np.median(found.num_steps)),
+    }
+
+
+def inversion_metrics(figures: dict[str, float]) -> list[Metric]:
+    """The same figures for a report."""
+    pairs = f"{figures['invert/num_success']} of {figures['invert/num_pairs']} pairs"
+    return [
+        Metric("Attack success rate", figures["invert/success_rate"], "%", note=pairs),
+        Metric("Success after 8 bits", figures["invert/survives_rounding_rate"], "%"),
+        Metric("PSNR", figures["invert/psnr_median"], "dB", note="median"),
+        Metric("SSIM", figures["invert/ssim_median"], note="median"),
+        Metric("Perturbation noise ratio", figures["invert/noise_ratio_realised_median"], note="median, realised"),
+    ]
+
+
+def add_counterfactuals(report: Report, run: LoadedRun, found: Counterfactuals, spread: np.ndarray) -> None:
+    """Cards of all pairs, and what the four attribute-space answers cost and reach.
+
+    Args:
+        report: to add to.
+        run: the model the pairs belong to.
+        found: the pairs.
+        spread: (n,) standard deviation of each attribute over the test split, the unit of "large".
+    """
+    head = run.model.head(run.params)
+    probabilities = [np.asarray(jax.nn.softmax(head_logits(head, jnp.asarray(e)), axis=-1)) for e in found[6:8]]
+    cards = [_card(run, found, row, probabilities, spread) for row in range(len(found.index))]
+    report.counterfactuals(
+        cards,
+        caption="Left to right: the photograph, the image found, and their amplified difference. Attributes are those "
+        f"with the {SHOWN_ATTRIBUTES} largest requested changes in units of their spread over the test images.",
+    )
+    feasible = np.isfinite(found.norms).all(axis=-1)
+    rows = []
+    for k, name in enumerate(SOLVERS):
+        ratio = found.norms[feasible, k] / found.norms[feasible, SOLVERS.index("projection")]
+        rows.append((NAMES[name], np.median(found.norms[feasible, k]), np.median(ratio), found.reached[:, k].mean()))
+    has_single = found.single_attribute >= 0
+    single = np.abs(found.single_delta[has_single])
+    best = found.norms[has_single, SOLVERS.index("projection")]
+    rows.append(
+        ("Single attribute", np.median(single) if single.size else np.nan,
+         np.median(single / best) if single.size else np.nan, has_single.mean())
+    )  # fmt: skip
+    report.table(
+        "Four answers to one question",
+        [
+            "Perturbation",
+            Column("median ‖δ‖", definition="Median length of the change of the attributes, over these pairs."),
+            Column("over projection", definition="Median of ‖δ‖ divided by that of the projection, pair by pair."),
+            Column("reaches target", "%", definition="Share of pairs where e + δ is classified as the target."),
+        ],
+        rows,
+        caption="The change of the attribute vector that shall make each image its target class. Only the projection "
+        "both wins against every class and is the smallest such change.",
+    )
+
+
+def _card(
+    run: LoadedRun, found: Counterfactuals, row: int, probabilities: list[np.ndarray], spread: np.ndarray
+) -> CounterfactualCard:
+    classes, names = run.info.class_names, run.info.attribute_names
+    pair = Counterfactuals(*(column[row] for column in found))
+    requested = np.where(np.isfinite(pair.requested), pair.requested, 0)
+    largest = np.argsort(-np.abs(requested) / np.maximum(spread, 1e-6))[:SHOWN_ATTRIBUTES]
+    changes = [
+        AttributeChange(names[f], float(pair.before[f]), float(requested[f]), float(pair.after[f] - pair.before[f]))
+        for f in largest
+        if requested[f] != 0
+    ]
+    note = f"Labelled {classes[pair.label]}."
+    if pair.single_attribute >= 0:
+        size = abs(pair.single_delta) / max(spread[pair.single_attribute], 1e-6)
+        note += (
+            f" One attribute alone: {names[pair.single_attribute]} by {pair.single_delta:+.3g} ({size:.1f} spreads)."
+        )
+    else:
+        note += " No single attribute can reach this target."
+    if pair.success and not pair.survives_rounding:
+        note += " The flip is lost when the image is rounded to 8 bits."
+    chosen = {int(pair.target), *(int(k) for p in probabilities for k in np.argsort(-p[row])[:SHOWN_CLASSES])}
+    shown = sorted(chosen, key=lambda k: -float(probabilities[0][row, k]))
+    return CounterfactualCard(
+        original=pair.images / np.float32(255),
+        counterfactual=pair.results,
+        source_class=classes[pair.predicted],
+        target_class=classes[pair.target],
+        success=bool(pair.success),
+        reason="" if pair.success else InversionReason(int(pair.reason)).description,
+        steps=int(pair.num_steps),
+        attributes=changes,
+        probabilities_before=[(classes[k], float(probabilities[0][row, k])) for k in shown],
+        probabilities_after=[(classes[k], float(probabilities[1][row, k])) for k in shown],
+        metrics=[Metric("PSNR", float(pair.psnr), "dB"), Metric("SSIM", float(pair.ssim))],
+        note=note,
+    )
+
+
+def add_margins(report: Report, run: LoadedRun, norms: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> None:
+    """Distribution of the relative margin, and how far each class is from each other one.
+
+    Args:
+        report: to add to.
+        run: for the class names.
+        norms: (N, c) exact distances of the test samples to every class, 0 at the predicted one.
+        lengths: (N,) ||e||.
+        labels: (N,) classes of the samples.
+    """
+    nearest = np.where(norms > 0, norms, np.inf).min(axis=-1) / lengths
+    with plot_style():
+        figure = new_figure(6.4, 2.8)
+        axes = figure.add_subplot(xlabel="relative margin ‖δ‖ / ‖e‖", ylabel="test images")
+        axes.hist(nearest[np.isfinite(nearest)], 40, color=SERIES[0])
+        axes.axvline(float(np.median(nearest)), color=SERIES[1], linestyle="--", label="median")
+        axes.legend()
+    report.figure(
+        "How close every test image is to a flip",
+        figure,
+        alt=f"Histogram of the relative margin of {len(norms)} test images; median {np.median(nearest):.3g}.",
+        caption="Distance in attribute space to the nearest class boundary, relative to the attributes' length.",
+    )
+    classes = np.unique(labels)
+    medians = np.array([np.median(norms[labels == c][:, classes], axis=0) for c in classes])
+    np.fill_diagonal(medians, np.nan)
+    names = [run.info.class_names[c] for c in classes]
+    report.matrix(
+        "Which classes are close to which",
+        medians,
+        names,
+        names,
+        row_title="labelled",
+        column_title="target",
+        value_name="median exact distance",
+        caption="Median length of the projection from the images of one class to the region of another.",
+    )
+
+
+def add_training(report: Report, run_dir: Path) -> None:
+    """Training curves from metrics.jsonl."""
+    report.curves("Training", read_metrics(run_dir / METRICS), x="epoch")
+
+
+def training_report(run_dir: Path, *, title: str) -> Path:
+    """What training alone can show: quality, attackability and curves."""
+    summary = read_json(run_dir / SUMMARY)
+    report = Report("SPECTRA training", subtitle=title)
+    report.headline([*quality(summary), *margins(summary)])
+    add_training(report, run_dir)
+    report.provenance(seconds=summary.get("seconds"))
+    return report.write(run_dir / "report.html")
