@@ -1,0 +1,174 @@
+"""What a fresh clone promises: the install, the two commands and the README are as they say."""
+
+import ast
+import fnmatch
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGES = ("spectra_jax", "experiments", "data_prep")
+DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "BUILD.md")}
+# tensorflow-datasets and tensorflow-metadata are plain Python and do without the frameworks.
+FRAMEWORKS = {"tensorflow", "tensorflow-cpu", "tf-nightly", "keras", "torch", "torchvision", "ray", "clu", "jaxopt"}
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    return [Requirement(line) for line in lines]
+
+
+def closure(direct: list[Requirement]) -> set[str]:
+    """The names of everything that installing `direct` brings along, by the metadata of what is installed here."""
+    names: set[str] = set()
+    pending = [(requirement, extra) for requirement in direct for extra in ("", *requirement.extras)]
+    seen = set()
+    while pending:
+        requirement, extra = pending.pop()
+        name = canonicalize_name(requirement.name)
+        if (name, extra) in seen or (requirement.marker and not requirement.marker.evaluate({"extra": extra})):
+            continue
+        seen.add((name, extra))
+        names.add(name)
+        for text in importlib.metadata.requires(name) or ():
+            needed = Requirement(text)
+            for of_parent in {"", extra}:
+                if needed.marker is None or needed.marker.evaluate({"extra": of_parent}):
+                    pending += [(Requirement(f"{needed.name}"), inner) for inner in ("", *needed.extras)]
+    return names
+
+
+def constraints() -> dict[str, Requirement]:
+    """The pins that apply to this Python."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    pins = [Requirement(line) for line in lines]
+    applying = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    assert len({pin.name for pin in applying}) == len(applying), "a package is pinned twice"
+    return {canonicalize_name(pin.name): pin for pin in applying}
+
+
+def sources() -> Iterator[Path]:
+    return (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_core_install_brings_no_other_framework():
+    installed = closure(requirements("pretrained"))
+    assert {"jax", "jaxlib", "flax", "numpy", "tensorflow-datasets"} <= installed
+    assert not installed & FRAMEWORKS
+
+
+def test_every_import_is_declared():
+    distributions = importlib.metadata.packages_distributions()
+    declared = {canonicalize_name(requirement.name) for requirement in requirements()}
+    undeclared = {}
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for module in {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - set(PACKAGES):
+                providers = {canonicalize_name(name) for name in distributions.get(module, ())}
+                if not providers & declared:
+                    undeclared.setdefault(module, []).append(str(path.relative_to(ROOT)))
+    assert not undeclared
+
+
+def test_constraints_pin_everything_within_the_declared_bounds():
+    pins = constraints()
+    direct = requirements("pretrained", "test", "bench")
+    assert closure(direct) <= pins.keys()
+    for pin in pins.values():
+        assert re.fullmatch(r"==[^=*]+", str(pin.specifier)) and pin.url is None, f"{pin}: expected name==version"
+    for requirement in direct:
+        (pinned,) = pins[canonicalize_name(requirement.name)].specifier
+        assert requirement.specifier.contains(Version(pinned.version)), f"{pinned} does not satisfy {requirement}"
+
+
+def test_package_data_includes_every_file_that_is_no_module():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                name = ".".join(path.parent.relative_to(ROOT).parts)
+                assert any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns.get(name, [])), path
+
+
+def test_readme_example_runs(capsys):
+    (block,) = python_blocks(DOCUMENTS["README.md"])
+    names: dict = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert "projection: class 7 " in capsys.readouterr().out
+    # What the README says of it is true of these numbers.
+    assert names["nearest"].feasible and int(jnp.argmax(names["logits_nearest"])) == names["target"]
+    assert float(jnp.ptp(names["logits_tie"])) < 1e-3
+    assert float(names["nearest"].norm) < float(jnp.linalg.norm(names["tie"]))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_documents_name_what_exists(name):
+    text = DOCUMENTS[name]
+    modules = set(re.findall(r"python -m ((?:spectra_jax|experiments|data_prep)[\w.]*)", text))
+    assert modules and all(importlib.util.find_spec(module) for module in modules)
+    outside_comments = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", outside_comments) if "://" not in link]
+    paths = re.findall(r"`((?:spectra_jax|experiments|data_prep|tests)/[\w./]*)`", text)
+    assert [path for path in {*links, *paths} if not (ROOT / path).exists()] == []
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z]+)", text)) <= targets
+
+
+def test_changelog_has_this_version():
+    assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (None, "there is no"),
+        ('case "$1" in --version) echo Python 3.9.1;; *version_info*) ;; esac; exit 1', "Python 3.9.1 is too old"),
+        ('case "$*" in *ensurepip*) exit 1;; esac', "python3-venv"),
+    ],
+)
+def test_unusable_python_is_explained(tmp_path, script, message):
+    python = tmp_path / "python"
+    if script:
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+    done = make("demo", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}")
+    assert done.returncode != 0 and "error: " in done.stderr and message in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+@needs_make
+def test_second_run_installs_only_after_a_change(tmp_path):
+    for stamp in (".created", ".installed", ".installed-test"):
+        (tmp_path / stamp).touch()
+    for target, command in (("demo", "experiments.quickstart"), ("test", "pytest")):
+        plan = make("--dry-run", target, f"VENV={tmp_path}").stdout
+        assert command in plan and "pip install" not in plan
+        assert "pip install" in make("--dry-run", target, f"VENV={tmp_path}", "--what-if=pyproject.toml").stdout
+        assert "pip install" in make("--dry-run", target, f"VENV={tmp_path}", "--what-if=constraints.txt").stdout
