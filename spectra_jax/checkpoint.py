@@ -4,6 +4,7 @@ A checkpoint appears whole or not at all (orbax writes under a temporary name an
 background, and carries a checksum, so that restoring can tell a damaged one and fall back to the one before.
 """
 
+import json
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
@@ -83,7 +84,9 @@ class Checkpoints:
             host: a JSON value, for example the position of the data.
         """
         params, rest = _split(state)
-        host = {"value": host, PARAMS: _checksum(params), REST: _checksum(rest)}
+        # As text with a checksum: one flipped digit of a position would resume in the wrong place without an error.
+        text = json.dumps(host)
+        stored = {"text": text, HOST: _checksum_text(text), PARAMS: _checksum(params), REST: _checksum(rest)}
         # A failure of the write before this one surfaces here.
         self._manager.save(
             step,
@@ -91,7 +94,7 @@ class Checkpoints:
                 **{
                     PARAMS: ocp.args.StandardSave(params),
                     REST: ocp.args.StandardSave(rest),
-                    HOST: ocp.args.JsonSave(host),
+                    HOST: ocp.args.JsonSave(stored),
                 }
             ),
         )
@@ -118,7 +121,7 @@ class Checkpoints:
         def read(step: int) -> Restored:
             found = self._manager.restore(step, args=arguments)
             _verify(found, PARAMS, REST)
-            return Restored(step, _join(template, found[PARAMS], found[REST]), found[HOST]["value"], {})
+            return Restored(step, _join(template, found[PARAMS], found[REST]), json.loads(found[HOST]["text"]), {})
 
         restored, damaged = self._newest(read)
         for step in damaged:
@@ -182,7 +185,13 @@ def _target(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
 
 
+def _checksum_text(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
 def _verify(found: Mapping[str, Any], *items: str) -> None:
+    if found[HOST][HOST] != _checksum_text(found[HOST]["text"]):
+        raise ValueError(f"the checksum of {HOST!r} does not match")
     for item in items:
         if found[HOST][item] != _checksum(found[item]):
             raise ValueError(f"the checksum of {item!r} does not match")

@@ -1,6 +1,7 @@
 """The step, the loop, and the files they leave, on a problem that trains in a second."""
 
 import dataclasses
+import gc
 import io
 import json
 import shutil
@@ -34,6 +35,12 @@ from spectra_jax.training import (
     trained_part,
 )
 from spectra_jax.types import Batch
+
+# Where one array of a damaged checkpoint cannot be read, orbax closes its event loop on the reads still under way; their
+# coroutines are collected some time later. Nothing of ours is left unread or unhandled.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:Exception ignored in. (<coroutine object _read_array_index|None):pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def host(tree):
@@ -296,7 +303,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert records(tmp_path / "whole") == records(tmp_path / "pieces")
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "delete_item", "delete_files"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "flip_position", "delete_item", "delete_files"])
 def test_damaged_latest_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
     whole, _ = run_with_checkpoints(tmp_path / "run")
     latest = tmp_path / "run" / "checkpoints" / "30"
@@ -307,6 +314,12 @@ def test_damaged_latest_checkpoint_falls_back_to_the_one_before(tmp_path, damage
         data = bytearray(files[0].read_bytes())
         data[len(data) // 2] ^= 1
         files[0].write_bytes(data)
+    elif damage == "flip_position":
+        # Still valid JSON, but it would take up metrics and data at another place.
+        host_file = latest / "host" / "metadata"
+        text = host_file.read_text()
+        assert 'step\\": 30' in text
+        host_file.write_text(text.replace('step\\": 30', 'step\\": 20'))
     elif damage == "delete_item":
         shutil.rmtree(latest / "params")
     else:
@@ -319,6 +332,7 @@ def test_damaged_latest_checkpoint_falls_back_to_the_one_before(tmp_path, damage
     checkpoints.close()
     state, progress = run_with_checkpoints(tmp_path / "run")
     assert progress.step == 30 and same(whole, state) and records(tmp_path / "run") == before
+    gc.collect()  # the abandoned reads, while their warning is still expected
 
 
 def test_all_checkpoints_damaged_is_an_error_that_says_so(tmp_path):

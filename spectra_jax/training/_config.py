@@ -65,8 +65,8 @@ class TrainConfig:
 # Where each architecture starts; every value can be overridden on the command line.
 PRESETS: dict[str, TrainConfig] = {
     "linear": TrainConfig(model="linear", epochs=20, learning_rate=1e-3, weight_decay=0.1),
-    # On the synthetic birds the validation figures stop rising after 10 epochs. Without "balanced" six epochs end at the
-    # same class accuracy but with attributes that nearly always answer "absent" (balanced accuracy 0.52).
+    # Synthetic birds, seed 0: validation figures stop rising after 10 epochs. The same 12 epochs without "balanced" end
+    # at the same class accuracy with balanced attribute accuracy 0.75 instead of 0.90.
     "cnn": TrainConfig(model="cnn", epochs=12, attribute_weighting="balanced"),
     "deep_cnn": TrainConfig(model="deep_cnn", epochs=60, learning_rate=1e-3),
     "resnet": TrainConfig(model="resnet", epochs=90, learning_rate=1e-3, batch_size=128),
