@@ -36,8 +36,8 @@ from spectra_jax.training import (
 )
 from spectra_jax.types import Batch
 
-# Where one array of a damaged checkpoint cannot be read, orbax closes its event loop on the reads still under way; their
-# coroutines are collected some time later. Nothing of ours is left unread or unhandled.
+# Where one array of a damaged checkpoint cannot be read, orbax closes its event loop on the reads still under way;
+# their coroutines are collected some time later. Nothing of ours is left unread or unhandled.
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:Exception ignored in. (<coroutine object _read_array_index|None):pytest.PytestUnraisableExceptionWarning"
 )
