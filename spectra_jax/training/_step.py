@@ -70,7 +70,9 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, params: Pa
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained_part(model, params)), key)
 
 
-def balanced_positive_weight(attributes: Float[Array | np.ndarray, "N n"], *, limit: float = 10.0) -> Float[Array, "n"]:
+def balanced_positive_weight(
+    attributes: Float[Array | np.ndarray, "N n"], *, limit: float = 10.0
+) -> Float[np.ndarray, "n"]:
     """Weights that make the present and the absent answers of each attribute count alike in the loss.
 
     (1 - p) / p for an attribute present in a share p of the training examples, clipped to [1 / limit, limit] because an
