@@ -84,10 +84,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def owned_folder(path: Path, identity: Mapping[str, Any]) -> Path:
-    """A folder for results that only count for `identity`: kept if they do, emptied if they do not."""
+    """A folder for results that only count for `identity`: kept if they do, emptied if they do not.
+
+    Raises:
+        UserError: it holds something that is not such results; nothing is deleted then.
+    """
     config = json.loads(json.dumps(dict(identity)))
-    if path.exists() and not ((path / CONFIG).exists() and read_config(path) == config):
-        shutil.rmtree(path)
+    if path.exists():
+        if not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG).exists()):
+            raise UserError(f"{path} exists and holds no {CONFIG} of ours. Choose another folder.")
+        stored = read_config(path) if (path / CONFIG).exists() else {}
+        if "run" in stored:
+            raise UserError(f"{path} is the folder of a training run. Choose another one.")
+        if stored != config:
+            shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / CONFIG, config)
     return path

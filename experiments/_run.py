@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments._folder import CHECKPOINTS, CONFIG, UserError, read_config
 from spectra_jax.checkpoint import Checkpoints
@@ -209,6 +210,19 @@ def load_run(run_dir: Path) -> LoadedRun:
     except FileNotFoundError as error:
         raise UserError(str(error)) from None
     return LoadedRun(model, params, dataset.info, config, dataset, step)
+
+
+def test_attributes(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Attributes (N, n) and labels (N,) of the test split, as the finished training left them.
+
+    Raises:
+        UserError: training has not finished.
+    """
+    path = Path(run_dir) / "test_attributes.npz"
+    if not path.exists():
+        raise UserError(f"{path} is missing: training has not finished. Repeat its command.")
+    with np.load(path) as stored:
+        return stored["attributes"], stored["labels"]
 
 
 def describe(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:

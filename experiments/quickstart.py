@@ -38,6 +38,7 @@ class Args:
     Attributes:
         model: linear, cnn, deep_cnn, resnet or efficientnet_lite0; by default cnn on the synthetic birds and
             efficientnet_lite0 on photographs. Its training presets are those of experiments.train.
+        epochs: passes over the training split; by default those of the model's preset.
         run_dir: the run folder; default runs/quickstart-<data>-<model>-seed<k>.
         seed: of training and of the choice of images.
         quiet: show errors only.
@@ -46,6 +47,7 @@ class Args:
     data: OmitArgPrefixes[_run.DataConfig] = field(default_factory=_run.DataConfig)
     pairs: Annotated[PairConfig, tyro.conf.arg(name="")] = field(default_factory=PairConfig)
     model: str | None = None
+    epochs: int | None = None
     run_dir: Path | None = None
     seed: int = 0
     quiet: bool = False
@@ -59,15 +61,14 @@ def quickstart(args: Args) -> tuple[Path, int]:
     if name not in PRESETS:
         raise _folder.UserError(f"--model {name!r}: choose one of {', '.join(PRESETS)}")
     run_dir = args.run_dir or Path("runs") / f"quickstart-{args.data.name}-{name}-seed{args.seed}"
-    config = dataclasses.replace(PRESETS[name], seed=args.seed)
+    config = dataclasses.replace(PRESETS[name], seed=args.seed, epochs=args.epochs or PRESETS[name].epochs)
     _, code = train(TrainArgs(config, data=args.data, run_dir=run_dir, quiet=args.quiet))
     if code:
         return run_dir, code
 
     run = _run.load_run(run_dir)
     head = run.model.head(run.params)
-    with np.load(run_dir / "test_attributes.npz") as stored:
-        attributes, labels = stored["attributes"], stored["labels"]
+    attributes, labels = _run.test_attributes(run_dir)
     console.say(f"solving {len(labels) * run.info.num_classes:,} (image, target) pairs")
     solve = jax.jit(all_pairs_norms, static_argnames="method")
     norms = {method: np.asarray(solve(head, jnp.asarray(attributes), method=method)) for method in

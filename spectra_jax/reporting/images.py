@@ -111,5 +111,5 @@ def data_uri(pixels: NDArray[np.uint8], *, format: str = "auto") -> str:
     if format == "png":
         picture.save(file, "PNG", optimize=True)
     else:
-        picture.save(file, "JPEG", quality=92, subsampling=0, optimize=True)
+        picture.save(file, "JPEG", quality=92, subsampling=0)
     return f"data:image/{format};base64,{base64.b64encode(file.getvalue()).decode()}"
