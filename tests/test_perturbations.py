@@ -182,8 +182,16 @@ def test_boundary_reaches_a_tie_with_the_predicted_class():
     )
 
 
-@pytest.mark.parametrize(("shape", "bias", "margin"), [((12, 20), False, 0.0), ((12, 20), True, 0.5), ((20, 6), False, 0.0),
-                                                       ((20, 6), True, 0.0), ((20, 6), False, 0.5)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "bias", "margin"),
+    [
+        ((12, 20), False, 0.0),
+        ((12, 20), True, 0.5),
+        ((20, 6), False, 0.0),
+        ((20, 6), True, 0.0),
+        ((20, 6), False, 0.5),
+    ],
+)
 def test_pinv_equals_numpy_per_pair_and_the_shared_factorisation(shape, bias, margin):
     head, attributes = random_problem(8, 3, *shape, bias=bias)
     deltas = per_pair(lambda e, j: sj.pinv_perturbation(head, e, j, margin=margin), head, attributes)
