@@ -1,6 +1,7 @@
 """SPECTRA-JAX: exact attribute-space counterfactuals, attackability and robustness training in JAX."""
 
 from spectra_jax.attackability import attackability as attackability
+from spectra_jax.attackability import attackability_summary as attackability_summary
 from spectra_jax.inversion import InversionConfig as InversionConfig
 from spectra_jax.inversion import InversionReason as InversionReason
 from spectra_jax.inversion import InversionResult as InversionResult

@@ -1,12 +1,20 @@
 """Attackability: how large an attribute vector is against its distance to a class change (Eq. 5, 6)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+from scipy.stats import bootstrap
 
 from spectra_jax.checks import check_attributes, check_choice
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
 from spectra_jax.perturbations.geometry import head_logits, safe_norm
 from spectra_jax.types import Head
+
+# Bootstrap draws held in memory together: 32 MB of doubles.
+_RESAMPLED_AT_ONCE = 4_000_000
 
 
 def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = "boundary") -> Float[Array, "b"]:
@@ -36,4 +44,83 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
     logits = head_logits(head, attributes)
     norms = all_pairs_norms(head, attributes, method=method, logits=logits)
     others = jnp.arange(logits.shape[-1])[None, :] != jnp.argmax(logits, axis=-1)[:, None]
-    return safe_norm(attributes) / jnp.min(jnp.where(others, norms, jnp.inf), axis=-1)
+    nearest = jnp.min(jnp.where(others, norms, jnp.inf), axis=-1)
+    on_boundary = nearest == 0
+    return jnp.where(on_boundary, jnp.inf, safe_norm(attributes) / jnp.where(on_boundary, 1, nearest))
+
+
+def attackability_summary(
+    values: Float[np.ndarray | Array, "N"], *, num_resamples: int = 2000, seed: int = 0
+) -> dict[str, float]:
+    """The paper's Model Attackability (Eq. 6) and the statistics to read beside it, on the host.
+
+    The mean is heavy-tailed: margins have positive density at 0, so the few samples nearest a boundary decide it and
+    its interval is only indicative. Compare models by the median or by relative_margin.
+
+    Samples on a boundary have infinite attackability. They are counted in num_infinite and left out of mean, maximum
+    and top_1_percent_share; the quantiles count them as largest and relative_margin as 0. Samples of attackability 0,
+    which nothing can reach, have no finite relative margin: they are counted in num_zero and left out of it.
+
+    Args:
+        values: (N,) from `attackability`, N >= 1.
+        num_resamples: bootstrap resamples for each interval.
+        seed: of the resampling; the same seed gives the same intervals.
+
+    Returns:
+        mean (Eq. 6), median, relative_margin (mean of 1 / value, i.e. of ||delta|| / ||e||), each with its 95 %
+        percentile bootstrap interval NAME_low and NAME_high (NaN for fewer than two values); quantile_05, quantile_25,
+        quantile_75, quantile_95, quantile_99; maximum; top_1_percent_share of the sum, held by the ceil(N / 100)
+        largest values; num_samples, num_infinite and num_zero. inf or NaN only where nothing finite is left.
+
+    Raises:
+        ValueError: values not (N,), empty, NaN or negative.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"values has shape {values.shape}; expected (N,), one attackability a sample, N >= 1")
+    if not (values >= 0).all():
+        raise ValueError("values contains NaN or negative numbers; attackability is a ratio of norms")
+    finite, positive = values[np.isfinite(values)], values[values > 0]
+    ordered = np.sort(finite)[::-1]
+    total = ordered.sum()
+    summary = {
+        "maximum": ordered[0] if finite.size else np.inf,
+        "top_1_percent_share": ordered[: -(-finite.size // 100)].sum() / total if total > 0 else np.nan,
+        "num_samples": values.size,
+        "num_infinite": values.size - finite.size,
+        "num_zero": values.size - positive.size,
+    }
+    for percent in (5, 25, 75, 95, 99):
+        summary[f"quantile_{percent:02d}"] = _quantile(values, percent / 100)
+    statistics: dict[str, tuple[Callable[..., Any], np.ndarray, float]] = {
+        "mean": (np.mean, finite, np.inf),
+        "median": (_quantile, values, np.inf),
+        "relative_margin": (np.mean, 1 / positive, np.nan),
+    }
+    for name, (statistic, sample, if_empty) in statistics.items():
+        summary[name] = statistic(sample) if sample.size else if_empty
+        summary[f"{name}_low"], summary[f"{name}_high"] = _interval(sample, statistic, num_resamples, seed)
+    return {name: float(value) for name, value in summary.items()}
+
+
+def _quantile(values: np.ndarray, level: float = 0.5, axis: int | None = None) -> np.ndarray:
+    """np.quantile that ranks inf last instead of turning inf - inf into NaN."""
+    largest = np.finfo(np.float64).max
+    quantile = np.quantile(np.minimum(values, largest), level, axis=axis)
+    return np.where(quantile > np.max(values, initial=0, where=np.isfinite(values)), np.inf, quantile)
+
+
+def _interval(sample: np.ndarray, statistic: Callable[..., Any], num_resamples: int, seed: int) -> tuple[float, float]:
+    if sample.size < 2:
+        return np.nan, np.nan
+    with np.errstate(invalid="ignore"):  # SciPy also computes a standard error, inf - inf where medians are infinite
+        resampled = bootstrap(
+            (sample,),
+            statistic,
+            n_resamples=num_resamples,
+            batch=max(1, _RESAMPLED_AT_ONCE // sample.size),
+            vectorized=True,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
+    return float(_quantile(resampled, 0.025)), float(_quantile(resampled, 0.975))

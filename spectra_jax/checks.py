@@ -54,6 +54,17 @@ def check_target(head: Head, target: Any) -> None:
         raise ValueError(f"target is {int(target)}; expected a class index from 0 to {head.weights.shape[0] - 1}")
 
 
+def check_targets(head: Head, targets: Any) -> None:
+    """Raises ValueError unless `targets` are integers and, where concrete, class indices of the head."""
+    if not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
+        raise ValueError(f"targets has type {jnp.result_type(targets)}; expected integer class indices")
+    if is_concrete(targets):
+        classes, last = np.asarray(targets), head.weights.shape[0] - 1
+        wrong = classes[(classes < 0) | (classes > last)]
+        if wrong.size:
+            raise ValueError(f"targets contains {wrong[0]}; expected class indices from 0 to {last}")
+
+
 def check_margin(margin: Any) -> None:
     """Raises ValueError if a concrete `margin` is negative or not finite."""
     if is_concrete(margin) and not (np.all(np.isfinite(margin)) and np.all(np.asarray(margin) >= 0)):
@@ -82,6 +93,19 @@ def check_images(images: Any) -> None:
         if low < 0 or high > 1:
             advice = "divide 8-bit values by 255" if high > 2 else "clip or rescale it"
             raise ValueError(f"images spans [{low:.4g}, {high:.4g}]; expected values in [0, 1]: {advice}")
+
+
+def check_unit_scale(name: str, images: Any) -> None:
+    """Raises ValueError if `images` are integers or, where concrete, plainly not on the scale of [0, 1].
+
+    Looser than `check_images`: a decoder's output may leave [0, 1] a little and may have any number of axes.
+    """
+    if not jnp.issubdtype(jnp.result_type(images), jnp.floating):
+        raise ValueError(f"{name} has type {jnp.result_type(images)}; expected floats in [0, 1]: divide uint8 by 255")
+    if is_concrete(images) and np.size(images) and float(jnp.max(images)) > 2:
+        raise ValueError(
+            f"{name} reaches {float(jnp.max(images)):.4g}; expected values in [0, 1]: divide 8-bit values by 255"
+        )
 
 
 def check_mutable(head: Head, mutable: Any) -> None:

@@ -8,11 +8,10 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from spectra_jax.checks import check_attributes, check_choice, check_images
+from spectra_jax.checks import check_attributes, check_choice, check_images, check_targets
 from spectra_jax.perturbations.geometry import head_logits
 from spectra_jax.similarity import WINDOW, ssim
 from spectra_jax.types import Head
@@ -121,7 +120,8 @@ def invert(
         InversionResult.
 
     Raises:
-        ValueError: shapes do not match, images not in [0, 1] or smaller than SSIM's window, target out of range.
+        ValueError: shapes do not match (the encoder's included), images not in [0, 1] or smaller than SSIM's window,
+            target out of range.
     """
     config = InversionConfig() if config is None else config
     check_images(images)
@@ -134,14 +134,11 @@ def invert(
         )
     if min(images.shape[1:3]) < WINDOW and config.ssim_weight > 0:
         raise ValueError(f"images are {images.shape[1:3]} pixels; SSIM needs {WINDOW}x{WINDOW}, or set ssim_weight=0")
-    classes = np.asarray(targets)
-    num_classes = head.weights.shape[0]
-    if not np.issubdtype(classes.dtype, np.integer) or (classes < 0).any() or (classes >= num_classes).any():
-        raise ValueError(f"targets {classes} must be integer class indices from 0 to {num_classes - 1}")
     if batch == 0:
         raise ValueError("images is empty; expected at least one image")
+    check_targets(head, targets)
     encode = _as_partial(encode_fn)
-    return _invert(encode, head, images, target_attributes, jnp.asarray(classes, jnp.int32), config=config)
+    return _invert(encode, head, images, target_attributes, jnp.asarray(targets, jnp.int32), config=config)
 
 
 def _as_partial(encode_fn: EncodeFn) -> jax.tree_util.Partial:
@@ -207,13 +204,17 @@ def _invert(encode_fn, head, images, target_attributes, targets, *, config: Inve
             images=jnp.where(each(go_on, moved), moved, search.images),
             attributes=jnp.where(search.running[:, None], attributes, search.attributes),
             optimizer=state,
-            num_steps=search.num_steps + go_on,
+            num_steps=search.num_steps + go_on.astype(jnp.int32),
             loss=jnp.where(search.running, loss, search.loss),
             reason=jnp.where(search.running, reason, search.reason),
             running=go_on,
         )
 
     attributes = encode_fn(images)
+    if attributes.shape != target_attributes.shape:
+        raise ValueError(
+            f"encode_fn gives shape {attributes.shape}; expected {target_attributes.shape}, the head's width"
+        )
     start = _Search(
         images=images,
         attributes=attributes,
@@ -226,6 +227,7 @@ def _invert(encode_fn, head, images, target_attributes, targets, *, config: Inve
     end = jax.lax.while_loop(lambda search: jnp.any(search.running), step, start)
     success = end.reason == InversionReason.SUCCESS
     rounded = jnp.round(end.images * 255) / 255
+    named = jnp.argmax(head_logits(head, encode_fn(rounded)), axis=-1).astype(targets.dtype)
     return InversionResult(
         images=end.images,
         attributes=end.attributes,
@@ -233,7 +235,7 @@ def _invert(encode_fn, head, images, target_attributes, targets, *, config: Inve
         num_steps=end.num_steps,
         loss=end.loss,
         reason=end.reason,
-        survives_rounding=success & (jnp.argmax(head_logits(head, encode_fn(rounded)), axis=-1) == targets),
+        survives_rounding=success & (named == targets),
     )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import check_choice
+from spectra_jax.checks import check_attributes, check_choice
 from spectra_jax.perturbations.all_pairs import all_pairs_norms
 from spectra_jax.perturbations.geometry import head_logits, safe_norm
 from spectra_jax.types import Head
@@ -20,6 +20,11 @@ def masked_mean(values: Float[Array, "b"], valid: Bool[Array, "b"] | None = None
     weight = valid.astype(values.dtype)
     # where, not a product: a padded row may hold NaN and must not leak it.
     return jnp.sum(jnp.where(valid, values, 0)) / jnp.maximum(jnp.sum(weight), 1)
+
+
+def _without_padding(rows: Float[Array, "b ..."], valid: Bool[Array, "b"] | None) -> Float[Array, "b ..."]:
+    """Rows with the padded ones set to 0 before any arithmetic: masking the loss alone leaves NaN gradients."""
+    return rows if valid is None else jnp.where(valid.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
 
 
 def attribute_loss(
@@ -40,6 +45,7 @@ def attribute_loss(
     Returns:
         Scalar loss in nats.
     """
+    attributes, labels = _without_padding(attributes, valid), _without_padding(labels, valid)
     present = optax.sigmoid_binary_cross_entropy(attributes, jnp.ones_like(attributes)) * labels
     absent = optax.sigmoid_binary_cross_entropy(attributes, jnp.zeros_like(attributes)) * (1 - labels)
     if positive_weight is not None:
@@ -65,6 +71,7 @@ def classification_loss(
     Returns:
         Scalar loss in nats.
     """
+    logits = _without_padding(logits, valid)
     one_hot = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
     targets = optax.smooth_labels(one_hot.astype(logits.dtype), label_smoothing)
     return masked_mean(optax.softmax_cross_entropy(logits, targets), valid)
@@ -98,7 +105,8 @@ def stability_loss(
         required_distance: r from which the hinge is content.
         nearest: use the nearest class only; otherwise the mean over all classes that can be reached.
         logits: (b, c) in place of W e + b: the paper's "l_global can be treated as a learnable parameter".
-        detach_logits: stop the gradient through the logits, so that only the geometry of W learns.
+        detach_logits: stop the gradient through the logits and ||e||, so that only the geometry of W learns. Against
+            fixed logits smaller weights count as larger distances: pair it with a term that holds W's scale.
         valid: (b,) rows to count.
 
     Returns:
@@ -107,9 +115,13 @@ def stability_loss(
     Raises:
         ValueError: shapes do not match, unknown method or form.
     """
+    check_attributes(head, attributes, ndim=2)
     check_choice("form", form, STABILITY_FORMS)
-    logits = head_logits(head, attributes) if logits is None else logits
-    logits = jax.lax.stop_gradient(logits) if detach_logits else logits
+    attributes = _without_padding(attributes, valid)
+    logits = head_logits(head, attributes) if logits is None else _without_padding(logits, valid)
+    if detach_logits:
+        # ||e|| as well: against fixed logits, shrinking e alone would look like a gain in relative distance.
+        logits, attributes = jax.lax.stop_gradient((logits, attributes))
     norms = all_pairs_norms(head, attributes, method=method, logits=logits)
     predicted = jnp.argmax(logits, axis=-1)
     others = (jnp.arange(norms.shape[-1])[None, :] != predicted[:, None]) & jnp.isfinite(norms)
@@ -171,8 +183,11 @@ def total_loss(
         Scalar.
 
     Raises:
-        ValueError: a reconstruction is asked for without images and reconstructions.
+        ValueError: attributes do not match the head, or a reconstruction is asked for without images and
+            reconstructions.
     """
+    check_attributes(head, attributes, ndim=2)
+    attributes = _without_padding(attributes, valid)
     loss = lambda_attribute * attribute_loss(attributes, attribute_labels, positive_weight=positive_weight, valid=valid)
     loss = loss + lambda_class * classification_loss(
         head_logits(head, attributes), labels, label_smoothing=label_smoothing, valid=valid
@@ -199,7 +214,7 @@ def sparsity_loss(attributes: Float[Array, "b n"], *, valid: Bool[Array, "b"] | 
     Returns:
         Scalar in [0, 1].
     """
-    return masked_mean(jnp.mean(jax.nn.sigmoid(attributes), axis=-1), valid)
+    return masked_mean(jnp.mean(jax.nn.sigmoid(_without_padding(attributes, valid)), axis=-1), valid)
 
 
 def reconstruction_loss(
@@ -214,4 +229,5 @@ def reconstruction_loss(
     Returns:
         Scalar.
     """
-    return masked_mean(jnp.mean(jnp.square(reconstructions - images), axis=(1, 2, 3)), valid)
+    difference = _without_padding(reconstructions - images, valid)
+    return masked_mean(jnp.mean(jnp.square(difference), axis=(1, 2, 3)), valid)

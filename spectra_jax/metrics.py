@@ -1,9 +1,11 @@
-"""Figures of merit: attack success, PSNR, perturbation noise ratio, SSIM, and attribute/class quality."""
+"""Figures of merit: attack success, PSNR, perturbation noise ratio, and attribute/class quality."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from sklearn.metrics import average_precision_score, multilabel_confusion_matrix
+
+from spectra_jax.checks import check_unit_scale
 
 
 def attack_success_rate(success: Bool[Array, "b"], *, attempted: Bool[Array, "b"] | None = None) -> Float[Array, ""]:
@@ -31,9 +33,14 @@ def psnr(images: Float[Array, "b ..."], reference: Float[Array, "b ..."]) -> Flo
 
     Returns:
         (b,) dB.
+
+    Raises:
+        ValueError: shapes differ, integer or 0-255 images.
     """
     if jnp.shape(images) != jnp.shape(reference):
         raise ValueError(f"images {jnp.shape(images)} and reference {jnp.shape(reference)} differ in shape")
+    check_unit_scale("images", images)
+    check_unit_scale("reference", reference)
     mse = jnp.mean(jnp.square(images - reference), axis=tuple(range(1, jnp.ndim(images))))
     positive = mse > 0
     return jnp.where(positive, -10 * jnp.log10(jnp.where(positive, mse, 1)), jnp.inf)
@@ -62,10 +69,12 @@ def class_accuracy(
 ) -> Float[Array, ""]:
     """Share of valid samples whose largest logit is the label."""
     valid = jnp.ones(labels.shape, bool) if valid is None else valid
-    return attack_success_rate(jnp.argmax(logits, axis=-1) == labels, attempted=valid)
+    return attack_success_rate(jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels, attempted=valid)
 
 
-def attribute_metrics(attributes: Float[Array, "N n"], labels: Float[Array, "N n"]) -> dict[str, float]:
+def attribute_metrics(
+    attributes: Float[Array | np.ndarray, "N n"], labels: Float[Array | np.ndarray, "N n"]
+) -> dict[str, float]:
     """Quality of attribute predictions, each averaged over the attributes for which it is defined.
 
     Plain accuracy is left out on purpose: always answering "absent" scores 92 % on CUB.
@@ -85,7 +94,8 @@ def attribute_metrics(attributes: Float[Array, "N n"], labels: Float[Array, "N n
         )
     if not np.isfinite(scores).all():
         raise ValueError("attributes contains NaN or infinite scores; check the model before evaluating it")
-    if scores.shape[1] == 1:  # scikit-learn reads one column as one binary problem, not as a one-label matrix
+    columns = scores.shape[1]
+    if columns == 1:  # scikit-learn reads one column as one binary problem, not as a one-label matrix
         scores, truth = np.repeat(scores, 2, axis=1), np.repeat(truth, 2, axis=1)
     (true_negative, false_positive), (false_negative, true_positive) = np.moveaxis(
         multilabel_confusion_matrix(truth, scores > 0), 0, -1
@@ -100,5 +110,5 @@ def attribute_metrics(attributes: Float[Array, "N n"], labels: Float[Array, "N n
         "balanced_accuracy": float(balanced.mean()),
         "f1": float(f1[positives > 0].mean()),
         "map": float(average_precision_score(truth[:, both], scores[:, both], average="macro")),
-        "num_attributes": float(both.sum()),
+        "num_attributes": float(min(both.sum(), columns)),
     }

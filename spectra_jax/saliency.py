@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from spectra_jax.checks import check_images
+from spectra_jax.checks import check_images, is_concrete
 
 
 def activation_map(
     encode_fn: Callable[[Float[Array, "b h w k"]], Float[Array, "b n"]],
     images: Float[Array, "b h w k"],
-    attribute: int,
+    attribute: int | Int[Array, ""],
     *,
     top_k: int | None = 500,
 ) -> Float[Array, "b h w"]:
@@ -35,7 +35,9 @@ def activation_map(
     """
     check_images(images)
     num_attributes = jax.eval_shape(encode_fn, images).shape[-1]
-    if not 0 <= attribute < num_attributes:
+    if not jnp.issubdtype(jnp.result_type(attribute), jnp.integer) or jnp.ndim(attribute) != 0:
+        raise ValueError(f"attribute is {attribute}; expected one integer index")
+    if is_concrete(attribute) and not 0 <= attribute < num_attributes:
         raise ValueError(f"attribute is {attribute}; expected an index from 0 to {num_attributes - 1}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; expected at least 1, or None for all pixels")

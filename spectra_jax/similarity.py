@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from spectra_jax.checks import check_unit_scale
+
 WINDOW = 11
 _SIGMA = 1.5
 
@@ -15,7 +17,8 @@ def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) ->
 
     Gaussian window of 11 pixels and sigma 1.5, population covariance, averaged over channels: scikit-image's
     structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False). dm-pix computes it; only
-    the window filter is replaced, by matrix products that are several times faster than its convolutions.
+    the window filter is replaced, by matrix products that are several times faster than its convolutions. In float32 it
+    agrees to 1e-6 on photographs and to 3e-5 on images without texture, whose tiny variances drown in rounding.
 
     Args:
         images, reference: (b, h, w, channels) in [0, 1], at least 11 pixels a side.
@@ -24,12 +27,15 @@ def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) ->
         (b,) in [-1, 1]; 1 for identical images. The gradient is finite there too.
 
     Raises:
-        ValueError: shapes differ, or an image is smaller than the window, where dm-pix would return nonsense.
+        ValueError: shapes differ, integer or 0-255 images, or an image is smaller than the window, where dm-pix
+            would return nonsense.
     """
     if images.shape != reference.shape or images.ndim != 4:
         raise ValueError(
             f"images {images.shape} and reference {reference.shape} must share one shape (b, h, w, channels)"
         )
+    check_unit_scale("images", images)
+    check_unit_scale("reference", reference)
     height, width = images.shape[1:3]
     if min(height, width) < WINDOW:
         raise ValueError(f"images are {height}x{width} pixels; SSIM needs at least {WINDOW}x{WINDOW}")
@@ -38,7 +44,9 @@ def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) ->
     def filter_window(values):
         return jnp.einsum("ih,bhwk,jw->bijk", rows, values, columns, precision=jax.lax.Precision.HIGHEST)
 
-    return dm_pix.ssim(images, reference, filter_fn=filter_window)
+    # dm-pix compares float64 images with a float32 constant, an error under strict promotion that is not of our making.
+    with jax.numpy_dtype_promotion("standard"):
+        return dm_pix.ssim(images, reference, filter_fn=filter_window)
 
 
 def _window_matrix(size: int) -> np.ndarray:

@@ -1,0 +1,184 @@
+"""Attackability against brute force in NumPy, its invariances, and the summary read beside the paper's mean."""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import spectra_jax as sj
+
+attack = jax.jit(sj.attackability, static_argnames="method")
+
+
+@functools.cache
+def problem(bias=False, num_classes=9, num_attributes=14, seed=0):
+    """float64 NumPy weights, bias and attributes; `attack` converts them."""
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(num_classes, num_attributes))
+    return weights, rng.normal(size=num_classes) if bias else None, rng.normal(size=(5, num_attributes))
+
+
+def head_of(weights, bias=None):
+    return sj.Head(jnp.asarray(weights), None if bias is None else jnp.asarray(bias))
+
+
+def brute_force(weights, bias, attributes):
+    """||e|| over the smallest distance to any pairwise boundary of the predicted class, one loop a definition."""
+    answers = []
+    for sample in attributes:
+        logits = weights @ sample + (0 if bias is None else bias)
+        best = int(np.argmax(logits))
+        distances = [
+            (logits[best] - logits[k]) / np.linalg.norm(weights[best] - weights[k])
+            for k in range(len(weights))
+            if k != best
+        ]
+        answers.append(np.linalg.norm(sample) / min(distances))
+    return np.array(answers)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("method", ["boundary", "projection"])
+def test_equals_brute_force_and_both_methods_agree(bias, method):
+    weights, offsets, attributes = problem(bias)
+    value = attack(head_of(weights, offsets), jnp.asarray(attributes), method=method)
+    np.testing.assert_allclose(value, brute_force(weights, offsets, attributes), rtol=1e-8)
+
+
+@pytest.mark.usefixtures("x64")
+def test_pinv_attackability_is_1_whatever_the_model_without_bias_at_full_rank():
+    weights, _, attributes = problem(num_classes=14, num_attributes=6, seed=1)
+    value = attack(head_of(weights), jnp.asarray(attributes), method="pinv")
+    np.testing.assert_allclose(value, 1, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("method", ["boundary", "projection", "pinv"])
+def test_scale_of_weights_and_of_attributes_does_not_matter(method):
+    weights, _, attributes = problem()
+    value = attack(head_of(weights), jnp.asarray(attributes), method=method)
+    np.testing.assert_allclose(
+        attack(head_of(1e-4 * weights), jnp.asarray(attributes), method=method), value, rtol=1e-8
+    )
+    np.testing.assert_allclose(attack(head_of(weights), jnp.asarray(1e3 * attributes), method=method), value, rtol=1e-8)
+
+
+def test_float32_agrees_with_float64():
+    weights, bias, attributes = problem(True)
+    expected = brute_force(weights, bias, attributes)
+    for method in ("boundary", "projection"):
+        value = attack(head_of(weights, bias), jnp.asarray(attributes), method=method)
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["boundary", "projection"])
+def test_a_sample_on_a_boundary_is_infinitely_attackable(method):
+    head = sj.Head(jnp.asarray([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+    attributes = jnp.asarray([[2.0, 2.0], [3.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
+    value = attack(head, attributes, method=method)
+    # a tie of different rows, a tie of equal rows, no attributes at all; the last one is sqrt(2) from its boundary
+    np.testing.assert_allclose(value, [np.inf, np.inf, np.inf, np.sqrt(2)], rtol=1e-6)
+
+
+def test_unreachable_classes_give_0_and_broken_samples_nan():
+    parallel = sj.Head(jnp.asarray([[1.0, 2.0], [1.0, 2.0]]), jnp.asarray([1.0, 0.0]))
+    value = attack(parallel, jnp.asarray([[3.0, 4.0]]))
+    np.testing.assert_array_equal(value, [0])
+    head = sj.Head(jnp.asarray([[1.0, 2.0], [2.0, 1.0]]))
+    np.testing.assert_array_equal(np.isnan(attack(head, jnp.asarray([[3.0, 4.0], [np.nan, 4.0]]))), [False, True])
+
+
+def test_bad_input_is_named():
+    weights, _, attributes = problem()
+    head = head_of(weights)
+    with pytest.raises(ValueError, match="a batch of samples"):
+        sj.attackability(head, jnp.asarray(attributes[0]))
+    with pytest.raises(ValueError, match="last axis of 14"):
+        sj.attackability(head, jnp.asarray(attributes[:, :-1]))
+    with pytest.raises(ValueError, match="'boundary', 'pinv', 'projection'"):
+        sj.attackability(head, jnp.asarray(attributes), method="exact")
+
+
+def heavy_tailed(count):
+    return 1 / np.abs(np.random.default_rng(3).normal(size=count))
+
+
+def test_summary_of_finite_values():
+    values = heavy_tailed(250)
+    summary = sj.attackability_summary(values, num_resamples=300)
+    assert all(type(value) is float for value in summary.values())
+    assert summary["mean"] == pytest.approx(values.mean())
+    assert summary["median"] == pytest.approx(np.median(values))
+    assert summary["relative_margin"] == pytest.approx((1 / values).mean())
+    for percent in (5, 25, 75, 95, 99):
+        assert summary[f"quantile_{percent:02d}"] == pytest.approx(np.percentile(values, percent))
+    assert summary["maximum"] == values.max()
+    assert summary["top_1_percent_share"] == pytest.approx(np.sort(values)[-3:].sum() / values.sum())
+    assert (summary["num_samples"], summary["num_infinite"], summary["num_zero"]) == (250, 0, 0)
+    for name in ("mean", "median", "relative_margin"):
+        assert summary[f"{name}_low"] < summary[name] < summary[f"{name}_high"]
+
+
+def test_summary_accepts_jax_arrays_and_repeats_itself():
+    values = jnp.asarray(heavy_tailed(40), jnp.float32)
+    first = sj.attackability_summary(values, num_resamples=100)
+    assert first == sj.attackability_summary(np.asarray(values), num_resamples=100)
+    other = sj.attackability_summary(values, num_resamples=100, seed=1)
+    assert other["mean_low"] != first["mean_low"] and other["mean"] == first["mean"]
+
+
+def test_interval_of_the_mean_has_the_width_of_its_standard_error():
+    values = np.random.default_rng(4).uniform(1, 2, size=400)
+    summary = sj.attackability_summary(values)
+    width = 2 * 1.96 * values.std() / np.sqrt(400)
+    assert summary["mean_high"] - summary["mean_low"] == pytest.approx(width, rel=0.1)
+
+
+def test_resampling_in_small_batches_gives_an_interval_too(monkeypatch):
+    values = heavy_tailed(50)
+    monkeypatch.setattr(sys.modules["spectra_jax.attackability"], "_RESAMPLED_AT_ONCE", 120)
+    summary = sj.attackability_summary(values, num_resamples=200)
+    assert summary["median_low"] < summary["median"] < summary["median_high"]
+
+
+def test_summary_counts_the_infinite_and_ranks_them_last():
+    values = np.append(heavy_tailed(97), [np.inf, np.inf, np.inf])
+    finite = values[:97]
+    summary = sj.attackability_summary(values, num_resamples=200)
+    assert summary["num_infinite"] == 3
+    assert summary["mean"] == pytest.approx(finite.mean()) and summary["maximum"] == finite.max()
+    assert summary["quantile_99"] == np.inf and summary["quantile_25"] == pytest.approx(
+        np.sort(values)[[24, 25]] @ [0.25, 0.75]
+    )
+    assert summary["median"] == pytest.approx(np.sort(values)[49:51].mean())
+    assert summary["relative_margin"] == pytest.approx((1 / finite).sum() / 100)
+    assert not any(np.isnan(value) for value in summary.values())
+
+
+def test_summary_of_hardly_anything():
+    alone = sj.attackability_summary(np.array([2.0]))
+    assert alone["mean"] == alone["median"] == alone["quantile_05"] == alone["maximum"] == 2
+    assert np.isnan(alone["mean_low"]) and alone["top_1_percent_share"] == 1
+    ties = sj.attackability_summary(np.full(4, np.inf), num_resamples=50)
+    assert ties["mean"] == ties["median"] == ties["median_low"] == np.inf and ties["relative_margin"] == 0
+    safe = sj.attackability_summary(np.array([0.0, 4.0, 4.0]), num_resamples=50)
+    assert safe["num_zero"] == 1 and safe["relative_margin"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([1.0, np.nan]), "NaN or negative"),
+        (np.array([-1.0]), "NaN or negative"),
+        (np.array([]), "N >= 1"),
+        (np.ones((2, 2)), "expected"),
+    ],
+)
+def test_summary_of_nonsense_is_an_error(values, message):
+    with pytest.raises(ValueError, match=message):
+        sj.attackability_summary(values)

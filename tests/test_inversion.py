@@ -1,0 +1,329 @@
+"""Inversion: what success means, that finished samples rest, and that every failure says why."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import spectra_jax as sj
+
+SIDE, WIDTH, CLASSES, ATTRIBUTES = 12, 13, 5, 8
+RANDOM = np.random.default_rng(0)
+KERNEL = 0.1 * RANDOM.normal(size=(SIDE * WIDTH * 3, ATTRIBUTES))
+WEIGHTS = RANDOM.normal(size=(CLASSES, ATTRIBUTES))
+IMAGES = RANDOM.uniform(size=(4, SIDE, WIDTH, 3))
+Reason = sj.InversionReason
+
+
+def linear(kernel, images):
+    return jnp.einsum("bk,kn->bn", images.reshape(len(images), -1), kernel, precision=jax.lax.Precision.HIGHEST)
+
+
+def logarithmic(kernel, images):
+    """Not finite for images with a black pixel, through its value or its gradient."""
+    return linear(kernel, jnp.log(images))
+
+
+def least_likely(attributes, weights, lead=0.2):
+    """The least likely class of each sample, and attributes at which it leads and all others tie (Section 2.5.3)."""
+    logits = attributes @ weights.T
+    targets = logits.argmin(axis=1).astype(np.int32)
+    centred = weights - weights.mean(axis=0)
+    wished = lead * np.eye(len(weights))[targets]
+    return targets, attributes + (wished - logits + logits.mean(axis=1, keepdims=True)) @ np.linalg.pinv(centred).T
+
+
+def problem(dtype=np.float32):
+    """encode_fn, head, images, target_attributes and targets of four searches that succeed."""
+    encode = functools.partial(linear, jnp.asarray(KERNEL, dtype))
+    head, images = sj.Head(jnp.asarray(WEIGHTS, dtype)), jnp.asarray(IMAGES, dtype)
+    targets, wanted = least_likely(encoded(IMAGES), WEIGHTS)
+    return encode, head, images, jnp.asarray(wanted, dtype), jnp.asarray(targets)
+
+
+def config(**options):
+    return sj.InversionConfig(**{"step_size": 0.01, "max_steps": 60, **options})
+
+
+@functools.cache
+def solved(method="adam"):
+    return sj.invert(
+        *problem(), config=config(method=method, step_size={"adam": 0.01, "gradient_descent": 1.0}[method])
+    )
+
+
+def named(attributes):
+    return (np.asarray(attributes) @ WEIGHTS.T).argmax(axis=1)
+
+
+def encoded(images):
+    return np.asarray(images, np.float64).reshape(len(images), -1) @ KERNEL
+
+
+@pytest.mark.parametrize("method", ["adam", "gradient_descent"])
+def test_success_is_the_classifiers_verdict_on_the_returned_image(method):
+    _, _, images, wanted, targets = problem()
+    result = solved(method)
+    np.testing.assert_array_equal(result.success, True)
+    np.testing.assert_array_equal(result.reason, Reason.SUCCESS)
+    np.testing.assert_array_equal(named(encoded(result.images)), targets)
+    np.testing.assert_allclose(result.attributes, encoded(result.images), atol=1e-5)
+    assert np.all(result.num_steps > 0) and np.all(result.num_steps <= 60)
+    assert result.images.shape == images.shape and result.images.dtype == images.dtype
+    assert float(result.images.min()) >= 0 and float(result.images.max()) <= 1
+    distance = np.square(np.asarray(result.attributes) - np.asarray(wanted)).mean(axis=1)
+    similarity = np.asarray(sj.ssim(result.images, images))
+    np.testing.assert_allclose(result.loss, distance + 0.1 * (1 - similarity), rtol=1e-4)
+    before = np.square(encoded(images) - np.asarray(wanted)).mean(axis=1)
+    assert np.all(np.asarray(result.loss) < before)
+
+
+def test_rounding_to_8_bits_is_judged_on_the_rounded_image():
+    result = solved()
+    rounded = np.round(np.asarray(result.images, np.float64) * 255).astype(np.uint8)
+    expected = np.asarray(result.success) & (named(encoded(rounded / 255)) == np.asarray(problem()[4]))
+    np.testing.assert_array_equal(result.survives_rounding, expected)
+
+
+def test_a_flip_that_rounding_undoes_is_reported():
+    # One pixel decides: it must pass 0.5004, which 8 bits round back to 128/255 = 0.50196 or down to 127/255.
+    def brightness(images):
+        return images[:, 0, 0, :1]
+
+    head = sj.Head(jnp.asarray([[0.0], [1.0]]), jnp.asarray([0.0, -0.4996]))
+    images = jnp.full((1, 2, 2, 3), 0.498)  # rounds to 127/255 = 0.49804, below the threshold
+    options = config(method="gradient_descent", step_size=0.001, ssim_weight=0.0, max_steps=2000)
+    result = sj.invert(brightness, head, images, jnp.asarray([[0.6]]), jnp.asarray([1]), config=options)
+    assert result.success[0] and not result.survives_rounding[0]
+    safer = sj.invert(
+        brightness,
+        head,
+        images,
+        jnp.asarray([[0.6]]),
+        jnp.asarray([1]),
+        config=sj.InversionConfig(
+            method="gradient_descent", step_size=0.001, ssim_weight=0.0, max_steps=2000, margin=0.004
+        ),
+    )
+    assert safer.success[0] and safer.survives_rounding[0] and safer.num_steps[0] > result.num_steps[0]
+
+
+def test_margin_is_the_lead_at_which_a_sample_stops():
+    result = sj.invert(*problem(), config=config(margin=0.1))
+    assert np.all(result.success)
+    logits = np.asarray(result.attributes) @ WEIGHTS.T
+    targets = np.asarray(problem()[4])
+    lead = logits[np.arange(4), targets] - [np.delete(row, j).max() for row, j in zip(logits, targets, strict=True)]
+    assert np.all(lead >= 0.1 - 1e-5)
+    assert np.all(np.asarray(result.num_steps) >= np.asarray(solved().num_steps))
+
+
+def test_a_sample_that_is_done_does_not_care_for_its_batch():
+    with jax.enable_x64(True):
+        encode, head, images, wanted, targets = problem(np.float64)
+        together = sj.invert(encode, head, images, wanted, targets, config=config())
+        assert together.images.dtype == jnp.float64 and together.loss.dtype == jnp.float64
+        assert len(set(np.asarray(together.num_steps).tolist())) > 1  # they do finish at different times
+        for row in range(4):
+            one = slice(row, row + 1)
+            alone = sj.invert(encode, head, images[one], wanted[one], targets[one], config=config())
+            assert alone.num_steps[0] == together.num_steps[row]
+            np.testing.assert_allclose(alone.images[0], together.images[row], rtol=0, atol=1e-10)
+            np.testing.assert_allclose(alone.loss[0], together.loss[row], rtol=1e-10)
+
+
+def test_a_finished_sample_is_bitwise_at_rest_while_others_go_on():
+    encode, head, images, wanted, targets = problem()
+    first = int(np.argmin(solved().num_steps))
+    longer = wanted.at[jnp.asarray([row for row in range(4) if row != first])].multiply(-50.0)  # never reached
+    result = sj.invert(encode, head, images, longer, targets, config=config())
+    assert result.success[first] and int(result.num_steps.max()) > int(result.num_steps[first])
+    np.testing.assert_array_equal(result.images[first], solved().images[first])
+    assert result.loss[first] == solved().loss[first]
+
+
+def test_infeasible_rows_are_reported_and_left_alone():
+    encode, head, images, wanted, targets = problem()
+    broken = wanted.at[1].set(jnp.inf).at[2, 3].set(jnp.nan)
+    result = sj.invert(encode, head, images, broken, targets, config=config())
+    np.testing.assert_array_equal(result.reason, [0, Reason.TARGET_INFEASIBLE, Reason.TARGET_INFEASIBLE, 0])
+    np.testing.assert_array_equal(result.success, [True, False, False, True])
+    np.testing.assert_array_equal(result.survives_rounding[1:3], False)
+    np.testing.assert_array_equal(result.images[1:3], images[1:3])
+    np.testing.assert_array_equal(result.num_steps[1:3], 0)
+    np.testing.assert_allclose(result.attributes[1:3], encoded(images[1:3]), atol=1e-5)
+    assert np.isnan(result.loss[1:3]).all() and np.isfinite(result.loss[0])
+    np.testing.assert_array_equal(result.images[0], solved().images[0])  # and the others do not notice
+
+
+def test_the_budget_is_kept_and_named():
+    encode, head, images, wanted, targets = problem()
+    needed = np.asarray(solved().num_steps)
+    budget = int(np.sort(needed)[-2])
+    assert budget < needed.max()
+    result = sj.invert(encode, head, images, wanted, targets, config=config(max_steps=budget))
+    np.testing.assert_array_equal(result.num_steps, np.minimum(needed, budget))
+    np.testing.assert_array_equal(result.reason, np.where(needed <= budget, Reason.SUCCESS, Reason.BUDGET))
+    np.testing.assert_array_equal(result.success, needed <= budget)
+    assert not result.survives_rounding[needed.argmax()]
+    np.testing.assert_allclose(result.attributes, encoded(result.images), atol=1e-5)
+
+
+def test_an_image_that_is_already_the_target_is_returned_as_it_is():
+    encode, head, images, wanted, _ = problem()
+    result = sj.invert(encode, head, images, wanted, jnp.asarray(named(encoded(images)), jnp.int32), config=config())
+    np.testing.assert_array_equal(result.success, True)
+    np.testing.assert_array_equal(result.num_steps, 0)
+    np.testing.assert_array_equal(result.images, images)
+
+
+def test_a_search_that_cannot_move_is_stalled():
+    encode, head, images, wanted, targets = problem()
+    blind = functools.partial(linear, jnp.zeros_like(encode.args[0]))
+    result = sj.invert(blind, head, images, wanted, targets % 4 + 1, config=config(ssim_weight=0.0))
+    np.testing.assert_array_equal(result.reason, Reason.STALLED)
+    np.testing.assert_array_equal(result.images, images)
+    assert not result.success.any() and np.all(result.num_steps == 0)
+
+
+def test_a_loss_that_is_not_finite_stops_its_own_sample_only():
+    kernel = jnp.asarray(0.1 * KERNEL, jnp.float32)
+    _, head, images, _, _ = problem()
+    images = images.clip(0.2, 1).at[2, 0, 0, 0].set(0.0)
+    encode = functools.partial(logarithmic, kernel)
+    targets, wanted = least_likely(np.nan_to_num(np.asarray(encode(images)), neginf=0, posinf=0), WEIGHTS)
+    wanted, targets = jnp.asarray(wanted, jnp.float32), jnp.asarray(targets)
+    result = sj.invert(encode, head, images, wanted, targets, config=config(max_steps=300))
+    assert result.reason[2] == Reason.NOT_FINITE and not result.success[2]
+    np.testing.assert_array_equal(result.images[2], images[2])
+    np.testing.assert_array_equal(np.asarray(result.success), np.arange(4) != 2)
+    assert np.isfinite(result.images).all()
+
+
+def test_ssim_weight_trades_likeness_for_speed():
+    encode, head, images, wanted, targets = problem()
+    like = sj.invert(encode, head, images, wanted, targets, config=config(ssim_weight=2.0, max_steps=200))
+    free = sj.invert(encode, head, images, wanted, targets, config=config(ssim_weight=0.0))
+    assert np.all(like.success) and np.all(free.success)
+    assert float(jnp.mean(sj.ssim(like.images, images))) > float(jnp.mean(sj.ssim(free.images, images)))
+
+
+def test_tiny_images_need_ssim_switched_off():
+    images = jnp.full((1, 4, 4, 3), 0.5)
+    encode = lambda x: jnp.mean(x, axis=(1, 2))  # noqa: E731
+    head = sj.Head(jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    call = functools.partial(sj.invert, encode, head, images, jnp.asarray([[0.2, 0.8, 0.5]]), jnp.asarray([1]))
+    with pytest.raises(ValueError, match="set ssim_weight=0"):
+        call()
+    assert call(config=config(ssim_weight=0.0)).success[0]
+
+
+def test_other_parameters_reuse_the_compiled_loop():
+    traces = []
+
+    def counted(images, kernel):
+        traces.append(images.shape)
+        return linear(kernel, images)
+
+    encode, head, images, wanted, targets = problem()
+    kernel = encode.args[0]
+    sj.invert(functools.partial(counted, kernel=kernel), head, images, wanted, targets, config=config())
+    first = len(traces)
+    other = sj.Head(head.weights * 1.5)
+    sj.invert(functools.partial(counted, kernel=kernel * 2), other, images, wanted, targets, config=config())
+    assert first > 0 and len(traces) == first
+
+
+def test_any_function_and_any_array_type_will_do():
+    encode, head, images, wanted, targets = problem()
+    plain = sj.invert(lambda x: linear(encode.args[0], x), head, images, wanted, targets, config=config())
+    np.testing.assert_allclose(plain.images, solved().images, atol=1e-5)
+    arrays = sj.invert(
+        encode, sj.Head(np.asarray(head.weights)), np.asarray(images), np.asarray(wanted), np.asarray(targets),
+        config=config(),
+    )  # fmt: skip
+    np.testing.assert_array_equal(arrays.images, solved().images)
+
+
+def test_it_can_be_called_under_jit():
+    encode, head, images, wanted, targets = problem()
+    compiled = jax.jit(lambda *arrays: sj.invert(encode, head, *arrays, config=config()))
+    np.testing.assert_array_equal(compiled(images, wanted, targets).num_steps, solved().num_steps)
+
+
+def test_a_built_model_inverts():
+    model = sj.build_model("linear", num_attributes=ATTRIBUTES, num_classes=CLASSES)
+    params = model.init(jax.random.key(0), (SIDE, WIDTH, 3))
+    images = jnp.asarray(IMAGES[:2], jnp.float32)
+    head = model.head(params)
+    targets, wanted = least_likely(np.asarray(model.encode(params, images)), np.asarray(head.weights), lead=2.0)
+    wanted, targets = jnp.asarray(wanted, jnp.float32), jnp.asarray(targets)
+    encode = functools.partial(model.encode, params)
+    result = sj.invert(encode, head, images, wanted, targets, config=config(max_steps=200))
+    np.testing.assert_array_equal(result.success, True)
+
+
+def replaced(**changes):
+    encode, head, images, wanted, targets = problem()
+    arguments = {"images": images, "wanted": wanted, "targets": targets, **changes}
+    return sj.invert(encode, head, arguments["images"], arguments["wanted"], arguments["targets"], config=config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": jnp.full((4, SIDE, WIDTH, 3), jnp.nan)}, "images contains NaN or infinite"),
+        ({"images": jnp.full((4, SIDE, WIDTH, 3), 200.0)}, "divide 8-bit values by 255"),
+        ({"images": jnp.full((4, SIDE, WIDTH, 3), -0.5)}, "clip or rescale"),
+        ({"images": np.zeros((4, SIDE, WIDTH, 3), np.uint8)}, "divide uint8 images by 255"),
+        ({"images": jnp.zeros((SIDE, WIDTH, 3))}, "batch, height, width, channels"),
+        ({"images": jnp.zeros((3, SIDE, WIDTH, 3))}, "disagree"),
+        ({"images": jnp.zeros((4, 8, WIDTH, 3))}, "SSIM needs 11x11"),
+        ({"wanted": jnp.zeros((4, ATTRIBUTES - 1))}, "last axis of 8"),
+        ({"wanted": jnp.zeros(ATTRIBUTES)}, "a batch of samples"),
+        ({"targets": jnp.asarray([0, 1, 2, CLASSES])}, "targets contains 5; expected class indices from 0 to 4"),
+        ({"targets": jnp.asarray([0, -1, 2, 3])}, "targets contains -1"),
+        ({"targets": jnp.asarray([0.0, 1.0, 2.0, 3.0])}, "expected integer class indices"),
+        ({"targets": jnp.asarray([0, 1])}, "disagree"),
+        (
+            {
+                "images": jnp.zeros((0, SIDE, WIDTH, 3)),
+                "wanted": jnp.zeros((0, ATTRIBUTES)),
+                "targets": jnp.zeros(0, jnp.int32),
+            },
+            "at least one image",
+        ),
+    ],
+)
+def test_bad_input_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replaced(**changes)
+
+
+def test_an_encoder_of_another_width_is_named():
+    encode, head, images, wanted, targets = problem()
+    narrow = functools.partial(linear, encode.args[0][:, :-1])
+    with pytest.raises(ValueError, match="encode_fn gives shape"):
+        sj.invert(narrow, head, images, wanted, targets, config=config())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "lbfgs"}, "'adam', 'gradient_descent'"),
+        ({"step_size": 0.0}, "step_size is 0.0"),
+        ({"step_size": float("nan")}, "step_size is nan"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"ssim_weight": -1.0}, "ssim_weight is -1.0"),
+        ({"margin": -0.1}, "margin is -0.1"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        sj.InversionConfig(**options)
+
+
+def test_every_reason_has_words():
+    assert len({reason.description for reason in Reason}) == len(Reason) == 5
