@@ -200,6 +200,7 @@ def summarize(run: RunFolder, head: Head, predictions: Predictions, progress: Pr
     figures |= {
         "attackability_mean": float(ratios.mean()),
         "attackability_median": float(np.median(ratios)),
+        "relative_margin_mean": float(np.mean(1 / ratios)),
     }
     if jax.process_index() == 0:
         write_arrays(run / "test_attributes.npz", attributes=predictions.attributes, labels=predictions.labels)

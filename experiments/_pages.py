@@ -25,6 +25,15 @@ from spectra_jax.reporting import (
 
 SHOWN_ATTRIBUTES = 6
 SHOWN_CLASSES = 2
+CURVES = (
+    "loss",
+    "class_loss",
+    "attribute_loss",
+    "class_accuracy",
+    "attribute_balanced_accuracy",
+    "attribute_f1",
+    "attribute_map",
+)
 NAMES = {"boundary": "Boundary", "pinv": "Pseudo-inverse", "projection": "Projection"}
 
 
@@ -44,7 +53,7 @@ def margins(summary: dict[str, Any]) -> list[Metric]:
     return [
         Metric("Model attackability", summary["test/attackability_mean"], note="mean, as the paper defines it"),
         Metric("Attackability", summary["test/attackability_median"], note="median"),
-        Metric("Relative margin", summary["test/relative_margin_mean"], "%", note="mean"),
+        Metric("Relative margin", summary["test/relative_margin_mean"], "%", note="mean over the test split"),
     ]
 
 
@@ -204,13 +213,17 @@ def add_margins(report: Report, run: LoadedRun, norms: np.ndarray, lengths: np.n
 
 def add_training(report: Report, run_dir: Path) -> None:
     """Training curves from metrics.jsonl."""
-    report.curves("Training", read_metrics(run_dir / METRICS), x="epoch")
+    rows = [
+        {name: row[name] for name in (*CURVES, "epoch", "split") if name in row}
+        for row in read_metrics(run_dir / METRICS)
+    ]
+    report.curves("Training", rows, x="epoch")
 
 
-def training_report(run_dir: Path, *, title: str) -> Path:
+def training_report(run_dir: Path, *, subtitle: str) -> Path:
     """What training alone can show: quality, attackability and curves."""
     summary = read_json(run_dir / SUMMARY)
-    report = Report("SPECTRA training", subtitle=title)
+    report = Report("SPECTRA training", subtitle=subtitle)
     report.headline([*quality(summary), *margins(summary)])
     add_training(report, run_dir)
     report.provenance(seconds=summary.get("seconds"))

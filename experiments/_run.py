@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import sys
@@ -145,6 +146,7 @@ def make_model(config: TrainConfig, info: DatasetInfo) -> Model:
 
 def run_main(main: Any) -> None:
     """Runs a script's `main`, showing a UserError as a message and exit code 2, Ctrl-C as exit code 130."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about options that we set on purpose
     try:
         sys.exit(main())
     except UserError as error:

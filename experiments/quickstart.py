@@ -83,12 +83,10 @@ def quickstart(args: Args) -> tuple[Path, int]:
     index, target = choose_pairs(run, attributes, labels, args.pairs, seed=args.seed)
     found = find_counterfactuals(run, labels, index, target, args.pairs, found_dir, console=console)
 
-    nearest = np.where(exact > 0, exact, np.inf).min(axis=-1)
     summary = _folder.read_json(run_dir / _folder.SUMMARY)
     figures = _pages.inversion_figures(found)
     summary |= {
         **figures,
-        "test/relative_margin_mean": float(np.mean(nearest / lengths)),
         "test/pairs_infeasible": int(np.isinf(exact).sum()),
         "test/pairs_unresolved": int(np.isnan(exact).sum()),
         "test/boundary_over_projection_median": float(np.nanmedian(_ratio(norms["boundary"], exact))),

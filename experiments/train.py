@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from experiments import _folder, _run
+from experiments import _folder, _pages, _run
 from experiments._inputs import make_inputs, pretrained
 from spectra_jax.checkpoint import CheckpointError
 from spectra_jax.logging import Console, duration
@@ -40,7 +40,6 @@ class Args:
     python -m experiments.train --model efficientnet_lite0 --data-dir ../shared/cub
         real photographs, frozen ImageNet backbone; 6 minutes on 2 CPU cores, most of it for computing the features
         once: class accuracy 0.90, balanced attribute accuracy 0.93 on the official test split (106 classes).
-
     python -m experiments.train --model cnn
         synthetic birds, 64 pixels, from scratch; about a minute on 2 CPU cores: class accuracy 0.99, balanced
         attribute accuracy 0.85 on the test split.
@@ -127,6 +126,8 @@ def train(args: Args) -> tuple[Path, int]:
     if progress.step < num_steps:
         console.say(f"stopped at step {progress.step} of {num_steps}; repeat the command to go on from there")
         return path, stop.exit_code
+    if jax.process_index() == 0:
+        _pages.training_report(path, subtitle=f"{config.model} on {args.data.name}, seed {config.seed}")
     console.say(f"{path}: trained in {duration(progress.seconds)}")
     return path, 0
 
