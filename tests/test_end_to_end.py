@@ -20,8 +20,10 @@ def finished(tmp_path_factory):
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
         patch.setattr(quickstart._run, "use_compilation_cache", lambda: None)
         birds = generate(folder / "birds", num_classes=4, images_per_class=16, workers=1, progress=False)
-        command = ["--data-dir", str(birds), "--run-dir", str(folder / "run"), "--model", "linear", "--epochs", "2", "--num-pairs", "6",
-                   "--batch-size", "4", "--quiet"]  # fmt: skip
+        command = [
+            *("--data-dir", str(birds), "--run-dir", str(folder / "run"), "--model", "linear"),
+            *("--epochs", "2", "--num-pairs", "6", "--batch-size", "4", "--quiet"),
+        ]
         assert quickstart.main(command) == 0
         yield folder, command
 
