@@ -18,6 +18,12 @@ def is_concrete(array: Any) -> bool:
     return not isinstance(array, jax.core.Tracer)
 
 
+def _span(array: Any) -> tuple[float, float]:
+    """Smallest and largest value of a concrete array, also while something else is being traced."""
+    with jax.ensure_compile_time_eval():
+        return float(jnp.min(array)), float(jnp.max(array))
+
+
 def check_head(head: Head) -> None:
     """Raises ValueError unless weights are (c, n) with c >= 2 and the bias, if any, is (c,)."""
     shape = jnp.shape(head.weights)
@@ -58,11 +64,12 @@ def check_targets(head: Head, targets: Any) -> None:
     """Raises ValueError unless `targets` are integers and, where concrete, class indices of the head."""
     if not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
         raise ValueError(f"targets has type {jnp.result_type(targets)}; expected integer class indices")
-    if is_concrete(targets):
-        classes, last = np.asarray(targets), head.weights.shape[0] - 1
-        wrong = classes[(classes < 0) | (classes > last)]
-        if wrong.size:
-            raise ValueError(f"targets contains {wrong[0]}; expected class indices from 0 to {last}")
+    if is_concrete(targets) and np.size(targets):
+        (low, high), last = _span(targets), head.weights.shape[0] - 1
+        if low < 0 or high > last:
+            raise ValueError(
+                f"targets contains {low if low < 0 else high:.0f}; expected class indices from 0 to {last}"
+            )
 
 
 def check_margin(margin: Any) -> None:
@@ -87,7 +94,7 @@ def check_images(images: Any) -> None:
             f"images has type {jnp.result_type(images)}; expected floats in [0, 1]: divide uint8 images by 255"
         )
     if is_concrete(images) and np.size(images):
-        low, high = float(jnp.min(images)), float(jnp.max(images))
+        low, high = _span(images)
         if not np.isfinite(low + high):
             raise ValueError("images contains NaN or infinite values; expected finite numbers in [0, 1]")
         if low < 0 or high > 1:
@@ -102,9 +109,9 @@ def check_unit_scale(name: str, images: Any) -> None:
     """
     if not jnp.issubdtype(jnp.result_type(images), jnp.floating):
         raise ValueError(f"{name} has type {jnp.result_type(images)}; expected floats in [0, 1]: divide uint8 by 255")
-    if is_concrete(images) and np.size(images) and float(jnp.max(images)) > 2:
+    if is_concrete(images) and np.size(images) and _span(images)[1] > 2:
         raise ValueError(
-            f"{name} reaches {float(jnp.max(images)):.4g}; expected values in [0, 1]: divide 8-bit values by 255"
+            f"{name} reaches {_span(images)[1]:.4g}; expected values in [0, 1]: divide 8-bit values by 255"
         )
 
 

@@ -62,6 +62,8 @@ def test_the_images_of_a_batch_do_not_touch_each_other():
 
 def test_under_jit_with_a_traced_attribute():
     compiled = jax.jit(functools.partial(sj.activation_map, encode, top_k=5))
+    constant = jax.jit(lambda f: sj.activation_map(encode, IMAGES, f, top_k=5))  # images known, yet inside a trace
+    np.testing.assert_array_equal(constant(1), compiled(IMAGES, 1))
     for attribute in (0, 1):
         np.testing.assert_allclose(
             compiled(IMAGES, attribute), sj.activation_map(encode, IMAGES, attribute, top_k=5), rtol=1e-6

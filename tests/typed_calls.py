@@ -1,0 +1,122 @@
+"""Calls every public function with its jaxtyping annotations enforced by beartype; run as a script by test_annotations.
+
+A script of its own, because the annotations can only be enforced while the library is first imported.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import TypeCheckError, install_import_hook
+
+CHECKED = (
+    "attackability",
+    "checks",
+    "inversion",
+    "losses",
+    "metrics",
+    "models",
+    "perturbations",
+    "saliency",
+    "similarity",
+)
+
+with install_import_hook([f"spectra_jax.{name}" for name in CHECKED], "beartype.beartype"):
+    import spectra_jax as sj
+    from spectra_jax import metrics
+
+RANDOM = np.random.default_rng(0)
+
+
+def array(*shape: int) -> jax.Array:
+    return jnp.asarray(RANDOM.normal(size=shape), jnp.float32)
+
+
+def solve_one_and_many(head: sj.Head, attributes: jax.Array) -> None:
+    single = {
+        "boundary": sj.boundary_perturbation,
+        "pinv": sj.pinv_perturbation,
+        "single": sj.single_attribute_perturbations,
+        "projection": sj.projection_perturbation,
+    }
+    targets = jnp.asarray([0, 1, 2], jnp.int32)
+    for solve in single.values():
+        jax.jit(jax.vmap(functools.partial(solve, margin=0.1), (None, 0, 0)))(head, attributes, targets)
+    sj.boundary_perturbation(head, attributes[0], 2)  # a Python integer
+    for method in ("boundary", "pinv", "projection"):
+        sj.all_pairs_norms(head, attributes, method=method)
+    mutable = jnp.arange(attributes.shape[1]) > 1
+    jax.jit(lambda e, m: sj.all_pairs_norms(head, e, margin=m, mutable=mutable))(attributes, jnp.float32(0.1))
+    sj.best_single_attributes(head, attributes)
+    sj.head_logits(head, attributes)
+    sj.head_logits(head, attributes[0])
+    values = sj.attackability(head, attributes)
+    sj.attackability_summary(values, num_resamples=10)
+    sj.attackability_summary(np.asarray(values), num_resamples=10)
+
+
+def losses(head: sj.Head, attributes: jax.Array) -> None:
+    labels, truth = jnp.asarray([0, 1, 2], jnp.int32), (attributes > 0).astype(attributes.dtype)
+    valid = jnp.asarray([True, True, False])
+    images = jnp.zeros((3, 12, 13, 3))
+    total = functools.partial(
+        sj.total_loss,
+        lambda_stability=0.1,
+        lambda_sparsity=0.1,
+        lambda_reconstruction=0.1,
+        images=images,
+        reconstructions=images + 0.1,
+        positive_weight=jnp.ones(attributes.shape[1]),
+        valid=valid,
+    )
+    jax.jit(jax.grad(lambda h, e: total(h, e, truth, labels)))(head, attributes)
+    sj.stability_loss(head, attributes, logits=sj.head_logits(head, attributes), detach_logits=True)
+
+
+def images_and_metrics(head: sj.Head) -> None:
+    model = sj.build_model("linear", num_attributes=head.weights.shape[1], num_classes=head.weights.shape[0])
+    params = model.init(jax.random.key(0), (12, 13, 3))
+    images = jnp.asarray(RANDOM.uniform(size=(3, 12, 13, 3)), jnp.float32)
+    attributes = model.encode(params, images)
+    encode = functools.partial(model.encode, params)
+    result = sj.invert(
+        encode,
+        head,
+        images,
+        attributes + 0.1,
+        jnp.asarray([0, 1, 2], jnp.int32),
+        config=sj.InversionConfig(max_steps=2),
+    )
+    sj.activation_map(encode, images, 0, top_k=5)
+    jax.jit(lambda f: sj.activation_map(encode, images, f))(jnp.int32(0))
+    sj.ssim(result.images, images)
+    sj.psnr(result.images, images)
+    sj.perturbation_noise_ratio(result.images - images, result.attributes - attributes)
+    sj.attack_success_rate(result.success, attempted=result.success)
+    metrics.class_accuracy(array(3, 4), jnp.asarray([0, 1, 2]))
+    metrics.attribute_metrics(array(6, 2), (array(6, 2) > 0).astype(jnp.float32))
+    metrics.attribute_metrics(np.asarray(array(6, 2)), np.asarray(array(6, 2) > 0, np.float32))
+
+
+def mistakes(head: sj.Head, attributes: jax.Array) -> None:
+    """The check is really on: arguments of the wrong type or shape are refused."""
+    for call in (
+        lambda: sj.head_logits(head, attributes.astype(jnp.int32)),
+        lambda: sj.psnr(attributes, attributes[0, 0]),
+        lambda: sj.attribute_loss(attributes, attributes[:, :-1]),
+    ):
+        try:
+            call()
+        except TypeCheckError:
+            continue
+        raise AssertionError("a wrong argument passed the type check")
+
+
+if __name__ == "__main__":
+    head, attributes = sj.Head(array(4, 5)), array(3, 5)
+    solve_one_and_many(head, attributes)
+    images_and_metrics(head)
+    mistakes(head, attributes)
+    losses(sj.Head(array(4, 5), array(4)), attributes)
+    print("all annotations hold")
