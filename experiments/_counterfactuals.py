@@ -50,7 +50,9 @@ class PairConfig:
     request: Literal["projection", "boundary", "pinv", "single"] = "projection"
     margin: float = 1.0
     batch_size: int = 24
-    inversion: InversionConfig = field(default_factory=lambda: InversionConfig(margin=0.1))
+    inversion: InversionConfig = field(
+        default_factory=lambda: InversionConfig(step_size=0.01, margin=0.2, shrink_steps=8)
+    )
 
     def __post_init__(self) -> None:
         for name in ("num_pairs", "batch_size"):

@@ -52,6 +52,8 @@ class InversionConfig:
         max_steps: image updates before giving up.
         margin: lead of the target over every other class, in logits, at which a sample stops. 0 is the paper's
             rule; a small margin lets the flip survive rounding to 8 bits.
+        shrink_steps: halvings that then shorten the change x' - x of a success as far as the target still leads by
+            the margin; 0, the paper's rule, keeps the first image that does.
     """
 
     method: Literal["adam", "gradient_descent"] = "adam"
@@ -59,6 +61,7 @@ class InversionConfig:
     ssim_weight: float = 0.1
     max_steps: int = 200
     margin: float = 0.0
+    shrink_steps: int = 0
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
@@ -66,7 +69,7 @@ class InversionConfig:
             raise ValueError(f"step_size is {self.step_size}; expected a positive number")
         if self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}; expected at least 1")
-        for name in ("ssim_weight", "margin"):
+        for name in ("ssim_weight", "margin", "shrink_steps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number >= 0")
 
@@ -182,7 +185,7 @@ def _invert(encode_fn, head, images, target_attributes, targets, *, config: Inve
         # At margin 0 a tie counts only if argmax would name the target.
         return (lead >= config.margin) & (jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets)
 
-    def each(flag, array):
+    def each(flag, array):  # one flag or factor a sample, shaped to meet `array`
         return flag.reshape(-1, *[1] * (array.ndim - 1))
 
     def step(search: _Search) -> _Search:
@@ -210,6 +213,27 @@ def _invert(encode_fn, head, images, target_attributes, targets, *, config: Inve
             running=go_on,
         )
 
+    def shrink(end: _Search, success: Bool[Array, "b"]) -> _Search:
+        change = end.images - images
+
+        def halve(_, interval):
+            lost, held = interval
+            middle = (lost + held) / 2
+            holds = reached(encode_fn(images + each(middle, change) * change))
+            return jnp.where(holds, lost, middle), jnp.where(holds, middle, held)
+
+        ends = (jnp.zeros_like(end.loss), jnp.ones_like(end.loss))
+        _, share = jax.lax.fori_loop(0, config.shrink_steps, halve, ends)
+        share = jnp.where(success, share, 1)
+        # The full change is kept as it is: x + 1 (x' - x) need not round to x'.
+        shrunk = jnp.where(each(share < 1, change), images + each(share, change) * change, end.images)
+        _, (loss, attributes) = objective(shrunk)
+        return end._replace(
+            images=shrunk,
+            attributes=jnp.where(success[:, None], attributes, end.attributes),
+            loss=jnp.where(success, loss, end.loss),
+        )
+
     attributes = encode_fn(images)
     if attributes.shape != target_attributes.shape:
         raise ValueError(
@@ -226,6 +250,8 @@ def _invert(encode_fn, head, images, target_attributes, targets, *, config: Inve
     )
     end = jax.lax.while_loop(lambda search: jnp.any(search.running), step, start)
     success = end.reason == InversionReason.SUCCESS
+    if config.shrink_steps:
+        end = shrink(end, success)
     rounded = jnp.round(end.images * 255) / 255
     named = jnp.argmax(head_logits(head, encode_fn(rounded)), axis=-1).astype(targets.dtype)
     return InversionResult(

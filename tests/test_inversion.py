@@ -329,3 +329,24 @@ def test_bad_options_are_named(options, message):
 
 def test_every_reason_has_words():
     assert len({reason.description for reason in Reason}) == len(Reason) == 5
+
+
+def test_shrinking_shortens_the_change_and_keeps_the_target():
+    weights = jnp.asarray([[1.0, 0.0], [0.0, 1.0]], jnp.float32)
+    pixels = jnp.full((1, 12, 12, 1), 0.5, jnp.float32)
+
+    def encode(images):  # attribute 0 is constant, attribute 1 the mean brightness: class 1 wins above 0.6
+        return jnp.stack([jnp.full(len(images), 0.6, images.dtype), jnp.mean(images, axis=(1, 2, 3))], axis=-1)
+
+    wanted, targets = jnp.asarray([[0.6, 0.9]], jnp.float32), jnp.asarray([1], jnp.int32)
+    found = {
+        steps: sj.invert(
+            encode, sj.Head(weights), pixels, wanted, targets,
+            config=sj.InversionConfig(step_size=0.25, ssim_weight=0.0, shrink_steps=steps),
+        )
+        for steps in (0, 10)
+    }  # fmt: skip
+    assert found[0].success.all() and found[10].success.all()
+    assert float(found[0].images.mean()) == pytest.approx(0.75, abs=1e-4)  # one step of Adam
+    assert 0.6 <= float(found[10].images.mean()) <= 0.6 + 0.25 / 2**10 + 1e-6
+    np.testing.assert_allclose(found[10].attributes, encode(found[10].images), rtol=1e-6)

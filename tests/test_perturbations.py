@@ -209,6 +209,19 @@ def test_pinv_equals_numpy_per_pair_and_the_shared_factorisation(shape, bias, ma
     )
 
 
+def test_pinv_norms_with_logits_that_are_not_the_heads_own():
+    head, attributes = random_problem(16, 2, 9, 4)
+    free = jnp.asarray(np.random.default_rng(17).normal(size=(2, 9)))
+    weights, logits = np.asarray(head.weights), np.asarray(free)
+    expected = np.zeros((2, 9))
+    for sample in range(2):
+        for target in range(9):
+            gaps = logits[sample] - logits[sample, target]
+            expected[sample, target] = np.linalg.norm(np.linalg.pinv(weights[target] - weights) @ gaps)
+    expected[np.arange(2), logits.argmax(axis=1)] = 0
+    np.testing.assert_allclose(sj.all_pairs_norms(head, attributes, method="pinv", logits=free), expected, atol=1e-10)
+
+
 def test_pinv_is_one_tie_for_all_targets_and_minus_e_at_full_rank():
     head, attributes = random_problem(9, 2, 15, 30)
     deltas = per_pair(lambda e, j: sj.pinv_perturbation(head, e, j), head, attributes)

@@ -46,13 +46,14 @@ def all_pairs_norms(
     check_mutable(head, mutable)
     if method == "pinv" and mutable is not None:
         raise ValueError('mutable does not apply to method="pinv"; use "boundary" or "projection"')
+    own_logits = logits is None
     logits = head_logits(head, attributes) if logits is None else logits
     wanted = (attributes.shape[0], head.weights.shape[0])
     if logits.shape != wanted:
         raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row a sample")
     margin = jnp.asarray(margin, attributes.dtype)
     if method == "pinv":
-        return pinv_norms(head, logits, margin)
+        return pinv_norms(head, logits, margin, own_logits=own_logits)
     if method == "boundary":
         return boundary_norms(squared_distances(head.weights, mutable), logits, margin)
     return projection_norms(head, logits, margin, mutable=mutable)

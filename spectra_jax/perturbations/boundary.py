@@ -61,5 +61,6 @@ def boundary_norms(
     gaps = jnp.max(logits, axis=-1, keepdims=True) - logits + margin
     distances = safe_sqrt(squares)[predicted]
     apart = distances > 0
-    norms = jnp.where(apart, gaps / jnp.where(apart, distances, 1), jnp.where(gaps > 0, jnp.inf, 0))
+    # 0 * gaps rather than 0: a NaN logit must stay one.
+    norms = jnp.where(apart, gaps / jnp.where(apart, distances, 1), jnp.where(gaps > 0, jnp.inf, 0 * gaps))
     return jnp.where(jnp.arange(logits.shape[-1])[None, :] == predicted[:, None], 0, norms)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from spectra_jax.checks import check_attributes
 from spectra_jax.types import Head
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -23,7 +24,11 @@ def head_logits(head: Head, attributes: Float[Array, "... n"]) -> Float[Array, "
 
     Returns:
         (..., c).
+
+    Raises:
+        ValueError: the widths do not match.
     """
+    check_attributes(head, attributes)
     logits = jnp.einsum("...n,cn->...c", attributes, head.weights, precision=HIGHEST)
     return logits if head.bias is None else logits + jnp.broadcast_to(head.bias, logits.shape)
 

@@ -67,14 +67,26 @@ def _target_pinv(weights: Float[Array, "c n"], target: Int[Array, ""], rtol: flo
 
 
 def pinv_norms(
-    head: Head, logits: Float[Array, "b c"], margin: Float[Array, ""], *, rtol: float | None = None
+    head: Head,
+    logits: Float[Array, "b c"],
+    margin: Float[Array, ""],
+    *,
+    own_logits: bool = True,
+    rtol: float | None = None,
 ) -> Float[Array, "b c"]:
     """||pinv_perturbation|| for all samples and targets from one factorisation of the centred weights.
 
     Where the equations are consistent, delta_j = -pinv(C W) C (l - margin 1_j), so one pseudoinverse
     serves every pair. They are inconsistent only if rank(C W) < c - 1 and the right-hand side leaves its
-    column space (a bias or a margin): then the least-squares solutions differ and each target is
-    factorised once, never each pair.
+    column space (a bias, a margin, or logits that are not W e): then the least-squares solutions differ
+    and each target is factorised once, never each pair.
+
+    Args:
+        head: weights (c, n), optional bias (c,).
+        logits: (b, c).
+        margin: added to every gap, in logits.
+        own_logits: whether `logits` are the head's own W e + b.
+        rtol: see `pinv_perturbation`.
 
     Returns:
         (b, c); 0 for the predicted class.
@@ -101,7 +113,7 @@ def pinv_norms(
 
     # rank(C W) = trace of its projector, read off the pseudoinverse that is at hand anyway.
     rank = jnp.sum(shared.T * centred(weights))
-    always_consistent = jnp.asarray(head.bias is None) & (margin == 0)
+    always_consistent = jnp.asarray(own_logits and head.bias is None) & (margin == 0)
     squares = jax.lax.cond(always_consistent | (rank > num_classes - 1.5), from_shared, per_target, logits)
     predicted = jnp.argmax(logits, axis=-1)
     return jnp.where(jnp.arange(num_classes)[None, :] == predicted[:, None], 0, safe_sqrt(squares))
