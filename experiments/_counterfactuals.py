@@ -49,7 +49,7 @@ class PairConfig:
     source: str | None = None
     request: Literal["projection", "boundary", "pinv", "single"] = "projection"
     margin: float = 1.0
-    batch_size: int = 24
+    batch_size: int = 8
     inversion: InversionConfig = field(
         default_factory=lambda: InversionConfig(step_size=0.01, margin=0.2, shrink_steps=8)
     )

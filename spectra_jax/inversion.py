@@ -52,8 +52,8 @@ class InversionConfig:
         max_steps: image updates before giving up.
         margin: lead of the target over every other class, in logits, at which a sample stops. 0 is the paper's
             rule; a small margin lets the flip survive rounding to 8 bits.
-        shrink_steps: halvings that then shorten the change x' - x of a success as far as the target still leads by
-            the margin; 0, the paper's rule, keeps the first image that does.
+        shrink_steps: halvings that then shorten the change x' - x of a success as far as the image, rounded to 8
+            bits a channel, still has the target lead by the margin; 0, the paper's rule, keeps the first image found.
     """
 
     method: Literal["adam", "gradient_descent"] = "adam"
@@ -216,22 +216,25 @@ def _invert(encode_fn, head, images, target_attributes, targets, *, config: Inve
     def shrink(end: _Search, success: Bool[Array, "b"]) -> _Search:
         change = end.images - images
 
+        def shortened(share):
+            # On the grid of 8 bits, because a change shorter than that would be lost in any image file.
+            return jnp.round((images + each(share, change) * change) * 255) / 255
+
         def halve(_, interval):
             lost, held = interval
             middle = (lost + held) / 2
-            holds = reached(encode_fn(images + each(middle, change) * change))
+            holds = reached(encode_fn(shortened(middle)))
             return jnp.where(holds, lost, middle), jnp.where(holds, middle, held)
 
         ends = (jnp.zeros_like(end.loss), jnp.ones_like(end.loss))
         _, share = jax.lax.fori_loop(0, config.shrink_steps, halve, ends)
-        share = jnp.where(success, share, 1)
-        # The full change is kept as it is: x + 1 (x' - x) need not round to x'.
-        shrunk = jnp.where(each(share < 1, change), images + each(share, change) * change, end.images)
+        shrunk = shortened(share)
         _, (loss, attributes) = objective(shrunk)
+        kept = success & reached(attributes)  # else not even the full change survives rounding: leave it as it is
         return end._replace(
-            images=shrunk,
-            attributes=jnp.where(success[:, None], attributes, end.attributes),
-            loss=jnp.where(success, loss, end.loss),
+            images=jnp.where(each(kept, shrunk), shrunk, end.images),
+            attributes=jnp.where(kept[:, None], attributes, end.attributes),
+            loss=jnp.where(kept, loss, end.loss),
         )
 
     attributes = encode_fn(images)
