@@ -103,7 +103,7 @@ def add_counterfactuals(report: Report, run: LoadedRun, found: Counterfactuals, 
     cards = [_card(run, found, row, probabilities, spread) for row in range(len(found.index))]
     report.counterfactuals(
         cards,
-        caption="Left to right: the photograph, the image found, and their amplified difference. Attributes are those "
+        caption="Left to right: the original, the image found, and their amplified difference. Attributes are those "
         f"with the {SHOWN_ATTRIBUTES} largest requested changes in units of their spread over the test images.",
     )
     feasible = np.isfinite(found.norms).all(axis=-1)
