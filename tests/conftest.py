@@ -23,6 +23,14 @@ def cub_dir() -> Path:
     return CUB_DIR
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """Keeps the scripts that tests run out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECTRA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def x64():
     """Runs a test in float64 without leaking the switch into other tests."""
