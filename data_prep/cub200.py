@@ -173,12 +173,20 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # The one who held it before removed the file: then this lock guards nothing.
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            if _is_open_file(path, file.fileno()):
                 try:
                     yield
                 finally:
                     path.unlink(missing_ok=True)
                 return
+
+
+def _is_open_file(path: Path, descriptor: int) -> bool:
+    """Whether `path` still names the open file; others may remove it at any moment."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 @dataclass

@@ -5,7 +5,7 @@ import hashlib
 import os
 import tarfile
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data_prep.cub_files import locate, metadata_files
 from data_prep.cub_tables import CubError
@@ -54,17 +54,22 @@ def extract(archive: Path, folder: Path) -> None:
     member = None
     try:
         with tarfile.open(archive) as tar:
+            # Not the filter="data" of tarfile, which Python 3.11.0 to 3.11.3 lack. CUB holds folders and files only,
+            # and where no link is ever made, a clean name cannot lead outside.
+            tar.extraction_filter = lambda member, path: member
             for member in tar:
-                tar.extract(member, folder, filter="data")
+                parts = PurePosixPath(member.name).parts
+                if not (member.isfile() or member.isdir()) or "/" in parts or ".." in parts:
+                    raise CubError(
+                        f"{archive}: member {member.name!r} points outside the folder or is special; refusing it"
+                    )
+                tar.extract(member, folder, set_attrs=False)
             # tarfile takes a file that stops between two members for a whole one: look for the block that ends it, then
             # read on to the end, which is where gzip checks its sum.
             if tar.fileobj is None or tar.fileobj.tell() - tar.offset < tarfile.BLOCKSIZE:
                 raise CubError(f"{archive}: truncated after {member.name if member else 'nothing'}; get it again")
             while tar.fileobj.read(1 << 20):
                 pass
-    except tarfile.FilterError as error:
-        name = error.tarinfo.name
-        raise CubError(f"{archive}: member {name!r} points outside the folder or is special; refusing it") from error
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         where = f"after member {member.name!r}" if member else "at its start"
         raise CubError(f"{archive}: damaged or truncated {where} ({error}); expected a whole .tgz archive") from error
