@@ -44,7 +44,7 @@ class Progress:
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient that is NaN or infinite; the parameters from before that step were kept."""
+    """A loss or gradient that is NaN or infinite; no checkpoint holds that step or a later one."""
 
 
 def fit(
@@ -157,8 +157,12 @@ def fit(
 
 def _explain(step: int, metrics: Mapping[str, Any], saved: int) -> str:
     bad = ", ".join(name for name, value in metrics.items() if not np.isfinite(value)) or "the gradient"
-    kept = f"The last good checkpoint is step {saved}." if saved else "There is no checkpoint yet."
+    if saved:
+        kept = f"The last good checkpoint is step {saved}: repeating the command goes on from there"
+    else:
+        kept = "There is no checkpoint yet: repeating the command starts afresh"
     return (
-        f"Step {step}: {bad} is not finite. The parameters from before that step were kept. {kept} "
-        "Lower learning_rate, look for bad examples, or pass non_finite='skip' to leave such steps out."
+        f"Step {step}: {bad} is not finite. {kept} and, with the same data and settings, meets that step again. Look "
+        "for bad examples, or start a new run with a lower learning_rate or with non_finite='skip', which leaves such "
+        "steps out."
     )
