@@ -1,5 +1,6 @@
 """Counterfactuals of test images: which pairs, the four attribute-space answers, and the images that realise one."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._folder import UserError, write_arrays
-from experiments._run import LoadedRun
+from experiments._run import LoadedRun, checksum
 from spectra_jax import (
     Head,
     InversionConfig,
@@ -147,16 +148,19 @@ def choose_pairs(
         for label in np.unique(labels):
             turn[labels[order] == label] = np.arange((labels == label).sum())
         order = order[np.argsort(turn, kind="stable")]
+    fixed = _class(run, config.targets) if config.targets not in ("nearest", "random", "mixed") else None
+    logits = np.asarray(head_logits(head, jnp.asarray(attributes)))
+    such = "such images"
+    if fixed is not None:
+        order = order[logits[order].argmax(axis=-1) != fixed]
+        such += f" that are not classified as {run.info.class_names[fixed]} already"
     if len(order) < config.num_pairs:
-        raise UserError(f"--num-pairs {config.num_pairs}: the test split has only {len(order)} such images")
+        raise UserError(f"--num-pairs {config.num_pairs}: the test split has only {len(order)} {such}")
     index = order[: config.num_pairs]
-    logits = np.asarray(head_logits(head, jnp.asarray(attributes[index])))
-    predicted = logits.argmax(axis=-1)
+    if fixed is not None:
+        return index, np.full(len(index), fixed, np.int32)
+    predicted = logits[index].argmax(axis=-1)
     drawn = (predicted + rng.integers(1, logits.shape[1], len(index))) % logits.shape[1]
-    if config.targets not in ("nearest", "random", "mixed"):
-        target = np.full(len(index), _class(run, config.targets))
-        keep = target != predicted
-        return index[keep], target[keep].astype(np.int32)
     if config.targets == "random":
         return index, drawn.astype(np.int32)
     norms = np.array(all_pairs_norms(head, jnp.asarray(attributes[index]), method="boundary"))
@@ -165,6 +169,14 @@ def choose_pairs(
     if config.targets == "mixed":
         target[1::2] = drawn[1::2]
     return index, target.astype(np.int32)
+
+
+def pair_options(
+    run: LoadedRun, config: PairConfig, seed: int, attributes: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """Everything that decides the results of `find_counterfactuals`, the trained model itself included."""
+    model = checksum(run, attributes, labels)
+    return {**dataclasses.asdict(config), "seed": seed, "step": run.step, "model": model}
 
 
 def _class(run: LoadedRun, name: str) -> int:

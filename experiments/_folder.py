@@ -5,8 +5,8 @@ import dataclasses
 import fcntl
 import json
 import os
-import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectra_jax import Head, attackability
+from spectra_jax import Head, attackability, attackability_summary
 from spectra_jax.checkpoint import Checkpoints
 from spectra_jax.logging import Console, MetricsFile, write_json
+from spectra_jax.sharding import any_process
 from spectra_jax.training import Predictions, Progress, TrainState, evaluate
 
 CONFIG, METRICS, SUMMARY, CHECKPOINTS = "config.json", "metrics.jsonl", "summary.json", "checkpoints"
+LOCK = ".lock"
+RESULTS = ("counterfactuals.npz", METRICS, SUMMARY, "report.html")
 # Shown on the console. Plain attribute accuracy is not among them: on CUB "absent" is right 92 % of the time.
 SHOWN = ("class_accuracy", "attribute_balanced_accuracy", "attribute_f1", "attribute_map")
 
@@ -43,11 +46,21 @@ class RunFolder:
 
     def __init__(self, path: Path, identity: Mapping[str, Any], *, extra: Mapping[str, Any] | None = None):
         self.path = path
-        primary = jax.process_index() == 0
-        config = json.loads(json.dumps(dict(identity)))
+        self._lock: int | None = None
+        refusal = None
+        if jax.process_index() == 0:  # one process decides: the others could see the folder half made
+            try:
+                self._lock = self._claim(json.loads(json.dumps(dict(identity))), dict(extra or {}))
+            except UserError as error:
+                refusal = error
+        refused = any_process(refusal is not None)  # where there are several processes, they meet here
+        if refused:
+            raise refusal or UserError(f"Process 0 refuses --run-dir {path}; it says why.")
+
+    def _claim(self, config: dict[str, Any], extra: dict[str, Any]) -> int:
+        path, stored = self.path, self.path / CONFIG
         if path.exists() and not path.is_dir():
             raise UserError(f"--run-dir {path} is a file; name a folder.")
-        stored = path / CONFIG
         if stored.exists():
             _compare(path, read_config(path)["run"], config)
         elif path.exists() and (others := [p.name for p in path.iterdir() if not p.name.startswith(".")]):
@@ -56,9 +69,10 @@ class RunFolder:
                 "folder of a run. Choose another one."
             )
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path) if primary else None
-        if primary and not stored.exists():
-            write_json(stored, {"run": config, **(extra or {})})
+        lock = _lock(path, "Another process is training in {path}. Wait for it or choose another --run-dir.")
+        if not stored.exists():
+            write_json(stored, {"run": config, **extra})
+        return lock
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -70,37 +84,94 @@ class RunFolder:
 
 
 def read_config(path: Path) -> dict[str, Any]:
+    """The config.json of a run folder.
+
+    Raises:
+        UserError: it is not one that `RunFolder` wrote.
+    """
+    config = _read_config(path)
+    if not isinstance(config.get("run"), dict):
+        raise UserError(f"{path / CONFIG} was not written by a training run: {path} is not the folder of a run.")
+    return config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / CONFIG).read_text())
-    except json.JSONDecodeError as error:
+        config = read_json(path / CONFIG)
+    except ValueError as error:  # not JSON, or not even text
         raise UserError(
             f"{path / CONFIG} is not valid JSON ({error}): it was edited or is no config of ours."
         ) from None
+    return config if isinstance(config, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that `write_json` wrote."""
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def owned_folder(path: Path, identity: Mapping[str, Any]) -> Path:
-    """A folder for results that only count for `identity`: kept if they do, emptied if they do not.
+@contextlib.contextmanager
+def owned_folder(path: Path, made_by: str, options: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder for results that only count for `options`, held by one process while the `with` block lasts.
+
+    Results of the same options are kept. Of other options they are deleted, but only files that the scripts write: what
+    somebody else put there stays.
+
+    Args:
+        path: made if absent.
+        made_by: the script, the mark by which it knows its own folders again.
+        options: JSON-able facts on which the results depend.
 
     Raises:
-        UserError: it holds something that is not such results; nothing is deleted then.
+        UserError: the folder is not empty and not marked by this script, or another process is writing it; nothing is
+            deleted then.
     """
-    config = json.loads(json.dumps(dict(identity)))
-    if path.exists():
-        if not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG).exists()):
-            raise UserError(f"{path} exists and holds no {CONFIG} of ours. Choose another folder.")
-        stored = read_config(path) if (path / CONFIG).exists() else {}
-        if "run" in stored:
-            raise UserError(f"{path} is the folder of a training run. Choose another one.")
-        if stored != config:
-            shutil.rmtree(path)
+    config = {"made_by": made_by, "options": json.loads(json.dumps(dict(options)))}
+    _check_owner(path, made_by)
     path.mkdir(parents=True, exist_ok=True)
-    write_json(path / CONFIG, config)
-    return path
+    lock = _lock(path, "Another process is writing {path}. Wait for it or choose another folder.")
+    try:
+        if _check_owner(path, made_by) != config:
+            _delete_results(path)
+            write_json(path / CONFIG, config)
+        yield path
+    finally:
+        os.close(lock)
+
+
+def _check_owner(path: Path, made_by: str) -> dict[str, Any]:
+    """The config.json of a folder that `made_by` may use; {} if there is none yet."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; name a folder.")
+    if not path.exists():
+        return {}
+    if (path / CONFIG).exists():
+        config = _read_config(path)
+        if "run" in config:
+            raise UserError(f"{path} is the folder of a training run. Choose another one.")
+        if config.get("made_by") != made_by:
+            raise UserError(f"{path / CONFIG} was not written by {made_by}. Choose another folder.")
+        return config
+    # A process killed at once leaves these two.
+    others = [p.name for p in path.iterdir() if p.name != LOCK and not p.name.startswith(f".{CONFIG}.")]
+    if others:
+        raise UserError(
+            f"{path} is not empty ({', '.join(sorted(others)[:3])}) and holds no {CONFIG} of {made_by}. "
+            "Choose another folder."
+        )
+    return {}
+
+
+def _delete_results(path: Path) -> None:
+    """Deletes what the scripts write into a folder of theirs, and nothing else."""
+    # config.json goes last and is replaced, not deleted: the folder stays marked if the process is killed here.
+    pairs = [f"{folder}{name}" for folder in ("", "pairs/") for name in ("pairs-*.npz", ".pairs-*.tmp")]
+    for pattern in (*pairs, *RESULTS):
+        for file in path.glob(pattern):
+            if file.is_file():
+                file.unlink()
+    with contextlib.suppress(OSError):  # absent, or there is something else in it
+        (path / "pairs").rmdir()
 
 
 def _compare(path: Path, before: Any, now: Any) -> None:
@@ -124,14 +195,14 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for name, item in value.items() for k, v in _flatten(item, f"{prefix}.{name}".strip(".")).items()}
 
 
-def _lock(path: Path) -> int:
-    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+def _lock(path: Path, refusal: str) -> int:
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         # Released by the kernel however the process ends, so a killed run never stays locked.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise UserError(f"Another process is training in {path}. Wait for it or choose another --run-dir.") from None
+        raise UserError(refusal.format(path=path)) from None
     return descriptor
 
 
@@ -155,6 +226,7 @@ class Record:
                 console.say(f"checkpoint {step} was damaged and is not used: {reason}")
             self.state, self.progress = restored.state, Progress(**restored.host["progress"])
             position, self.epoch = restored.host["position"], restored.host["epoch"]
+        self.seconds_before = self.progress.seconds
         self._metrics = MetricsFile(run / METRICS, position=position) if jax.process_index() == 0 else None
 
     def log(self, record: dict[str, Any]) -> None:
@@ -186,27 +258,43 @@ class Record:
 
 def write_arrays(path: Path, **arrays: Any) -> None:
     """An .npz file that appears whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
-def summarize(run: RunFolder, head: Head, predictions: Predictions, progress: Progress, record: Record) -> None:
-    """Writes the figures on the test split, and the arrays that later scripts work on."""
+def summarize(
+    run: RunFolder, head: Head, predictions: Predictions, progress: Progress, record: Record, *, began: float
+) -> None:
+    """Writes the figures on the test split, and the arrays that later scripts work on.
+
+    Args:
+        run: the folder to write into.
+        head: of the trained model.
+        predictions: on the test split.
+        progress: at the end of training; its time is that of the loop, kept as train/seconds.
+        record: logs the figures.
+        began: time.monotonic() when this command did. To its time, "seconds", that of earlier commands is added as far
+            as it is known: all of those that finished training, the training loop of those that were stopped.
+    """
     figures = evaluate(predictions)
     record.log({"step": progress.step, "epoch": record.epoch, "split": "test", **figures})
-    ratios = np.asarray(attackability(jax.device_get(head), jnp.asarray(predictions.attributes)), np.float64)
-    figures |= {
-        "attackability_mean": float(ratios.mean()),
-        "attackability_median": float(np.median(ratios)),
-        "relative_margin_mean": float(np.mean(1 / ratios)),
-    }
+    ratios = attackability(jax.device_get(head), jnp.asarray(predictions.attributes))
+    for name, value in attackability_summary(ratios).items():
+        is_margin = name.startswith("relative_margin")
+        figures[name.replace("margin", "margin_mean") if is_margin else f"attackability_{name}"] = value
     if jax.process_index() == 0:
         write_arrays(run / "test_attributes.npz", attributes=predictions.attributes, labels=predictions.labels)
         write_arrays(run / "head.npz", **{k: v for k, v in jax.device_get(head)._asdict().items() if v is not None})
         summary = {f"test/{name}": value for name, value in figures.items()}
-        write_json(run / SUMMARY, summary | {"seconds": progress.seconds})
+        earlier = {"train/seconds": progress.seconds, "seconds": record.seconds_before}
+        if (run / SUMMARY).exists():  # training had finished before this command
+            earlier |= read_json(run / SUMMARY)
+        seconds = {"train/seconds": earlier["train/seconds"], "seconds": earlier["seconds"] + time.monotonic() - began}
+        write_json(run / SUMMARY, summary | seconds)
 
 
 class Stop:

@@ -16,7 +16,7 @@ from spectra_jax.features import FeatureSet, cached_features, fingerprint, stand
 from spectra_jax.logging import Console
 from spectra_jax.models import Model, Params
 from spectra_jax.sharding import data_mesh, place_batch
-from spectra_jax.training import TrainConfig
+from spectra_jax.training import TrainConfig, balanced_positive_weight
 
 FEATURE_BATCH = 32
 
@@ -57,6 +57,11 @@ def pretrained(model: Model, params: Params, config: TrainConfig) -> Params:
         return model.load_pretrained(params, path)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"--weights {config.weights}: {error}") from error
+
+
+def positive_weight(config: TrainConfig, attributes: Float[np.ndarray, "N n"]) -> jax.Array | None:
+    """Weights of the present answers in the attribute loss, as `config.attribute_weighting` says."""
+    return jnp.asarray(balanced_positive_weight(attributes)) if config.attribute_weighting == "balanced" else None
 
 
 def make_inputs(

@@ -10,7 +10,7 @@ import numpy as np
 from experiments._counterfactuals import SOLVERS, Counterfactuals
 from experiments._folder import METRICS, SUMMARY, read_json
 from experiments._run import LoadedRun
-from spectra_jax import InversionReason, head_logits
+from spectra_jax import InversionReason, head_logits, perturbation_noise_ratio
 from spectra_jax.logging import read_metrics
 from spectra_jax.reporting import (
     SERIES,
@@ -25,6 +25,7 @@ from spectra_jax.reporting import (
 
 SHOWN_ATTRIBUTES = 6
 SHOWN_CLASSES = 2
+TINY = np.finfo(np.float32).tiny
 CURVES = (
     "loss",
     "class_loss",
@@ -51,41 +52,73 @@ def quality(summary: dict[str, Any]) -> list[Metric]:
 def margins(summary: dict[str, Any]) -> list[Metric]:
     """How close the samples are to a flip, from summary.json."""
     return [
-        Metric("Model attackability", summary["test/attackability_mean"], note="mean, as the paper defines it"),
-        Metric("Attackability", summary["test/attackability_median"], note="median"),
-        Metric("Relative margin", summary["test/relative_margin_mean"], "%", note="mean over the test split"),
+        _margin(summary, "Model attackability", "attackability_mean", note="mean, as the paper defines it"),
+        _margin(summary, "Attackability", "attackability_median", note="median"),
+        _margin(summary, "Relative margin", "relative_margin_mean", "%", note="mean over the test split"),
     ]
 
 
+def _margin(summary: dict[str, Any], title: str, name: str, unit: str = "", *, note: str) -> Metric:
+    low, high = (summary.get(f"test/{name}_{end}") for end in ("low", "high"))
+    interval = None if low is None or high is None else (low, high)  # JSON holds no NaN and no infinity
+    return Metric(title, summary[f"test/{name}"], unit, interval=interval, note=note)
+
+
+def median(values: np.ndarray) -> float:
+    """The median of all values but NaN; NaN where nothing is left."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if known.size else float("nan")
+
+
+def ratio_median(norms: np.ndarray, exact: np.ndarray, predicted: np.ndarray) -> float:
+    """Median of norms / exact over the classes other than the predicted one that can be reached.
+
+    A target that only `norms` cannot reach counts as infinite, a tie (both 0) as 1; unresolved pairs are left out.
+
+    Args:
+        norms, exact: (N, c).
+        predicted: (N,).
+    """
+    usable = (np.arange(exact.shape[1]) != predicted[:, None]) & np.isfinite(exact)
+    norms, exact = norms[usable], exact[usable]
+    ratio = np.where(norms > 0, np.inf, 1.0).astype(exact.dtype)
+    return median(np.divide(norms, exact, out=np.where(np.isnan(norms), norms, ratio), where=exact > 0))
+
+
 def inversion_figures(found: Counterfactuals) -> dict[str, float]:
-    """The figures on the images found, for summary.json; failures count in every share."""
-    finite = found.psnr[np.isfinite(found.psnr)]
-    moved = np.linalg.norm((found.results - found.images / np.float32(255)).reshape(len(found.index), -1), axis=-1)
-    realised = np.linalg.norm(found.after - found.before, axis=-1)
-    won = found.success & (realised > 0)
+    """The figures on the images found, for summary.json.
+
+    Rates are over all pairs, failures included. Medians (PSNR, SSIM, perturbation noise ratios, steps) are over the
+    successes alone: a failed search leaves an image that nobody would show. NaN where there is no success.
+    """
+    won = np.asarray(found.success, bool)
+    moved = found.results[won] - found.images[won] / np.float32(255)
+    realised = perturbation_noise_ratio(moved, found.after[won] - found.before[won])
+    requested = perturbation_noise_ratio(moved, found.requested[won])
     return {
         "invert/num_pairs": len(found.index),
-        "invert/num_success": int(found.success.sum()),
-        "invert/success_rate": float(found.success.mean()),
+        "invert/num_success": int(won.sum()),
+        "invert/success_rate": float(won.mean()),
         "invert/survives_rounding_rate": float(found.survives_rounding.mean()),
-        "invert/psnr_median": float(np.median(finite)) if finite.size else float("nan"),
-        "invert/ssim_median": float(np.median(found.ssim)),
-        "invert/noise_ratio_realised_median": float(np.median(moved[won] / realised[won]))
-        if won.any()
-        else float("nan"),
-        "invert/steps_median": float(np.median(found.num_steps)),
+        "invert/psnr_median": median(found.psnr[won]),
+        "invert/ssim_median": median(found.ssim[won]),
+        "invert/noise_ratio_realised_median": median(np.asarray(realised)),
+        "invert/noise_ratio_requested_median": median(np.asarray(requested)),
+        "invert/steps_median": median(found.num_steps[won]),
     }
 
 
 def inversion_metrics(figures: dict[str, float]) -> list[Metric]:
     """The same figures for a report."""
     pairs = f"{figures['invert/num_success']} of {figures['invert/num_pairs']} pairs"
+    ratio = "Perturbation noise ratio"
     return [
         Metric("Attack success rate", figures["invert/success_rate"], "%", note=pairs),
-        Metric("Success after 8 bits", figures["invert/survives_rounding_rate"], "%"),
-        Metric("PSNR", figures["invert/psnr_median"], "dB", note="median"),
-        Metric("SSIM", figures["invert/ssim_median"], note="median"),
-        Metric("Perturbation noise ratio", figures["invert/noise_ratio_realised_median"], note="median, realised"),
+        Metric("Success after 8 bits", figures["invert/survives_rounding_rate"], "%", note="of all pairs"),
+        Metric("PSNR", figures["invert/psnr_median"], "dB", note="median of the successes"),
+        Metric("SSIM", figures["invert/ssim_median"], note="median of the successes"),
+        Metric(ratio, figures["invert/noise_ratio_realised_median"], note="realised, median of the successes"),
+        Metric(ratio, figures["invert/noise_ratio_requested_median"], note="requested, median of the successes"),
     ]
 
 
@@ -109,15 +142,12 @@ def add_counterfactuals(report: Report, run: LoadedRun, found: Counterfactuals, 
     feasible = np.isfinite(found.norms).all(axis=-1)
     rows = []
     for k, name in enumerate(SOLVERS):
-        ratio = found.norms[feasible, k] / found.norms[feasible, SOLVERS.index("projection")]
-        rows.append((NAMES[name], np.median(found.norms[feasible, k]), np.median(ratio), found.reached[:, k].mean()))
+        ratio = found.norms[feasible, k] / np.maximum(found.norms[feasible, SOLVERS.index("projection")], TINY)
+        rows.append((NAMES[name], median(found.norms[feasible, k]), median(ratio), found.reached[:, k].mean()))
     has_single = found.single_attribute >= 0
     single = np.abs(found.single_delta[has_single])
     best = found.norms[has_single, SOLVERS.index("projection")]
-    rows.append(
-        ("Single attribute", np.median(single) if single.size else np.nan,
-         np.median(single / best) if single.size else np.nan, has_single.mean())
-    )  # fmt: skip
+    rows.append(("Single attribute", median(single), median(single / np.maximum(best, TINY)), has_single.mean()))
     report.table(
         "Four answers to one question",
         [
@@ -172,17 +202,31 @@ def _card(
     )
 
 
-def add_margins(report: Report, run: LoadedRun, norms: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> None:
+def relative_margins(norms: np.ndarray, lengths: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """(N,) distance to the nearest other class over the length of the attributes; a tie with another class gives 0.
+
+    Unresolved distances (NaN) are passed over; inf where no class can be reached.
+    """
+    others = (np.arange(norms.shape[1]) != predicted[:, None]) & ~np.isnan(norms)
+    return np.where(others, norms, np.inf).min(axis=-1) / np.maximum(lengths, TINY)
+
+
+def add_margins(
+    report: Report, run: LoadedRun, norms: np.ndarray, lengths: np.ndarray, labels: np.ndarray, predicted: np.ndarray
+) -> None:
     """Distribution of the relative margin, and how far each class is from each other one.
 
     Args:
         report: to add to.
         run: for the class names.
-        norms: (N, c) exact distances of the test samples to every class, 0 at the predicted one.
+        norms: (N, c) exact distances of the test samples to every class; NaN where the solver did not resolve it.
         lengths: (N,) ||e||.
         labels: (N,) classes of the samples.
+        predicted: (N,) classes that the classifier names.
     """
-    nearest = np.where(norms > 0, norms, np.inf).min(axis=-1) / lengths
+    nearest = relative_margins(norms, lengths, predicted)
+    unresolved = int(np.isnan(norms).sum())
+    left_out = f" {unresolved:,} of {norms.size:,} distances are unresolved and left out." if unresolved else ""
     with plot_style():
         figure = new_figure(6.4, 2.8)
         axes = figure.add_subplot(xlabel="relative margin ‖δ‖ / ‖e‖", ylabel="test images")
@@ -193,10 +237,11 @@ def add_margins(report: Report, run: LoadedRun, norms: np.ndarray, lengths: np.n
         "How close every test image is to a flip",
         figure,
         alt=f"Histogram of the relative margin of {len(norms)} test images; median {np.median(nearest):.3g}.",
-        caption="Distance in attribute space to the nearest class boundary, relative to the attributes' length.",
+        caption="Distance in attribute space to the nearest class boundary, relative to the attributes' length."
+        + left_out,
     )
     classes = np.unique(labels)
-    medians = np.array([np.median(norms[labels == c][:, classes], axis=0) for c in classes])
+    medians = np.array([[median(norms[labels == c, k]) for k in classes] for c in classes])
     np.fill_diagonal(medians, np.nan)
     names = [run.info.class_names[c] for c in classes]
     report.matrix(
@@ -207,7 +252,7 @@ def add_margins(report: Report, run: LoadedRun, norms: np.ndarray, lengths: np.n
         row_title="labelled",
         column_title="target",
         value_name="median exact distance",
-        caption="Median length of the projection from the images of one class to the region of another.",
+        caption="Median length of the projection from the images of one class to the region of another." + left_out,
     )
 
 

@@ -1,6 +1,7 @@
 """What the scripts share: where things are cached, which data, which model, and reading a run again."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -115,6 +116,24 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
     return open_dataset(prepared)
 
 
+def check_rhythm(log_every: int, evaluate_every: float, checkpoint_every: float) -> None:
+    """Refuses intervals that no training loop can keep.
+
+    Raises:
+        UserError: one of them is negative or not finite, or log_every is 0.
+    """
+    if log_every < 1:
+        raise UserError(f"--log-every {log_every}: expected a number of steps, 1 or more")
+    for name, epochs in (("evaluate", evaluate_every), ("checkpoint", checkpoint_every)):
+        if not 0 <= epochs < float("inf"):
+            raise UserError(f"--{name}-every {epochs:g}: expected a number of epochs, or 0 for only at the end")
+
+
+def every(epochs: float, steps_per_epoch: int) -> int:
+    """Steps between two events that are `epochs` apart; 0, for only at the end, stays 0."""
+    return max(1, round(epochs * steps_per_epoch)) if epochs else 0
+
+
 def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
     """("depth=34", "norm=group") -> {"depth": 34, "norm": "group"}."""
     parsed: dict[str, Any] = {}
@@ -225,6 +244,15 @@ def test_attributes(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{path} is missing: training has not finished. Repeat its command.")
     with np.load(path) as stored:
         return stored["attributes"], stored["labels"]
+
+
+def checksum(run: LoadedRun, *arrays: np.ndarray) -> str:
+    """A name for this very model, its data and `arrays`: another training, or other data, gives another one."""
+    digest = hashlib.sha256(json.dumps(describe(run.config, run.dataset), sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path((run.params, arrays)):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def describe(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:

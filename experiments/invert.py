@@ -1,6 +1,5 @@
 """Counterfactual images of a trained run: chosen pairs, the images found, and a report."""
 
-import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from experiments import _folder, _pages, _run
-from experiments._counterfactuals import Counterfactuals, PairConfig, choose_pairs, find_counterfactuals
+from experiments._counterfactuals import Counterfactuals, PairConfig, choose_pairs, find_counterfactuals, pair_options
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
 from spectra_jax.reporting import Report
 
@@ -47,28 +46,23 @@ def invert_run(args: Args) -> Path:
     began = time.monotonic()
     console = Console(quiet=args.quiet)
     run = _run.load_run(args.run_dir)
-    identity = {
-        **dataclasses.asdict(args.pairs),
-        "seed": args.seed,
-        "run_dir": str(args.run_dir.resolve()),
-        "step": run.step,
-    }
-    _folder.owned_folder(args.out, identity)
     attributes, labels = _run.test_attributes(args.run_dir)
     index, target = choose_pairs(run, attributes, labels, args.pairs, seed=args.seed)
-    found = find_counterfactuals(run, labels, index, target, args.pairs, args.out / "pairs", console=console)
-    _folder.write_arrays(args.out / "counterfactuals.npz", **found._asdict())
-    write_records(args.out / _folder.METRICS, found)
-    figures = _pages.inversion_figures(found)
-    seconds = time.monotonic() - began
-    write_json(args.out / _folder.SUMMARY, figures | {"seconds": seconds})
+    options = pair_options(run, args.pairs, args.seed, attributes, labels)
+    with _folder.owned_folder(args.out, "experiments.invert", options) as out:
+        found = find_counterfactuals(run, labels, index, target, args.pairs, out / "pairs", console=console)
+        _folder.write_arrays(out / "counterfactuals.npz", **found._asdict())
+        write_records(out / _folder.METRICS, found)
+        figures = _pages.inversion_figures(found)
+        seconds = time.monotonic() - began
+        write_json(out / _folder.SUMMARY, figures | {"seconds": seconds})
 
-    report = Report("SPECTRA counterfactual images", subtitle=f"{run.config.model} on {run.info.name}")
-    report.headline(_pages.inversion_metrics(figures))
-    _pages.add_counterfactuals(report, run, found, attributes.std(axis=0))
-    report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir))
-    console.say(f"{figures['invert/num_success']} of {len(found.index)} reached their target, {duration(seconds)}")
-    return report.write(args.out / "report.html")
+        report = Report("SPECTRA counterfactual images", subtitle=f"{run.config.model} on {run.info.name}")
+        report.headline(_pages.inversion_metrics(figures))
+        _pages.add_counterfactuals(report, run, found, attributes.std(axis=0))
+        report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir))
+        console.say(f"{figures['invert/num_success']} of {len(found.index)} reached their target, {duration(seconds)}")
+        return report.write(out / "report.html")
 
 
 def write_records(path: Path, found: Counterfactuals) -> None:

@@ -15,10 +15,10 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from experiments import _folder, _pages, _run
-from experiments._counterfactuals import PairConfig, choose_pairs, find_counterfactuals
+from experiments._counterfactuals import PairConfig, choose_pairs, find_counterfactuals, pair_options
 from experiments.train import Args as TrainArgs
 from experiments.train import train
-from spectra_jax import all_pairs_norms
+from spectra_jax import all_pairs_norms, head_logits
 from spectra_jax.logging import Console, duration, write_json
 from spectra_jax.reporting import Report
 from spectra_jax.training import PRESETS
@@ -54,18 +54,26 @@ class Args:
 
 
 def quickstart(args: Args) -> tuple[Path, int]:
-    """Runs every stage; returns the report and the exit code."""
+    """Runs every stage; returns the report and the exit code.
+
+    summary.json: "seconds" is the time of the whole command, "train/seconds" of the training loop alone. A repeated
+    command adds its own to what is known of the ones before.
+    """
     began = time.monotonic()
     console = Console(quiet=args.quiet)
     name = args.model or ("cnn" if args.data.data_dir is None else "efficientnet_lite0")
     if name not in PRESETS:
         raise _folder.UserError(f"--model {name!r}: choose one of {', '.join(PRESETS)}")
     run_dir = args.run_dir or Path("runs") / f"quickstart-{args.data.name}-{name}-seed{args.seed}"
-    config = dataclasses.replace(PRESETS[name], seed=args.seed, epochs=args.epochs or PRESETS[name].epochs)
+    epochs = PRESETS[name].epochs if args.epochs is None else args.epochs
+    if epochs < 1:
+        raise _folder.UserError(f"--epochs {epochs}: expected 1 or more")
+    config = dataclasses.replace(PRESETS[name], seed=args.seed, epochs=epochs)
     _, code = train(TrainArgs(config, data=args.data, run_dir=run_dir, quiet=args.quiet))
     if code:
         return run_dir, code
 
+    trained = time.monotonic()
     run = _run.load_run(run_dir)
     head = run.model.head(run.params)
     attributes, labels = _run.test_attributes(run_dir)
@@ -75,13 +83,13 @@ def quickstart(args: Args) -> tuple[Path, int]:
              ("boundary", "pinv", "projection")}  # fmt: skip
     _folder.write_arrays(run_dir / "norms.npz", **norms)
     lengths = np.linalg.norm(attributes, axis=-1)
+    predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=-1)
     exact = norms["projection"]
 
-    found_dir = _folder.owned_folder(
-        run_dir / "counterfactuals", {**dataclasses.asdict(args.pairs), "seed": args.seed, "step": run.step}
-    )
     index, target = choose_pairs(run, attributes, labels, args.pairs, seed=args.seed)
-    found = find_counterfactuals(run, labels, index, target, args.pairs, found_dir, console=console)
+    options = pair_options(run, args.pairs, args.seed, attributes, labels)
+    with _folder.owned_folder(run_dir / "counterfactuals", "experiments.quickstart", options) as folder:
+        found = find_counterfactuals(run, labels, index, target, args.pairs, folder, console=console)
 
     summary = _folder.read_json(run_dir / _folder.SUMMARY)
     figures = _pages.inversion_figures(found)
@@ -89,31 +97,27 @@ def quickstart(args: Args) -> tuple[Path, int]:
         **figures,
         "test/pairs_infeasible": int(np.isinf(exact).sum()),
         "test/pairs_unresolved": int(np.isnan(exact).sum()),
-        "test/boundary_over_projection_median": float(np.nanmedian(_ratio(norms["boundary"], exact))),
-        "test/pinv_over_projection_median": float(np.nanmedian(_ratio(norms["pinv"], exact))),
+        "test/boundary_over_projection_median": _pages.ratio_median(norms["boundary"], exact, predicted),
+        "test/pinv_over_projection_median": _pages.ratio_median(norms["pinv"], exact, predicted),
+        "seconds": summary["seconds"] + time.monotonic() - trained,
     }
     write_json(run_dir / _folder.SUMMARY, summary)
 
     report = Report("SPECTRA quickstart", subtitle=f"{name} on {args.data.name}, seed {args.seed}")
     report.headline([*_pages.inversion_metrics(figures), *_pages.quality(summary), *_pages.margins(summary)])
     _pages.add_counterfactuals(report, run, found, attributes.std(axis=0))
-    _pages.add_margins(report, run, exact, lengths, labels)
+    _pages.add_margins(report, run, exact, lengths, labels, predicted)
     _pages.add_training(report, run_dir)
     info = run.info
     counts = f"{sum(info.num_images.values()):,} images of {info.num_classes} classes, {info.num_attributes} attributes"
     report.provenance(
         seed=args.seed,
-        seconds=time.monotonic() - began,
+        seconds=summary["seconds"],
         data=f"{info.name}: {counts}, labelled per {info.attribute_source}",
     )
     path = report.write(run_dir / "report.html")
     console.say(f"done in {duration(time.monotonic() - began)}; open {path.resolve().as_uri()}")
     return path, 0
-
-
-def _ratio(norms: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    usable = (exact > 0) & np.isfinite(exact) & np.isfinite(norms)
-    return np.where(usable, norms / np.where(usable, exact, 1), np.nan)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,18 +3,18 @@
 import contextlib
 import dataclasses
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tyro
 from tyro.conf import OmitArgPrefixes
 
 from experiments import _folder, _pages, _run
-from experiments._inputs import make_inputs, pretrained
+from experiments._inputs import make_inputs, positive_weight, pretrained
 from spectra_jax.checkpoint import CheckpointError
 from spectra_jax.logging import Console, duration
 from spectra_jax.sharding import any_process, data_mesh, place_batch, replicate, replicated
@@ -22,7 +22,6 @@ from spectra_jax.training import (
     NonFiniteError,
     Predictions,
     TrainConfig,
-    balanced_positive_weight,
     evaluate,
     fit,
     init_state,
@@ -49,8 +48,8 @@ class Args:
     Attributes:
         run_dir: where config.json, metrics.jsonl, summary.json and checkpoints go; default runs/<model>-<data>-seed<k>.
         log_every: steps between two training records.
-        evaluate_every: epochs between two evaluations on the validation split.
-        checkpoint_every: epochs between two checkpoints.
+        evaluate_every: epochs between two evaluations on the validation split; 0: only at the end.
+        checkpoint_every: epochs between two checkpoints; 0: only at the end.
         quiet: show errors only.
     """
 
@@ -66,6 +65,8 @@ class Args:
 
 def train(args: Args) -> tuple[Path, int]:
     """Trains, or resumes, and evaluates on the test split. Returns the run folder and the exit code."""
+    began = time.monotonic()
+    _run.check_rhythm(args.log_every, args.evaluate_every, args.checkpoint_every)
     console = Console(quiet=args.quiet or jax.process_index() > 0)
     config = args.train
     dataset = _run.prepare_data(args.data, console=console)
@@ -82,8 +83,7 @@ def train(args: Args) -> tuple[Path, int]:
     optimizer = make_optimizer(model, config, num_steps)
     mesh = data_mesh()
     state = replicate(init_state(model, optimizer, inputs.params, train_key), mesh)
-    balanced = config.attribute_weighting == "balanced"
-    weight = jnp.asarray(balanced_positive_weight(inputs.attributes)) if balanced else None
+    weight = positive_weight(config, inputs.attributes)
     train_step = make_train_step(model, optimizer, config, positive_weight=weight, sharding=replicated(mesh))
     eval_step = make_eval_step(model, sharding=replicated(mesh))
 
@@ -112,17 +112,16 @@ def train(args: Args) -> tuple[Path, int]:
             log=record.log,
             log_every=args.log_every,
             evaluate=(lambda params: {"validation": evaluate(look(params, "validation"))}) if validate else None,
-            evaluate_every=max(1, round(args.evaluate_every * steps_per_epoch)),
+            evaluate_every=_run.every(args.evaluate_every, steps_per_epoch),
             save=record.save,
-            save_every=max(1, round(args.checkpoint_every * steps_per_epoch)),
+            save_every=_run.every(args.checkpoint_every, steps_per_epoch),
             non_finite=config.non_finite,
             should_stop=lambda: any_process(stop()),
             on_step=lambda step: task.update(step, record.remark),
             block=jax.process_count() > 1 and jax.default_backend() == "cpu",
         )
         if progress.step == num_steps:
-            predictions = look(state.params, "test")
-            _folder.summarize(run, model.head(state.params), predictions, progress, record)
+            _folder.summarize(run, model.head(state.params), look(state.params, "test"), progress, record, began=began)
     if progress.step < num_steps:
         console.say(f"stopped at step {progress.step} of {num_steps}; repeat the command to go on from there")
         return path, stop.exit_code

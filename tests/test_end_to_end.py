@@ -1,14 +1,18 @@
 """The main job on a small drawn data set: every file it promises, figures that agree with each other, and a rerun."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from data_prep.synthetic_birds import generate
-from experiments import invert, quickstart
+from experiments import _pages, invert, quickstart
+from experiments._counterfactuals import Counterfactuals, PairConfig, choose_pairs, pair_options
 from experiments._folder import UserError
 from experiments._run import load_run
+from experiments._run import test_attributes as stored_attributes
 from spectra_jax import head_logits
 
 
@@ -41,8 +45,12 @@ def test_run_folder_is_complete_and_its_figures_agree(finished):
     assert summary["invert/num_pairs"] == 6
     assert summary["invert/success_rate"] == summary["invert/num_success"] / 6
     for name in ("test/class_accuracy", "test/attribute_balanced_accuracy", "test/attribute_map", "seconds",
-                 "test/attackability_mean", "test/attackability_median"):  # fmt: skip
+                 "test/attackability_mean", "test/attackability_median", "test/attackability_quantile_05",
+                 "test/relative_margin_mean"):  # fmt: skip
         assert np.isfinite(summary[name]), name
+    for name in ("attackability_mean", "attackability_median", "relative_margin_mean"):
+        assert summary[f"test/{name}_low"] <= summary[f"test/{name}"] <= summary[f"test/{name}_high"]
+    assert (run_dir / "report.html").read_text().count("95 % interval") >= 3
     with np.load(run_dir / "norms.npz") as norms:
         boundary, projection = norms["boundary"], norms["projection"]
     assert np.all(boundary <= projection * (1 + 1e-5) + 1e-6)
@@ -81,6 +89,7 @@ def test_repeating_the_command_changes_no_result(finished):
     assert quickstart.main(command) == 0
     after = read_summary(folder / "run")
     assert {**after, "seconds": 0} == {**before, "seconds": 0}
+    assert after["seconds"] > before["seconds"] > before["train/seconds"] > 0
     assert {p: p.stat().st_mtime_ns for p in stored} == stored
 
 
@@ -99,4 +108,69 @@ def test_invert_takes_classes_by_name_and_suggests_near_ones(finished, tmp_path,
     with pytest.raises(UserError, match="folder of a training run"):
         invert.main([*base, "--out", str(folder / "run")])
     with pytest.raises(UserError, match="only"):
-        invert.main([*base, "--out", str(tmp_path / "many"), "--num-pairs", "1000"])
+        invert.main([*base, "--out", str(out), "--num-pairs", "1000"])
+    assert (out / "counterfactuals.npz").exists()
+
+
+def test_pairs_of_another_model_are_not_used_again(finished):
+    folder, _ = finished
+    run = load_run(folder / "run")
+    attributes, labels = stored_attributes(folder / "run")
+    options = pair_options(run, PairConfig(), 0, attributes, labels)
+    assert pair_options(load_run(folder / "run"), PairConfig(), 0, attributes, labels) == options
+    other = run._replace(params=jax.tree.map(lambda leaf: leaf * 1.001, run.params))
+    longer = run._replace(config=dataclasses.replace(run.config, epochs=3))
+    for changed in (
+        pair_options(other, PairConfig(), 0, attributes, labels),
+        pair_options(longer, PairConfig(), 0, attributes, labels),
+        pair_options(run, PairConfig(), 0, attributes + 1, labels),
+        pair_options(run, PairConfig(), 1, attributes, labels),
+    ):
+        assert changed != options
+
+
+def test_fixed_target_is_asked_of_images_that_are_not_classified_so(finished):
+    folder, _ = finished
+    run = load_run(folder / "run")
+    attributes, labels = stored_attributes(folder / "run")
+    predicted = np.asarray(head_logits(run.model.head(run.params), attributes)).argmax(-1)
+    for k, name in enumerate(run.info.class_names):
+        left = int((predicted != k).sum())
+        index, target = choose_pairs(run, attributes, labels, PairConfig(num_pairs=left, targets=name), seed=0)
+        assert set(index) == set(np.flatnonzero(predicted != k)) and set(target) == {k}
+        with pytest.raises(UserError, match=f"only {left} such images .* classified as {name}"):
+            choose_pairs(run, attributes, labels, PairConfig(num_pairs=left + 1, targets=name), seed=0)
+    same = np.repeat(attributes[predicted == predicted[0]][:1], len(labels), axis=0)
+    with pytest.raises(UserError, match="only 0 such"):
+        config = PairConfig(num_pairs=1, targets=run.info.class_names[predicted[0]])
+        choose_pairs(run, same, labels, config, seed=0)
+
+
+def test_figures_count_failures_in_rates_and_successes_in_medians(finished):
+    folder, _ = finished
+    parts = sorted((folder / "run" / "counterfactuals").glob("pairs-*.npz"))
+    stored = [dict(np.load(path)) for path in parts]
+    found = Counterfactuals(**{name: np.concatenate([part[name] for part in stored]) for name in stored[0]})
+    won = np.array([True, False, True, False, False, True])
+    found = found._replace(success=won, psnr=np.array([30.0, 1, 32, 1, 1, 40]), num_steps=np.array([3, 200] * 3))
+    figures = _pages.inversion_figures(found)
+    assert figures["invert/success_rate"] == 0.5 and figures["invert/psnr_median"] == 32
+    assert figures["invert/steps_median"] == 3
+    ratio = [np.linalg.norm(found.results[k] - found.images[k] / np.float32(255)) / np.linalg.norm(found.requested[k])
+             for k in np.flatnonzero(won)]  # fmt: skip
+    assert figures["invert/noise_ratio_requested_median"] == pytest.approx(np.median(ratio), rel=1e-5)
+    none = _pages.inversion_figures(found._replace(success=np.zeros(6, bool)))
+    assert none["invert/success_rate"] == 0 and np.isnan(none["invert/psnr_median"])
+
+
+def test_margins_count_ties_as_zero_and_pass_over_the_unresolved():
+    norms = np.array([[0, 0, 3], [2, 0, np.nan], [np.inf, 0, np.inf]])
+    predicted, lengths = np.array([0, 1, 1]), np.array([1.0, 4.0, 1.0])
+    np.testing.assert_array_equal(_pages.relative_margins(norms, lengths, predicted), [0, 0.5, np.inf])
+    other = np.array([[0, 0, 6], [np.inf, 0, 1], [1, 0, 1]])
+    assert _pages.ratio_median(other, norms, predicted) == 2  # of 1 (a tie), 2 and inf (only the other cannot)
+
+
+def test_no_epochs_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--epochs 0"):
+        quickstart.main(["--epochs", "0", "--run-dir", str(tmp_path / "run")])

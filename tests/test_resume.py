@@ -56,7 +56,7 @@ def launch(cache, run_dir, birds, *, number=0, lines=0, delay=0.0) -> subprocess
 
 
 def without_timings(record: dict) -> dict:
-    return {name: value for name, value in record.items() if name != "seconds"}
+    return {name: value for name, value in record.items() if name not in ("seconds", "train/seconds")}
 
 
 def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, cache, birds, monkeypatch):
@@ -85,9 +85,12 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, cache, birds, monke
     assert len({(record["step"], record["split"]) for record in records}) == len(records)
     summaries = [json.loads((tmp_path / name / _folder.SUMMARY).read_text()) for name in ("whole", "killed")]
     assert without_timings(summaries[0]) == without_timings(summaries[1])
-    assert {"test/class_accuracy", "test/attribute_map", "test/attackability_median", "seconds"} <= set(summaries[0])
+    assert {"test/class_accuracy", "test/attribute_map", "test/attackability_median", "train/seconds"} <= set(
+        summaries[0]
+    )
 
     monkeypatch.setenv("SPECTRA_JAX_CACHE", str(cache))
+    assert all(0 < summary["train/seconds"] < summary["seconds"] for summary in summaries)
     runs = [_run.load_run(tmp_path / name) for name in ("whole", "killed")]
     for a, b in zip(*(jax.tree.leaves(run.params) for run in runs), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -113,6 +116,76 @@ def test_folder_of_something_else_is_refused(tmp_path):
         _run.load_run(tmp_path)
 
 
+def test_config_of_something_else_is_refused(tmp_path):
+    for text in ('{"architecture": "gpt"}', "[1, 2]", "not JSON"):
+        (tmp_path / _folder.CONFIG).write_text(text)
+        for read in (lambda path: _folder.RunFolder(path, {"seed": 0}), _run.load_run):
+            with pytest.raises(_folder.UserError, match=r"config\.json"):
+                read(tmp_path)
+        assert (tmp_path / _folder.CONFIG).read_text() == text
+
+
+def test_one_process_decides_on_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(_folder.jax, "process_index", lambda: 1)
+    (tmp_path / "half made by process 0").touch()
+    _folder.RunFolder(tmp_path, {"seed": 0}).close()
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(_folder, "any_process", lambda flag: True)
+    with pytest.raises(_folder.UserError, match="Process 0 refuses"):
+        _folder.RunFolder(tmp_path, {"seed": 0})
+
+
+def make_results(path, options, names=("pairs-00000.npz", _folder.SUMMARY)):
+    with _folder.owned_folder(path, "a script", options):
+        for name in names:
+            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).touch()
+
+
+def listing(path):
+    return {str(file.relative_to(path)) for file in path.rglob("*")}
+
+
+def test_results_are_kept_for_the_same_options_and_made_again_for_others(tmp_path):
+    path = tmp_path / "out"
+    names = ("pairs-00000.npz", "pairs/pairs-00008.npz", *_folder.RESULTS)
+    make_results(path, {"seed": 0}, names)
+    (path / "notes.txt").touch()
+    before = listing(path)
+    with _folder.owned_folder(path, "a script", {"seed": 0}):
+        assert listing(path) == before
+    with _folder.owned_folder(path, "a script", {"seed": 1}):
+        assert listing(path) == {_folder.CONFIG, _folder.LOCK, "notes.txt"}
+    assert _folder.read_json(path / _folder.CONFIG) == {"made_by": "a script", "options": {"seed": 1}}
+
+
+@pytest.mark.parametrize("config", ['{"architecture": "gpt"}', '{"made_by": "another script"}', "[]", "nonsense", None])
+def test_folder_of_a_stranger_survives(tmp_path, config):
+    (tmp_path / "weights.bin").touch()
+    (tmp_path / "report.html").touch()
+    if config is not None:
+        (tmp_path / _folder.CONFIG).write_text(config)
+    before = listing(tmp_path)
+    with (
+        pytest.raises(_folder.UserError, match=r"config\.json"),
+        _folder.owned_folder(tmp_path, "a script", {"seed": 0}),
+    ):
+        pytest.fail("entered")
+    assert listing(tmp_path) == before
+
+
+def test_results_are_written_by_one_process_at_a_time(tmp_path):
+    make_results(tmp_path / "out", {"seed": 0})
+    with _folder.owned_folder(tmp_path / "out", "a script", {"seed": 0}):
+        before = listing(tmp_path)
+        with (
+            pytest.raises(_folder.UserError, match="Another process is writing"),
+            _folder.owned_folder(tmp_path / "out", "a script", {"seed": 1}),
+        ):
+            pytest.fail("entered")
+        assert listing(tmp_path) == before
+
+
 def test_folder_is_held_by_one_run_at_a_time(tmp_path):
     held = _folder.RunFolder(tmp_path / "run", {"seed": 0})
     with pytest.raises(_folder.UserError, match="Another process is training"):
@@ -125,6 +198,9 @@ def test_folder_is_held_by_one_run_at_a_time(tmp_path):
     ("arguments", "message"),
     [
         (["--model", "vgg"], "vgg.*choose one of linear, cnn"),
+        (["--log-every", "0"], "--log-every 0: .*1 or more"),
+        (["--evaluate-every", "-1"], "--evaluate-every -1: .*0 for only at the end"),
+        (["--checkpoint-every", "nan"], "--checkpoint-every nan"),
         (["--model=cnn", "--data-dir", "no/such/place"], "no/such/place.*synthetic birds"),
     ],
 )
