@@ -36,8 +36,8 @@ clean:
 $(VENV)/.created:
 	@command -v $(PYTHON) > /dev/null || { \
 	  echo "error: there is no '$(PYTHON)' here. Install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "error: $$($(PYTHON) --version) is too old: Python 3.11, 3.12 or 3.13 is needed. Name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "error: $$($(PYTHON) --version) does not fit: Python 3.11, 3.12 or 3.13 is needed. Name one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
 	  echo "error: $(PYTHON) has no 'venv' or 'ensurepip' module (on Debian and Ubuntu it is the package python3-venv)." >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)

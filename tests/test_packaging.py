@@ -149,7 +149,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
     ("script", "message"),
     [
         (None, "there is no"),
-        ('case "$1" in --version) echo Python 3.9.1;; *version_info*) ;; esac; exit 1', "Python 3.9.1 is too old"),
+        ('case "$1" in --version) echo Python 3.9.1;; *version_info*) ;; esac; exit 1', "Python 3.9.1 does not fit"),
         ('case "$*" in *ensurepip*) exit 1;; esac', "python3-venv"),
     ],
 )
@@ -161,6 +161,15 @@ def test_unusable_python_is_explained(tmp_path, script, message):
     done = make("demo", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}")
     assert done.returncode != 0 and "error: " in done.stderr and message in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"), [((3, 10, 9), False), ((3, 11, 0), True), ((3, 13, 9), True), ((3, 14, 0), False)]
+)
+def test_only_tested_pythons_are_accepted(version, fits):
+    (check,) = re.findall(r"-c '(import sys; sys\.exit\(.*)'", (ROOT / "Makefile").read_text())
+    done = subprocess.run([sys.executable, "-c", f"import sys; sys.version_info = {version}\n{check}"], check=False)
+    assert (done.returncode == 0) is fits
 
 
 @needs_make
