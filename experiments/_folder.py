@@ -47,11 +47,11 @@ class RunFolder:
     def __init__(self, path: Path, identity: Mapping[str, Any], *, extra: Mapping[str, Any] | None = None):
         self.path = path
         self._lock: int | None = None
-        refusal = None
+        refusal: Exception | None = None
         if jax.process_index() == 0:  # one process decides: the others could see the folder half made
             try:
                 self._lock = self._claim(json.loads(json.dumps(dict(identity))), dict(extra or {}))
-            except UserError as error:
+            except (UserError, OSError) as error:  # kept until the others know, who would wait for ever
                 refusal = error
         refused = any_process(refusal is not None)  # where there are several processes, they meet here
         if refused:

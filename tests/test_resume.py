@@ -209,6 +209,15 @@ def test_wrong_input_is_explained_at_the_edge(arguments, message, tmp_path):
         main([*arguments, "--run-dir", str(tmp_path / "run")])
 
 
+def test_no_interval_means_only_at_the_end(tmp_path, birds):
+    options = [*OPTIONS[:-4], "--epochs", "3", "--checkpoint-every", "0", "--evaluate-every", "0", "--quiet"]
+    assert main([*options, "--run-dir", str(tmp_path / "run"), "--data-dir", str(birds)]) == 0
+    records = read_metrics(tmp_path / "run" / _folder.METRICS)
+    assert [record["epoch"] for record in records if record["split"] == "validation"] == [3]
+    assert [path.name for path in (tmp_path / "run" / _folder.CHECKPOINTS).iterdir()] == [str(records[-1]["step"])]
+    assert [_run.every(epochs, 10) for epochs in (0, 0.01, 0.5, 2)] == [0, 1, 5, 20]
+
+
 def test_model_options_are_parsed():
     parsed = _run.parse_options(("depth=34", "norm=group", "head_bias=True", "widths=[8, 8]", "dropout_rate=0.5"))
     assert parsed == {"depth": 34, "norm": "group", "head_bias": True, "widths": (8, 8), "dropout_rate": 0.5}
