@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.stats import bootstrap
 
-from spectra_jax.checks import check_attributes, check_choice
+from spectra_jax.checks import as_problem, check_choice
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
 from spectra_jax.perturbations.geometry import head_logits, safe_norm
 from spectra_jax.types import Head
@@ -22,7 +22,7 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
 
     The nearest exit of a convex region is through one facet, so "boundary" gives the exact answer in
     closed form and "projection" the same one at greater cost. "pinv" is the paper's own; with no bias and
-    more attributes than classes can tie it is close to 1 whatever the model, see `pinv_perturbation`.
+    rank(C W) = n (more classes than attributes) it is 1 whatever the model, see `pinv_perturbation`.
 
     It is a figure of the feature space: it says nothing on how easily the encoder moves e. A claim of
     robustness needs an input-space attack beside it.
@@ -39,7 +39,7 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
     Raises:
         ValueError: shapes do not match, unknown method.
     """
-    check_attributes(head, attributes, ndim=2)
+    head, attributes = as_problem(head, attributes, ndim=2)
     check_choice("method", method, METHODS)
     logits = head_logits(head, attributes)
     norms = all_pairs_norms(head, attributes, method=method, logits=logits)

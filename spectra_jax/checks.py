@@ -35,6 +35,28 @@ def check_head(head: Head) -> None:
         )
 
 
+def as_problem(head: Head, attributes: Any, *, ndim: int) -> tuple[Head, jax.Array]:
+    """The head and attributes as JAX arrays, checked: NumPy input works, and nothing is cast silently.
+
+    Raises:
+        ValueError: shapes do not match, types are not one floating type, or concrete values are not finite.
+    """
+    check_attributes(head, attributes, ndim=ndim)
+    head, attributes = jax.tree.map(jnp.asarray, (head, attributes))
+    for name, array in (("head.weights", head.weights), ("head.bias", head.bias), ("attributes", attributes)):
+        if array is None:
+            continue
+        if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype != head.weights.dtype:
+            raise ValueError(
+                f"{name} has type {array.dtype} beside weights of type {head.weights.dtype}; expected one floating type"
+            )
+    if is_concrete(attributes) and attributes.size:
+        low, high = _span(attributes)
+        if not np.isfinite(low + high):
+            raise ValueError("attributes contains NaN or infinite values; leave those samples out or repair them")
+    return head, attributes
+
+
 def check_attributes(head: Head, attributes: Any, *, ndim: int | None = None) -> None:
     """Raises ValueError unless the last axis of `attributes` matches the head (and it has `ndim` axes)."""
     check_head(head)

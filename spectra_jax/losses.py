@@ -137,6 +137,8 @@ def stability_loss(
     }[form]()
     counts = jnp.sum(others, axis=-1)
     means = jnp.sum(jnp.where(others, values, 0), axis=-1) / jnp.maximum(counts, 1).astype(norms.dtype)
+    # A diverged sample must be seen by whoever guards the training, not count as one without rivals.
+    means = jnp.where(jnp.any(jnp.isnan(logits), axis=-1), jnp.nan, means)
     return masked_mean(means, valid)
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from spectra_jax.checks import check_attributes, check_choice, check_margin, check_mutable
+from spectra_jax.checks import as_problem, check_choice, check_margin, check_mutable
 from spectra_jax.perturbations.boundary import boundary_norms
 from spectra_jax.perturbations.geometry import head_logits, squared_distances
 from spectra_jax.perturbations.pinv import pinv_norms
@@ -28,19 +28,21 @@ def all_pairs_norms(
         head: weights (c, n), optional bias (c,).
         attributes: (b, n) unnormalised attributes.
         method: "projection" (exact: the target wins), "boundary" (it beats the predicted class; a lower
-            bound) or "pinv" (the paper's all-way tie; an upper bound at margin 0).
+            bound) or "pinv" (the paper's all-way tie; an upper bound at margin 0 where that tie exists: no bias, or
+            rank(C W) = c - 1).
         margin: required lead, in logits.
         mutable: (n,) attributes that may change; "boundary" and "projection" only.
         logits: (b, c) to use in place of W e + b. The paper treats them as a free parameter in training
             (Section 3.1); pass stop_gradient(logits) to differentiate through the weights' geometry alone.
 
     Returns:
-        (b, c) in attribute units; 0 at the predicted class, inf where the target cannot be reached.
+        (b, c) in attribute units; 0 at the predicted class, inf where the target cannot be reached, NaN where the
+        precision cannot tell (see `ProjectionResult`) or an input is NaN.
 
     Raises:
         ValueError: shapes do not match, unknown method, margin negative, mutable with "pinv".
     """
-    check_attributes(head, attributes, ndim=2)
+    head, attributes = as_problem(head, attributes, ndim=2)
     check_choice("method", method, METHODS)
     check_margin(margin)
     check_mutable(head, mutable)

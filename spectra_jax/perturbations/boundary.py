@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spectra_jax.checks import check_attributes, check_margin, check_target
+from spectra_jax.checks import as_problem, check_margin, check_target
 from spectra_jax.perturbations.geometry import head_logits, logit_gaps, safe_sqrt
 from spectra_jax.types import Head
 
@@ -30,7 +30,7 @@ def boundary_perturbation(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
-    check_attributes(head, attributes, ndim=1)
+    head, attributes = as_problem(head, attributes, ndim=1)
     check_target(head, target)
     check_margin(margin)
     target = jnp.asarray(target, jnp.int32)

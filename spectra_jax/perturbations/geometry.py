@@ -64,6 +64,15 @@ def logit_gaps(logits: Float[Array, "c"], target: Int[Array, ""], margin: Float[
     return jnp.where(rivals, logits - logits[target] + margin, -jnp.inf)
 
 
+def gap_rounding(logits: Float[Array, "c"], target: Int[Array, ""], margin: Float[Array, ""]) -> Float[Array, "c"]:
+    """Rounding error to expect in each of `logit_gaps`: that of the numbers it is the difference of.
+
+    Each rival has its own, so that one class that is far behind, or masked by a large negative bias, does not blur
+    the others.
+    """
+    return float(jnp.finfo(logits.dtype).eps) * (jnp.abs(logits) + jnp.abs(logits[target]) + margin)
+
+
 def safe_norm(vectors: Float[Array, "... n"]) -> Float[Array, "..."]:
     """Euclidean norm over the last axis whose gradient at zero is zero rather than NaN."""
     squares = jnp.sum(jnp.square(vectors), axis=-1)
@@ -71,6 +80,6 @@ def safe_norm(vectors: Float[Array, "... n"]) -> Float[Array, "..."]:
 
 
 def safe_sqrt(squares: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Square root of non-negative numbers whose gradient at zero is zero rather than infinite."""
-    positive = squares > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+    """Square root whose gradient at zero is zero rather than infinite; NaN stays NaN."""
+    zero = squares == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))

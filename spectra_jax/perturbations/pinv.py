@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spectra_jax.checks import check_attributes, check_margin, check_target
+from spectra_jax.checks import as_problem, check_margin, check_target
 from spectra_jax.perturbations.geometry import HIGHEST, centred, head_logits, logit_gaps, safe_sqrt
 from spectra_jax.types import Head
 
@@ -28,11 +28,18 @@ def pinv_perturbation(
 ) -> Float[Array, "n"]:
     """The paper's delta = pinv(W_global) l_global (Section 2.5.3).
 
-    W_global stacks the rows w_j - w_k and l_global the gaps l_k - l_j + margin over all rivals k. The
-    solution makes ALL logits equal (up to the margin): a c-way tie, not a win for j. Without a margin it
-    is the same vector for every target, and with no bias and rank(C W) = n it is simply -e. Its norm is
-    an upper bound, often 3 to 40 times larger, on that of `projection_perturbation`, which is the one to
-    use when the question is "what is the smallest change that makes this class j".
+    W_global stacks the rows w_j - w_k and l_global the gaps l_k - l_j + margin over all rivals k. Where
+    these equations can all hold (no bias, or rank(C W) = c - 1 with the centring matrix C), the solution
+    makes ALL logits equal (up to the margin): a c-way tie, not a win for j. Then, without a margin,
+
+    - it is the same vector for every target, so the maximum over k in Eq. 5 has nothing to choose from;
+    - with no bias and rank(C W) = n it is simply -e: the attackability is 1 and no gradient reaches W;
+    - a small overshoot lands in the class that was least likely, not in the target;
+    - its norm is an upper bound, often 3 to 40 times larger, on that of `projection_perturbation`, which is
+      the one to use when the question is "what is the smallest change that makes this class j".
+
+    Where they cannot (more classes than attributes and a bias or a margin) it is the least-squares compromise:
+    different for each target, no tie, and no bound on anything. It is finite even for a target that cannot win.
 
     Under vmap over samples the singular value decomposition is shared; over targets it is done once per
     target. `all_pairs_norms(method="pinv")` needs a single one for everything.
@@ -51,7 +58,7 @@ def pinv_perturbation(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
-    check_attributes(head, attributes, ndim=1)
+    head, attributes = as_problem(head, attributes, ndim=1)
     check_target(head, target)
     check_margin(margin)
     target = jnp.asarray(target, jnp.int32)
@@ -105,7 +112,7 @@ def pinv_norms(
     def per_target(logits):
         def one_target(target):
             gaps = jax.vmap(logit_gaps, in_axes=(0, None, None))(logits, target, margin)
-            gaps = jnp.where(jnp.isfinite(gaps), gaps, 0)
+            gaps = jnp.where(gaps == -jnp.inf, 0, gaps)  # the target itself; NaN stays NaN
             deltas = jnp.matmul(gaps, _target_pinv(weights, target, rtol).T, precision=HIGHEST)
             return jnp.sum(jnp.square(deltas), axis=-1)
 

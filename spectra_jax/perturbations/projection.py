@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import check_attributes, check_margin, check_mutable, check_target
+from spectra_jax.checks import as_problem, check_margin, check_mutable, check_target
 from spectra_jax.perturbations.active_set import (
     FULL,
     INFEASIBLE,
@@ -18,6 +18,7 @@ from spectra_jax.perturbations.active_set import (
 from spectra_jax.perturbations.geometry import (
     HIGHEST,
     centred,
+    gap_rounding,
     gram_matrix,
     head_logits,
     logit_gaps,
@@ -97,20 +98,22 @@ def projection_perturbation(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
-    check_attributes(head, attributes, ndim=1)
+    head, attributes = as_problem(head, attributes, ndim=1)
     check_target(head, target)
     check_margin(margin)
     check_mutable(head, mutable)
     target = jnp.asarray(target, jnp.int32)
     logits = head_logits(head, attributes)
-    gaps = logit_gaps(logits, target, jnp.asarray(margin, attributes.dtype))
+    margin = jnp.asarray(margin, attributes.dtype)
+    gaps = logit_gaps(logits, target, margin)
     rows = centred(head.weights)
     rows = rows if mutable is None else jnp.where(mutable[None, :], rows, 0)
 
     fixed = jax.lax.stop_gradient
     gram, squares = fixed(gram_matrix(head.weights, mutable)), fixed(squared_distances(head.weights, mutable))
     rank = min(head.weights.shape[1], head.weights.shape[0] - 1)
-    solution = _search(gram, squares, fixed(gaps), target, rank=rank)
+    rounding = fixed(gap_rounding(logits, target, margin))
+    solution = _search(gram, squares, fixed(gaps), rounding, target, rank=rank)
     feasible = solution.status == OPTIMAL
     empty = solution.status == INFEASIBLE
 
@@ -141,11 +144,13 @@ def projection_perturbation(
     slack = jnp.where(lengths > 0, (lead(delta) - gaps) / jnp.where(lengths > 0, lengths, 1), 0)
     push = multipliers * lengths
     # min(slack, push) = 0 says it all: no rival is ahead, no multiplier is negative, one of the two is 0.
-    violation = jnp.max(jnp.abs(jnp.minimum(slack, push)))
+    violations = jnp.abs(jnp.minimum(slack, push))
     scale = safe_norm(attributes) + norm
-    residual = violation / jnp.where(scale > 0, scale, 1)
-    # "Never a wrong number": an answer that rounding has spoilt (near-dependent rivals in float32) is NaN.
-    feasible = feasible & (residual < 1e-2)
+    residual = jnp.max(violations) / jnp.where(scale > 0, scale, 1)
+    # "Never a wrong number": an answer that rounding has spoilt (near-dependent rivals in float32) is NaN. What the
+    # rounding of the logits themselves explains is no such thing.
+    excess = violations - 64 * rounding / jnp.where(lengths > 0, lengths, jnp.inf)
+    feasible = feasible & (jnp.max(excess) <= 1e-2 * norm)
     certificate = solution.multipliers
     terms = jnp.sum(certificate * lengths)
     certificate_residual = safe_norm(combine(certificate)) / jnp.where(terms > 0, terms, 1)
@@ -172,19 +177,20 @@ def projection_norms(
     derivatives use `projection_perturbation`.
 
     Returns:
-        (b, c); 0 for the predicted class, inf where the target's region is empty.
+        (b, c); 0 for the predicted class, inf where the target's region is empty, NaN where this precision cannot tell.
     """
     num_classes, num_attributes = head.weights.shape
     gram, squares = gram_matrix(head.weights, mutable), squared_distances(head.weights, mutable)
-    fixed = jax.lax.stop_gradient
+    fixed, rank = jax.lax.stop_gradient, min(num_attributes, num_classes - 1)
 
     def one_pair(logits, target):
         gaps = logit_gaps(logits, target, margin)
-        solution = _search(fixed(gram), fixed(squares), fixed(gaps), target, rank=min(num_attributes, num_classes - 1))
+        rounding = fixed(gap_rounding(logits, target, margin))
+        solution = _search(fixed(gram), fixed(squares), fixed(gaps), rounding, target, rank=rank)
         multipliers = fixed(solution.multipliers)
         feasible = solution.status == OPTIMAL
         product = difference_product(gram, target, multipliers)
-        dual = jnp.sum(multipliers * (2 * jnp.where(jnp.isfinite(gaps), gaps, 0) - product))
+        dual = jnp.sum(multipliers * (2 * jnp.where(gaps == -jnp.inf, 0, gaps) - product))
         norm = safe_sqrt(jnp.where(feasible, jnp.maximum(dual, 0), 0))
         return jnp.where(feasible, norm, jnp.where(solution.status == INFEASIBLE, jnp.inf, jnp.nan))
 
@@ -198,13 +204,13 @@ def projection_norms(
     return jnp.where(classes[None, :] == predicted[:, None], 0, norms)
 
 
-def _search(gram, squares, gaps, target, *, rank: int) -> _Solution:
+def _search(gram, squares, gaps, rounding, target, *, rank: int) -> _Solution:
     """Active set of one pair, re-solved with full capacity in the rare case that the usual one overflows."""
     num_classes = gram.shape[0]
     capacity = min(rank, _USUAL_CAPACITY)
     max_steps = 64 + 8 * rank
     usual = solve_active_set(
-        gram, squares[target], gaps, target, capacity=capacity, complete=capacity == rank, max_steps=max_steps
+        gram, squares[target], gaps, rounding, target, capacity=capacity, complete=capacity == rank, max_steps=max_steps
     )
 
     def outcome(result: ActiveSet):
@@ -213,15 +219,17 @@ def _search(gram, squares, gaps, target, *, rank: int) -> _Solution:
 
     def wide(shared, pair):
         gram, squares = shared
-        gaps, target = pair
+        gaps, rounding, target = pair
         return outcome(
-            solve_active_set(gram, squares[target], gaps, target, capacity=rank, complete=True, max_steps=max_steps)
+            solve_active_set(
+                gram, squares[target], gaps, rounding, target, capacity=rank, complete=True, max_steps=max_steps
+            )
         )
 
     multipliers, active, status = outcome(usual)
     if capacity < rank:
         multipliers, active, status = where_rare(
-            usual.status == FULL, wide, (multipliers, active, status), (gram, squares), (gaps, target)
+            usual.status == FULL, wide, (multipliers, active, status), (gram, squares), (gaps, rounding, target)
         )
     return _Solution(multipliers, active, status, usual)
 

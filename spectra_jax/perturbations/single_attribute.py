@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import check_attributes, check_margin, check_target
+from spectra_jax.checks import as_problem, check_margin, check_target
 from spectra_jax.perturbations.geometry import head_logits, logit_gaps
 from spectra_jax.types import Head
 
@@ -51,7 +51,7 @@ def single_attribute_perturbations(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
-    check_attributes(head, attributes, ndim=1)
+    head, attributes = as_problem(head, attributes, ndim=1)
     check_target(head, target)
     check_margin(margin)
     target = jnp.asarray(target, jnp.int32)
@@ -71,7 +71,9 @@ def _feasible_intervals(
     blocked = jnp.any(parallel & (gaps[:, None] > 0), axis=0)
     feasible = (lower <= upper) & ~blocked
     nearest = jnp.minimum(jnp.maximum(lower, 0), upper)
-    return SingleAttributeResult(jnp.where(feasible, nearest, jnp.inf), lower, upper, feasible)
+    unknown = jnp.isnan(lower) | jnp.isnan(upper)  # a NaN input is no proof that the target cannot be reached
+    delta = jnp.where(feasible, nearest, jnp.where(unknown, jnp.nan, jnp.inf))
+    return SingleAttributeResult(delta, lower, upper, feasible)
 
 
 def best_single_attributes(
@@ -91,7 +93,7 @@ def best_single_attributes(
     Raises:
         ValueError: shapes do not match, margin negative.
     """
-    check_attributes(head, attributes, ndim=2)
+    head, attributes = as_problem(head, attributes, ndim=2)
     check_margin(margin)
     margin = jnp.asarray(margin, attributes.dtype)
     classes = jnp.arange(head.weights.shape[0], dtype=jnp.int32)
