@@ -58,7 +58,9 @@ class PairConfig:
     def __post_init__(self) -> None:
         for name in ("num_pairs", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
+        if not 0 <= self.margin < float("inf"):
+            raise UserError(f"--margin {self.margin:g}: expected a number of logits, 0 or more")
 
 
 class Counterfactuals(NamedTuple):

@@ -171,6 +171,7 @@ def test_margins_count_ties_as_zero_and_pass_over_the_unresolved():
     assert _pages.ratio_median(other, norms, predicted) == 2  # of 1 (a tie), 2 and inf (only the other cannot)
 
 
-def test_no_epochs_are_refused(tmp_path):
-    with pytest.raises(UserError, match="--epochs 0"):
-        quickstart.main(["--epochs", "0", "--run-dir", str(tmp_path / "run")])
+def test_none_of_something_is_refused(tmp_path):
+    for option in ("--epochs", "--num-pairs", "--batch-size"):
+        with pytest.raises(UserError, match=f"{option} 0: expected 1 or more"):
+            quickstart.main([option, "0", "--run-dir", str(tmp_path / "run")])
