@@ -85,6 +85,9 @@ def projection_perturbation(
     Derivatives of any order with respect to weights, bias, attributes and margin come from the
     implicit-function theorem on the active constraints; where the active set changes, it is one-sided.
 
+    In float32 the norm is good to about 1e-6 relative on ordinary heads. Rivals whose facets meet at less than
+    5e-3 radians count as one there, which costs up to 1e-3 relative; use float64 where such heads matter.
+
     Args:
         head: weights (c, n), optional bias (c,).
         attributes: (n,) unnormalised attributes of one sample; use jax.vmap for more.
