@@ -29,9 +29,10 @@ class Args:
     """Trains a classifier, explains it, attacks it, and writes a report.
 
     python -m experiments.quickstart
-        synthetic birds, 64 pixels, cnn; about 3 minutes on 2 CPU cores.
+        synthetic birds, 64 pixels, cnn; about 1 minute on 2 free CPU cores: class accuracy 0.99, 24 of 24 images reach their target.
     python -m experiments.quickstart --data-dir ../shared/cub
-        real photographs, frozen EfficientNet-Lite0 at 224 pixels; about 15 minutes on 2 CPU cores.
+        real photographs, frozen EfficientNet-Lite0 at 224 pixels; about 5 minutes on 2 free CPU cores: class
+        accuracy 0.90, 24 of 24 images reach their target.
 
     Repeating the command resumes training and keeps the images already found. Open report.html in the run folder.
 
