@@ -29,7 +29,8 @@ class Args:
     """Trains a classifier, explains it, attacks it, and writes a report.
 
     python -m experiments.quickstart
-        synthetic birds, 64 pixels, cnn; about 1 minute on 2 free CPU cores: class accuracy 0.99, 24 of 24 images reach their target.
+        synthetic birds, 64 pixels, cnn; about 1 minute on 2 free CPU cores: class accuracy 0.99, 24 of 24 images
+        reach their target.
     python -m experiments.quickstart --data-dir ../shared/cub
         real photographs, frozen EfficientNet-Lite0 at 224 pixels; about 5 minutes on 2 free CPU cores: class
         accuracy 0.90, 24 of 24 images reach their target.
