@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,11 +81,6 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs between runs. A script's choice: the library itself never touches jax.config."""
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def clear_cache() -> None:
-    """Deletes everything below `cache_dir`; the next run prepares and compiles again."""
-    shutil.rmtree(cache_dir(), ignore_errors=True)
 
 
 def prepare_data(config: DataConfig, *, console: Console) -> Dataset:

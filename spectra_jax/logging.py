@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -161,8 +161,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def format_metrics(metrics: Mapping[str, float], *, names: Iterator[str] | None = None) -> str:
-    """ "loss 0.412, class_accuracy 0.853" from a dict of numbers."""
-    return ", ".join(f"{name} {metrics[name]:.4g}" for name in (names or metrics))

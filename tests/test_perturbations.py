@@ -84,7 +84,8 @@ def degenerate_heads():
         "one attribute": (rng.normal(size=(6, 1)), rng.normal(size=6)),
         "two attributes, empty regions": (plane, 0.5 * rng.normal(size=30)),
         "simplex": (np.eye(12, 20) - 1 / 12, None),
-        "low rank": (rng.normal(size=(12, 4)) @ rng.normal(size=(4, 20)), None),
+        # integers, so that the rank is 4 in float32 too
+        "low rank": (rng.integers(-3, 4, size=(12, 4)) @ rng.integers(-3, 4, size=(4, 20)) / 4, None),
         "common offset": (rng.normal(size=(12, 20)) + 100 * rng.normal(size=20), None),
         "integers, ties": (np.sign(rng.normal(size=(12, 20))), None),
         "more active rivals than the usual working set": (
@@ -319,8 +320,6 @@ def test_float32_agrees_with_float64():
 @pytest.mark.parametrize("margin", [0.0, 0.5])
 def test_float32_is_right_or_says_that_it_cannot_tell(name, margin):
     weights, bias = degenerate_heads()[name]
-    if name == "low rank":
-        pytest.skip("rounded to float32 the rows have full rank: another problem, whose answers lie near infinity")
     # The oracle solves the rounded problem, so that only the solver's own error is seen.
     single = sj.Head(jnp.asarray(weights, jnp.float32), None if bias is None else jnp.asarray(bias, jnp.float32))
     attributes = jnp.asarray(np.random.default_rng(1).normal(size=(2, weights.shape[1])), jnp.float32)
@@ -335,8 +334,9 @@ def test_float32_is_right_or_says_that_it_cannot_tell(name, margin):
     finite = np.isfinite(expected) & np.isfinite(nudged)
     shift = np.abs(np.where(finite, nudged, 0) - np.where(finite, expected, 0))
     allowed = 30 * shift + 2e-5 * expected[finite].max()
-    if name == "two attributes, empty regions":
-        # Its wedges are thinner than the 5e-3 radians below which float32 takes two rivals for one.
+    if name in ("two attributes, empty regions", "low rank"):
+        # Their wedges are thinner than the 5e-3 radians below which float32 takes two rivals for one: what the
+        # docstring of projection_perturbation owns up to.
         allowed = allowed + 1e-3 * np.where(finite, expected, 0)
     result = project_all(single, attributes, jnp.float32(margin))
     norms = np.array(project_norms(single, attributes, jnp.float32(margin)))
