@@ -57,6 +57,18 @@ def as_problem(head: Head, attributes: Any, *, ndim: int) -> tuple[Head, jax.Arr
     return head, attributes
 
 
+def as_pair(head: Head, attributes: Any, target: Any, margin: Any) -> tuple[Head, jax.Array, jax.Array, jax.Array]:
+    """`as_problem` for one sample, with its target class as int32 and the margin in the attributes' type.
+
+    Raises:
+        ValueError: as `as_problem`; target not one class index of the head; margin negative or not finite.
+    """
+    head, attributes = as_problem(head, attributes, ndim=1)
+    check_target(head, target)
+    check_margin(margin)
+    return head, attributes, jnp.asarray(target, jnp.int32), jnp.asarray(margin, attributes.dtype)
+
+
 def check_attributes(head: Head, attributes: Any, *, ndim: int | None = None) -> None:
     """Raises ValueError unless the last axis of `attributes` matches the head (and it has `ndim` axes)."""
     check_head(head)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spectra_jax.checks import as_problem, check_margin, check_target
+from spectra_jax.checks import as_pair
 from spectra_jax.perturbations.geometry import head_logits, logit_gaps, safe_sqrt
 from spectra_jax.types import Head
 
@@ -30,11 +30,8 @@ def boundary_perturbation(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
-    head, attributes = as_problem(head, attributes, ndim=1)
-    check_target(head, target)
-    check_margin(margin)
-    target = jnp.asarray(target, jnp.int32)
-    gaps = logit_gaps(head_logits(head, attributes), target, jnp.asarray(margin, attributes.dtype))
+    head, attributes, target, margin = as_pair(head, attributes, target, margin)
+    gaps = logit_gaps(head_logits(head, attributes), target, margin)
     rival = jnp.argmax(gaps)
     gap = jnp.maximum(gaps[rival], 0)
     direction = head.weights[target] - head.weights[rival]

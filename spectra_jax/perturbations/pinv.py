@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spectra_jax.checks import as_problem, check_margin, check_target
+from spectra_jax.checks import as_pair
 from spectra_jax.perturbations.geometry import HIGHEST, centred, head_logits, logit_gaps, safe_sqrt
 from spectra_jax.types import Head
 
@@ -58,12 +58,9 @@ def pinv_perturbation(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
-    head, attributes = as_problem(head, attributes, ndim=1)
-    check_target(head, target)
-    check_margin(margin)
-    target = jnp.asarray(target, jnp.int32)
+    head, attributes, target, margin = as_pair(head, attributes, target, margin)
     # Row j of both is zero: it adds a zero singular value and nothing else, and keeps shapes static.
-    gaps = logit_gaps(head_logits(head, attributes), target, jnp.asarray(margin, attributes.dtype))
+    gaps = logit_gaps(head_logits(head, attributes), target, margin)
     rivals = jnp.arange(head.weights.shape[0], dtype=target.dtype) != target
     return jnp.matmul(_target_pinv(head.weights, target, rtol), jnp.where(rivals, gaps, 0), precision=HIGHEST)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import as_problem, check_margin, check_mutable, check_target
+from spectra_jax.checks import as_pair, check_mutable
 from spectra_jax.perturbations.active_set import (
     FULL,
     INFEASIBLE,
@@ -101,13 +101,9 @@ def projection_perturbation(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
-    head, attributes = as_problem(head, attributes, ndim=1)
-    check_target(head, target)
-    check_margin(margin)
+    head, attributes, target, margin = as_pair(head, attributes, target, margin)
     check_mutable(head, mutable)
-    target = jnp.asarray(target, jnp.int32)
     logits = head_logits(head, attributes)
-    margin = jnp.asarray(margin, attributes.dtype)
     gaps = logit_gaps(logits, target, margin)
     rows = centred(head.weights)
     rows = rows if mutable is None else jnp.where(mutable[None, :], rows, 0)

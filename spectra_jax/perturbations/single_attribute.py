@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import as_problem, check_margin, check_target
+from spectra_jax.checks import as_pair, as_problem, check_margin
 from spectra_jax.perturbations.geometry import head_logits, logit_gaps
 from spectra_jax.types import Head
 
@@ -51,11 +51,8 @@ def single_attribute_perturbations(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
-    head, attributes = as_problem(head, attributes, ndim=1)
-    check_target(head, target)
-    check_margin(margin)
-    target = jnp.asarray(target, jnp.int32)
-    gaps = logit_gaps(head_logits(head, attributes), target, jnp.asarray(margin, attributes.dtype))
+    head, attributes, target, margin = as_pair(head, attributes, target, margin)
+    gaps = logit_gaps(head_logits(head, attributes), target, margin)
     return _feasible_intervals(head.weights, gaps, target)
 
 
