@@ -2,6 +2,14 @@
 
 from spectra_jax.attackability import attackability as attackability
 from spectra_jax.attackability import attackability_summary as attackability_summary
+from spectra_jax.image_metrics import AttributeSelectivity as AttributeSelectivity
+from spectra_jax.image_metrics import ClassChange as ClassChange
+from spectra_jax.image_metrics import FrequencySplit as FrequencySplit
+from spectra_jax.image_metrics import ImageDistances as ImageDistances
+from spectra_jax.image_metrics import attribute_selectivity as attribute_selectivity
+from spectra_jax.image_metrics import class_change as class_change
+from spectra_jax.image_metrics import frequency_split as frequency_split
+from spectra_jax.image_metrics import image_distances as image_distances
 from spectra_jax.inversion import InversionConfig as InversionConfig
 from spectra_jax.inversion import InversionReason as InversionReason
 from spectra_jax.inversion import InversionResult as InversionResult

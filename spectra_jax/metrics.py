@@ -26,7 +26,7 @@ def attack_success_rate(success: Bool[Array, "b"], *, attempted: Bool[Array, "b"
 def psnr(images: Float[Array, "b ..."], reference: Float[Array, "b ..."]) -> Float[Array, "b"]:
     """Peak signal-to-noise ratio 10 log10(1 / MSE) per image, in dB, for values in [0, 1].
 
-    Identical images give +inf, on purpose: average over the finite values and count the rest.
+    Identical images give +inf, on purpose: average over the finite values and count the rest. NaN pixels give NaN.
 
     Args:
         images, reference: (b, ...) of the same shape.
@@ -42,8 +42,8 @@ def psnr(images: Float[Array, "b ..."], reference: Float[Array, "b ..."]) -> Flo
     check_unit_scale("images", images)
     check_unit_scale("reference", reference)
     mse = jnp.mean(jnp.square(images - reference), axis=tuple(range(1, jnp.ndim(images))))
-    positive = mse > 0
-    return jnp.where(positive, -10 * jnp.log10(jnp.where(positive, mse, 1)), jnp.inf)
+    identical = mse == 0
+    return jnp.where(identical, jnp.inf, -10 * jnp.log10(jnp.where(identical, 1, mse)))
 
 
 def perturbation_noise_ratio(

@@ -23,6 +23,7 @@ LAYERS = {
     "models": 2,
     "perturbations": 2,
     "metrics": 2,
+    "image_metrics": 2,
     "losses": 3,
     "attackability": 3,
     "inversion": 3,

@@ -13,6 +13,7 @@ from jaxtyping import TypeCheckError, install_import_hook
 CHECKED = (
     "attackability",
     "checks",
+    "image_metrics",
     "inversion",
     "losses",
     "metrics",
@@ -92,6 +93,12 @@ def images_and_metrics(head: sj.Head) -> None:
     jax.jit(lambda f: sj.activation_map(encode, images, f))(jnp.int32(0))
     sj.ssim(result.images, images)
     sj.psnr(result.images, images)
+    sj.image_distances(result.images, images, threshold=0.5)
+    sj.frequency_split(result.images, images, cutoff=0.25)
+    logits = sj.head_logits(head, attributes)
+    jax.jit(sj.class_change)(logits, logits, jnp.asarray([0, 1, 2], jnp.int32))
+    spread = jnp.std(attributes, axis=0)
+    sj.attribute_selectivity(attributes, attributes, scale=spread, chosen=attributes > 0)
     sj.perturbation_noise_ratio(result.images - images, result.attributes - attributes)
     sj.attack_success_rate(result.success, attempted=result.success)
     metrics.class_accuracy(array(3, 4), jnp.asarray([0, 1, 2]))

@@ -1,0 +1,227 @@
+"""How far an image, its class and its attributes moved: the metrics of the counterfactual literature (Section 4)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from spectra_jax.checks import check_unit_scale, is_concrete
+
+ONE_LEVEL = 1 / 255
+_ROUNDING = 1e-6  # a difference of two 8-bit values, computed in float32, misses a whole level by less
+
+
+class ImageDistances(NamedTuple):
+    """Size of the change of each image, with values in [0, 1].
+
+    Attributes:
+        l0: (b,) pixels that changed, of h * w; a pixel with one changed channel counts.
+        l1: (b,) sum of absolute changes over pixels and channels.
+        l2: (b,) Euclidean length of the change.
+        linf: (b,) largest change of a channel.
+    """
+
+    l0: Int[Array, "b"]
+    l1: Float[Array, "b"]
+    l2: Float[Array, "b"]
+    linf: Float[Array, "b"]
+
+
+class FrequencySplit(NamedTuple):
+    """Length of the part of each image's change below and above a spatial frequency; low^2 + high^2 = L2^2.
+
+    Attributes:
+        low: (b,) L2 norm of the coarse part: brightness, colour and shape of large regions.
+        high: (b,) L2 norm of the fine part: texture, edges and pixel noise.
+    """
+
+    low: Float[Array, "b"]
+    high: Float[Array, "b"]
+
+
+class ClassChange(NamedTuple):
+    """What the classifier says before and after.
+
+    Attributes:
+        before, after: (b,) int32 class with the largest logit.
+        changed: (b,) whether they differ.
+        source_before, source_after: (b,) softmax probability of the class named before.
+        target_before, target_after: (b,) softmax probability of the target.
+    """
+
+    before: Int[Array, "b"]
+    after: Int[Array, "b"]
+    changed: Bool[Array, "b"]
+    source_before: Float[Array, "b"]
+    source_after: Float[Array, "b"]
+    target_before: Float[Array, "b"]
+    target_after: Float[Array, "b"]
+
+
+class AttributeSelectivity(NamedTuple):
+    """How well the realised change of the attributes keeps to the requested one.
+
+    Attributes:
+        share: (b,) sum of |realised_f| over the chosen attributes, over the sum over all; 1 if nothing else moved.
+        cosine: (b,) of realised and requested change; 1 if the direction is exactly as requested.
+    """
+
+    share: Float[Array, "b"]
+    cosine: Float[Array, "b"]
+
+
+def image_distances(
+    images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], *, threshold: float = ONE_LEVEL
+) -> ImageDistances:
+    """L0, L1, L2 and Linf norm of the change of each image.
+
+    L0 depends on when a pixel counts as changed: here from `threshold` on, one 8-bit level by default, because less
+    may not survive in an image file. Values that are not finite count as changed; the other norms are not finite then.
+
+    Args:
+        images, reference: (b, h, w, channels) in [0, 1].
+        threshold: smallest change of a channel that counts for l0, in (0, 1].
+
+    Returns:
+        ImageDistances: l0 in pixels, the others in units of the range from black to white.
+
+    Raises:
+        ValueError: shapes differ or are not (b, h, w, channels), integer or 0-255 images, threshold not in (0, 1].
+    """
+    change = _change(images, reference)
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; expected a number in (0, 1], such as 1 / 255 for one 8-bit level")
+    size = jnp.abs(change)
+    axes = (1, 2, 3)
+    changed = jnp.any(~(size < threshold - _ROUNDING), axis=-1)
+    return ImageDistances(
+        l0=jnp.sum(changed, axis=(1, 2), dtype=jnp.int32),
+        l1=jnp.sum(size, axis=axes),
+        l2=jnp.sqrt(jnp.sum(jnp.square(change), axis=axes)),
+        linf=jnp.max(size, axis=axes),
+    )
+
+
+def frequency_split(
+    images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], *, cutoff: float = 0.125
+) -> FrequencySplit:
+    """L2 norm of the change of each image below and above a spatial frequency, by the Fourier transform.
+
+    The frequency of a Fourier coefficient is the length of its wave vector in cycles a pixel: 0.5 is black and white
+    in turn along an axis, the default 0.125 a period of 8 pixels. White noise has 1 - pi cutoff^2, 95 % by default,
+    of its energy (the squared norm) above the cut-off, which is what to compare high^2 / (low^2 + high^2) with.
+
+    Args:
+        images, reference: (b, h, w, channels) in [0, 1].
+        cutoff: cycles a pixel, in (0, 0.5]; coefficients up to it are low.
+
+    Returns:
+        FrequencySplit, in units of the range from black to white.
+
+    Raises:
+        ValueError: shapes differ or are not (b, h, w, channels), integer or 0-255 images, cutoff not in (0, 0.5].
+    """
+    change = _change(images, reference)
+    if not 0 < cutoff <= 0.5:
+        raise ValueError(f"cutoff is {cutoff}; expected cycles a pixel, above 0 and at most 0.5")
+    energy = jnp.sum(jnp.square(jnp.abs(jnp.fft.fft2(change, axes=(1, 2), norm="ortho"))), axis=-1)
+    height, width = change.shape[1:3]
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
+    coarse = jnp.asarray(radius <= cutoff)[None]
+    low, high = (jnp.sum(jnp.where(part, energy, 0), axis=(1, 2)) for part in (coarse, ~coarse))
+    return FrequencySplit(jnp.sqrt(low), jnp.sqrt(high))
+
+
+def class_change(
+    logits_before: Float[Array, "b c"], logits_after: Float[Array, "b c"], targets: Int[Array, "b"]
+) -> ClassChange:
+    """Change of the named class, and of the confidence in the old class and in the target.
+
+    Args:
+        logits_before, logits_after: (b, c) of the original images and of the changed ones.
+        targets: (b,) class asked for. Where it is the class named before, source and target are the same.
+
+    Returns:
+        ClassChange; probabilities in [0, 1].
+
+    Raises:
+        ValueError: shapes do not match, a target out of range.
+    """
+    shape = jnp.shape(logits_before)
+    if len(shape) != 2 or jnp.shape(logits_after) != shape or jnp.shape(targets) != shape[:1]:
+        raise ValueError(
+            f"logits_before {shape}, logits_after {jnp.shape(logits_after)} and targets {jnp.shape(targets)} disagree; "
+            "expected (b, c) twice and (b,)"
+        )
+    if is_concrete(targets) and np.size(targets) and not (np.min(targets) >= 0 and np.max(targets) < shape[1]):
+        raise ValueError(
+            f"targets spans {np.min(targets)} to {np.max(targets)}; expected class indices from 0 to {shape[1] - 1}"
+        )
+    before, after = (jnp.argmax(logits, axis=-1).astype(jnp.int32) for logits in (logits_before, logits_after))
+
+    def confidence(logits: Float[Array, "b c"], classes: Int[Array, "b"]) -> Float[Array, "b"]:
+        return jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), classes[:, None], axis=-1)[:, 0]
+
+    targets = jnp.asarray(targets, jnp.int32)
+    return ClassChange(
+        before,
+        after,
+        before != after,
+        confidence(logits_before, before),
+        confidence(logits_after, before),
+        confidence(logits_before, targets),
+        confidence(logits_after, targets),
+    )
+
+
+def attribute_selectivity(
+    realised: Float[Array, "b n"],
+    requested: Float[Array, "b n"],
+    *,
+    scale: Float[Array, "n"] | None = None,
+    chosen: Bool[Array, "b n"] | None = None,
+) -> AttributeSelectivity:
+    """Whether the attributes that were to change are the ones that did.
+
+    Args:
+        realised: (b, n) phi(x') - phi(x).
+        requested: (b, n) the delta that was asked for.
+        scale: (n,) standard deviation of each attribute over a data set; both changes are divided by it, so that
+            attributes of large spread do not decide alone. An attribute that never varies (scale 0) is left out. None
+            takes the changes as they are.
+        chosen: (b, n) the attributes that count as requested; by default those where `requested` is not 0. Give it for
+            a dense request, whose share would always be 1.
+
+    Returns:
+        AttributeSelectivity; NaN where nothing changed, or, for the cosine, nothing finite was requested.
+
+    Raises:
+        ValueError: shapes do not match.
+    """
+    shape = jnp.shape(realised)
+    shapes = [jnp.shape(array) for array in (requested, chosen) if array is not None]
+    if len(shape) != 2 or any(other != shape for other in shapes):
+        raise ValueError(f"realised {shape} and requested, chosen {shapes} disagree; expected (b, n) each")
+    if scale is not None and jnp.shape(scale) != shape[1:]:
+        raise ValueError(f"scale has shape {jnp.shape(scale)}; expected {shape[1:]}, one number an attribute")
+    chosen = requested != 0 if chosen is None else chosen
+    if scale is not None:
+        factor = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)[None, :]
+        realised, requested = realised * factor, requested * factor
+    size = jnp.abs(realised)
+    share = jnp.sum(jnp.where(chosen, size, 0), axis=-1) / jnp.sum(size, axis=-1)
+    lengths = jnp.linalg.norm(realised, axis=-1) * jnp.linalg.norm(requested, axis=-1)
+    return AttributeSelectivity(share, jnp.sum(realised * requested, axis=-1) / lengths)
+
+
+def _change(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
+    if jnp.shape(images) != jnp.shape(reference) or jnp.ndim(images) != 4:
+        raise ValueError(
+            f"images {jnp.shape(images)} and reference {jnp.shape(reference)} must share one shape "
+            "(batch, height, width, channels)"
+        )
+    check_unit_scale("images", images)
+    check_unit_scale("reference", reference)
+    return jnp.asarray(images) - jnp.asarray(reference)
