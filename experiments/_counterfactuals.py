@@ -16,10 +16,15 @@ from spectra_jax import (
     Head,
     InversionConfig,
     all_pairs_norms,
+    attribute_selectivity,
     best_single_attributes,
     boundary_perturbation,
+    class_change,
+    frequency_split,
     head_logits,
+    image_distances,
     invert,
+    perturbation_noise_ratio,
     pinv_perturbation,
     projection_perturbation,
     psnr,
@@ -28,6 +33,8 @@ from spectra_jax import (
 from spectra_jax.logging import Console
 
 SOLVERS = ("boundary", "pinv", "projection")
+SELECTED = 10  # a dense request moves all attributes: those it moves most, in spreads, count as the requested ones
+CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -246,3 +253,57 @@ def _one_batch(
         psnr=psnr(result.images, images),
         ssim=ssim(result.images, images),
     )
+
+
+@jax.jit
+def _measure(
+    head: Head, images: Any, results: Any, before: Any, after: Any, requested: Any, targets: Any, spread: Any
+) -> dict[str, jax.Array]:
+    distances, parts = image_distances(results, images), frequency_split(results, images)
+    change = class_change(head_logits(head, before), head_logits(head, after), targets)
+    realised = after - before
+    varies = jnp.where(spread > 0, spread, jnp.inf)[None, :]
+    size = jnp.where(jnp.isfinite(requested), jnp.abs(requested), 0) / varies
+    threshold = jax.lax.top_k(size, min(SELECTED, size.shape[1]))[0][:, -1:]
+    chosen = (size >= threshold) & (size > 0)
+    selectivity = attribute_selectivity(realised, requested, scale=spread, chosen=chosen)
+    energy = jnp.square(parts.low) + jnp.square(parts.high)
+    return {
+        **distances._asdict(),
+        "pixels_changed": distances.l0 / (images.shape[1] * images.shape[2]),
+        "low_frequency_l2": parts.low,
+        "high_frequency_l2": parts.high,
+        "high_frequency_share": jnp.square(parts.high) / energy,
+        "class_after": change.after,
+        "class_changed": change.changed,
+        "source_probability_before": change.source_before,
+        "source_probability_after": change.source_after,
+        "target_probability_before": change.target_before,
+        "target_probability_after": change.target_after,
+        "attribute_share": jnp.where(jnp.any(chosen, axis=-1), selectivity.share, jnp.nan),
+        "attribute_cosine": selectivity.cosine,
+        "noise_ratio_realised": perturbation_noise_ratio(results - images, realised),
+        "noise_ratio_requested": perturbation_noise_ratio(results - images, requested),
+    }
+
+
+def pair_metrics(head: Head, found: Counterfactuals, spread: np.ndarray) -> dict[str, np.ndarray]:
+    """What changed in each pair's image, class and attributes; names as in metrics.jsonl.
+
+    Args:
+        head: of the model the pairs belong to.
+        found: the pairs.
+        spread: (n,) standard deviation of each attribute over the test split; the unit of attribute_share and
+            attribute_cosine.
+
+    Returns:
+        name -> (p,); NaN where a measure is not defined, such as the cosine with a request that is infeasible.
+    """
+    parts = []
+    for start in range(0, len(found.index), CHUNK):  # 200 pairs of 224 pixels would take a gigabyte at once
+        rows = slice(start, start + CHUNK)
+        images = jnp.asarray(found.images[rows], jnp.float32) / 255
+        arrays = (found.results, found.before, found.after, found.requested, found.target)
+        results, *others = (jnp.asarray(array[rows]) for array in arrays)
+        parts.append(_measure(head, images, results, *others, jnp.asarray(spread, images.dtype)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

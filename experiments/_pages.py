@@ -10,7 +10,7 @@ import numpy as np
 from experiments._counterfactuals import SOLVERS, Counterfactuals
 from experiments._folder import METRICS, SUMMARY, read_json
 from experiments._run import LoadedRun
-from spectra_jax import InversionReason, head_logits, perturbation_noise_ratio
+from spectra_jax import InversionReason, head_logits
 from spectra_jax.logging import read_metrics
 from spectra_jax.reporting import (
     SERIES,
@@ -35,6 +35,25 @@ CURVES = (
     "attribute_f1",
     "attribute_map",
 )
+# Names of `pair_metrics`: title in the reports ("" where probabilities or the headline show it already) and unit.
+MEASURED = {
+    "l0": ("", ""),
+    "pixels_changed": ("Pixels changed", "%"),
+    "l1": ("L1 distance", ""),
+    "l2": ("L2 distance", ""),
+    "linf": ("L∞ distance", "%"),
+    "low_frequency_l2": ("", ""),
+    "high_frequency_l2": ("", ""),
+    "high_frequency_share": ("High-frequency share", "%"),
+    "source_probability_before": ("", ""),
+    "source_probability_after": ("", ""),
+    "target_probability_before": ("", ""),
+    "target_probability_after": ("", ""),
+    "attribute_share": ("Attribute selectivity", "%"),
+    "attribute_cosine": ("Attribute cosine", ""),
+    "noise_ratio_realised": ("", ""),
+    "noise_ratio_requested": ("", ""),
+}
 NAMES = {"boundary": "Boundary", "pinv": "Pseudo-inverse", "projection": "Projection"}
 
 
@@ -85,16 +104,17 @@ def ratio_median(norms: np.ndarray, exact: np.ndarray, predicted: np.ndarray) ->
     return median(np.divide(norms, exact, out=np.where(np.isnan(norms), norms, ratio), where=exact > 0))
 
 
-def inversion_figures(found: Counterfactuals) -> dict[str, float]:
+def inversion_figures(found: Counterfactuals, measured: dict[str, np.ndarray]) -> dict[str, float]:
     """The figures on the images found, for summary.json.
 
-    Rates are over all pairs, failures included. Medians (PSNR, SSIM, perturbation noise ratios, steps) are over the
-    successes alone: a failed search leaves an image that nobody would show. NaN where there is no success.
+    Rates are over all pairs, failures included. Medians (PSNR, SSIM, norms, ratios, steps) are over the successes
+    alone: a failed search leaves an image that nobody would show. NaN where there is no success.
+
+    Args:
+        found: the pairs.
+        measured: what `pair_metrics` says of them.
     """
     won = np.asarray(found.success, bool)
-    moved = found.results[won] - found.images[won] / np.float32(255)
-    realised = perturbation_noise_ratio(moved, found.after[won] - found.before[won])
-    requested = perturbation_noise_ratio(moved, found.requested[won])
     return {
         "invert/num_pairs": len(found.index),
         "invert/num_success": int(won.sum()),
@@ -102,9 +122,9 @@ def inversion_figures(found: Counterfactuals) -> dict[str, float]:
         "invert/survives_rounding_rate": float(found.survives_rounding.mean()),
         "invert/psnr_median": median(found.psnr[won]),
         "invert/ssim_median": median(found.ssim[won]),
-        "invert/noise_ratio_realised_median": median(np.asarray(realised)),
-        "invert/noise_ratio_requested_median": median(np.asarray(requested)),
         "invert/steps_median": median(found.num_steps[won]),
+        "invert/class_changed_rate": float(measured["class_changed"].mean()),
+        **{f"invert/{name}_median": median(measured[name][won]) for name in MEASURED},
     }
 
 
@@ -122,7 +142,25 @@ def inversion_metrics(figures: dict[str, float]) -> list[Metric]:
     ]
 
 
-def add_counterfactuals(report: Report, run: LoadedRun, found: Counterfactuals, spread: np.ndarray) -> None:
+def change_metrics(measured: dict[str, float], *, note: str = "") -> list[Metric]:
+    """What changed, for a report: a pair's row of `pair_metrics`, or medians under the same names."""
+    return [Metric(title, measured[name], unit, note=note) for name, (title, unit) in MEASURED.items() if title]
+
+
+def add_changes(report: Report, figures: dict[str, float]) -> None:
+    """The medians of how far the images, classes and attributes of the successes moved."""
+    medians = {name: figures[f"invert/{name}_median"] for name in MEASURED}
+    report.headline(
+        change_metrics(medians),
+        title="What changed in the images",
+        caption=f"Medians over the {figures['invert/num_success']} of {figures['invert/num_pairs']} pairs that reached "
+        "their target.",
+    )
+
+
+def add_counterfactuals(
+    report: Report, run: LoadedRun, found: Counterfactuals, spread: np.ndarray, measured: dict[str, np.ndarray]
+) -> None:
     """Cards of all pairs, and what the four attribute-space answers cost and reach.
 
     Args:
@@ -130,10 +168,11 @@ def add_counterfactuals(report: Report, run: LoadedRun, found: Counterfactuals, 
         run: the model the pairs belong to.
         found: the pairs.
         spread: (n,) standard deviation of each attribute over the test split, the unit of "large".
+        measured: what `pair_metrics` says of the pairs.
     """
     head = run.model.head(run.params)
     probabilities = [np.asarray(jax.nn.softmax(head_logits(head, jnp.asarray(e)), axis=-1)) for e in found[6:8]]
-    cards = [_card(run, found, row, probabilities, spread) for row in range(len(found.index))]
+    cards = [_card(run, found, row, probabilities, spread, measured) for row in range(len(found.index))]
     report.counterfactuals(
         cards,
         caption="Left to right: the original, the image found, and their amplified difference. Attributes are those "
@@ -163,7 +202,12 @@ def add_counterfactuals(report: Report, run: LoadedRun, found: Counterfactuals, 
 
 
 def _card(
-    run: LoadedRun, found: Counterfactuals, row: int, probabilities: list[np.ndarray], spread: np.ndarray
+    run: LoadedRun,
+    found: Counterfactuals,
+    row: int,
+    probabilities: list[np.ndarray],
+    spread: np.ndarray,
+    measured: dict[str, np.ndarray],
 ) -> CounterfactualCard:
     classes, names = run.info.class_names, run.info.attribute_names
     pair = Counterfactuals(*(column[row] for column in found))
@@ -197,7 +241,11 @@ def _card(
         attributes=changes,
         probabilities_before=[(classes[k], float(probabilities[0][row, k])) for k in shown],
         probabilities_after=[(classes[k], float(probabilities[1][row, k])) for k in shown],
-        metrics=[Metric("PSNR", float(pair.psnr), "dB"), Metric("SSIM", float(pair.ssim))],
+        metrics=[
+            Metric("PSNR", float(pair.psnr), "dB"),
+            Metric("SSIM", float(pair.ssim)),
+            *change_metrics({name: values[row] for name, values in measured.items()}),
+        ],
         note=note,
     )
 

@@ -7,10 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 from experiments import _folder, _pages, _run
-from experiments._counterfactuals import Counterfactuals, PairConfig, choose_pairs, find_counterfactuals, pair_options
+from experiments._counterfactuals import (
+    Counterfactuals,
+    PairConfig,
+    choose_pairs,
+    find_counterfactuals,
+    pair_metrics,
+    pair_options,
+)
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
 from spectra_jax.reporting import Report
 
@@ -52,21 +60,24 @@ def invert_run(args: Args) -> Path:
     with _folder.owned_folder(args.out, "experiments.invert", options) as out:
         found = find_counterfactuals(run, labels, index, target, args.pairs, out / "pairs", console=console)
         _folder.write_arrays(out / "counterfactuals.npz", **found._asdict())
-        write_records(out / _folder.METRICS, found)
-        figures = _pages.inversion_figures(found)
+        spread = attributes.std(axis=0)
+        measured = pair_metrics(run.model.head(run.params), found, spread)
+        write_records(out / _folder.METRICS, found, measured)
+        figures = _pages.inversion_figures(found, measured)
         seconds = time.monotonic() - began
         write_json(out / _folder.SUMMARY, figures | {"seconds": seconds})
 
         report = Report("SPECTRA counterfactual images", subtitle=f"{run.config.model} on {run.info.name}")
         report.headline(_pages.inversion_metrics(figures))
-        _pages.add_counterfactuals(report, run, found, attributes.std(axis=0))
+        _pages.add_counterfactuals(report, run, found, spread, measured)
+        _pages.add_changes(report, figures)
         report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir))
         console.say(f"{figures['invert/num_success']} of {len(found.index)} reached their target, {duration(seconds)}")
         return report.write(out / "report.html")
 
 
-def write_records(path: Path, found: Counterfactuals) -> None:
-    """One JSON line a pair."""
+def write_records(path: Path, found: Counterfactuals, measured: dict[str, np.ndarray]) -> None:
+    """One JSON line a pair, with the names of `Counterfactuals` and `pair_metrics`."""
     names = (
         "index",
         "label",
@@ -81,7 +92,8 @@ def write_records(path: Path, found: Counterfactuals) -> None:
     )
     records = MetricsFile(path)
     for row in range(len(found.index)):
-        records.append({"step": row, "split": "test", **{name: getattr(found, name)[row] for name in names}})
+        values = {name: getattr(found, name)[row] for name in names} | {k: v[row] for k, v in measured.items()}
+        records.append({"step": row, "split": "test", **values})
     records.close()
 
 

@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from experiments import _folder, _pages, _run
-from experiments._counterfactuals import PairConfig, choose_pairs, find_counterfactuals, pair_options
+from experiments._counterfactuals import PairConfig, choose_pairs, find_counterfactuals, pair_metrics, pair_options
 from experiments.train import Args as TrainArgs
 from experiments.train import train
 from spectra_jax import all_pairs_norms, head_logits
@@ -94,7 +94,9 @@ def quickstart(args: Args) -> tuple[Path, int]:
         found = find_counterfactuals(run, labels, index, target, args.pairs, folder, console=console)
 
     summary = _folder.read_json(run_dir / _folder.SUMMARY)
-    figures = _pages.inversion_figures(found)
+    spread = attributes.std(axis=0)
+    measured = pair_metrics(head, found, spread)
+    figures = _pages.inversion_figures(found, measured)
     summary |= {
         **figures,
         "test/pairs_infeasible": int(np.isinf(exact).sum()),
@@ -107,7 +109,8 @@ def quickstart(args: Args) -> tuple[Path, int]:
 
     report = Report("SPECTRA quickstart", subtitle=f"{name} on {args.data.name}, seed {args.seed}")
     report.headline([*_pages.inversion_metrics(figures), *_pages.quality(summary), *_pages.margins(summary)])
-    _pages.add_counterfactuals(report, run, found, attributes.std(axis=0))
+    _pages.add_counterfactuals(report, run, found, spread, measured)
+    _pages.add_changes(report, figures)
     _pages.add_margins(report, run, exact, lengths, labels, predicted)
     _pages.add_training(report, run_dir)
     info = run.info

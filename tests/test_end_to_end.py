@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.synthetic_birds import generate
 from experiments import _pages, invert, quickstart
-from experiments._counterfactuals import Counterfactuals, PairConfig, choose_pairs, pair_options
+from experiments._counterfactuals import Counterfactuals, PairConfig, choose_pairs, pair_metrics, pair_options
 from experiments._folder import UserError
 from experiments._run import load_run
 from experiments._run import test_attributes as stored_attributes
@@ -102,7 +102,9 @@ def test_invert_takes_classes_by_name_and_suggests_near_ones(finished, tmp_path,
     assert invert.main([*base, "--out", str(out), "--source", names[0], "--targets", names[1].lower()]) == 0
     with np.load(out / "counterfactuals.npz") as found:
         assert np.all(found["label"] == 0) and np.all(found["target"] == 1)
-    assert read_summary(out)["invert/num_pairs"] == len((out / "metrics.jsonl").read_text().splitlines())
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert read_summary(out)["invert/num_pairs"] == len(records)
+    assert all(_pages.MEASURED.keys() <= record.keys() for record in records)
     with pytest.raises(UserError, match=names[0]):
         invert.main([*base, "--out", str(tmp_path / "other"), "--source", names[0][:-1] + "x"])
     with pytest.raises(UserError, match="folder of a training run"):
@@ -153,14 +155,42 @@ def test_figures_count_failures_in_rates_and_successes_in_medians(finished):
     found = Counterfactuals(**{name: np.concatenate([part[name] for part in stored]) for name in stored[0]})
     won = np.array([True, False, True, False, False, True])
     found = found._replace(success=won, psnr=np.array([30.0, 1, 32, 1, 1, 40]), num_steps=np.array([3, 200] * 3))
-    figures = _pages.inversion_figures(found)
+    run = load_run(folder / "run")
+    measured = pair_metrics(run.model.head(run.params), found, found.before.std(axis=0))
+    figures = _pages.inversion_figures(found, measured)
     assert figures["invert/success_rate"] == 0.5 and figures["invert/psnr_median"] == 32
     assert figures["invert/steps_median"] == 3
     ratio = [np.linalg.norm(found.results[k] - found.images[k] / np.float32(255)) / np.linalg.norm(found.requested[k])
              for k in np.flatnonzero(won)]  # fmt: skip
     assert figures["invert/noise_ratio_requested_median"] == pytest.approx(np.median(ratio), rel=1e-5)
-    none = _pages.inversion_figures(found._replace(success=np.zeros(6, bool)))
+    none = _pages.inversion_figures(found._replace(success=np.zeros(6, bool)), measured)
     assert none["invert/success_rate"] == 0 and np.isnan(none["invert/psnr_median"])
+
+
+def test_every_pair_carries_what_changed_in_it(finished):
+    folder, _ = finished
+    run = load_run(folder / "run")
+    with np.load(sorted((folder / "run" / "counterfactuals").glob("pairs-*.npz"))[0]) as part:
+        found = Counterfactuals(**part)
+    spread = found.before.std(axis=0)
+    measured = pair_metrics(run.model.head(run.params), found, spread)
+    change = found.results - found.images / np.float32(255)
+    np.testing.assert_allclose(measured["l2"], np.linalg.norm(change.reshape(4, -1), axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.hypot(measured["low_frequency_l2"], measured["high_frequency_l2"]), measured["l2"], rtol=1e-5
+    )
+    np.testing.assert_allclose(measured["pixels_changed"], measured["l0"] / change[0, ..., 0].size)
+    assert np.all(measured["class_after"][found.success] == found.target[found.success])
+    np.testing.assert_array_equal(measured["class_changed"], measured["class_after"] != found.predicted)
+    realised = (found.after - found.before) / spread
+    for row, size in enumerate(np.abs(found.requested / spread)):
+        share = np.abs(realised[row, np.argsort(-size)[:10]]).sum() / np.abs(realised[row]).sum()
+        assert measured["attribute_share"][row] == pytest.approx(share, rel=1e-4)
+    impossible = found._replace(requested=np.full_like(found.requested, np.inf))
+    broken = pair_metrics(run.model.head(run.params), impossible, spread)
+    assert np.isnan([broken["attribute_cosine"], broken["attribute_share"]]).all() and np.isfinite(broken["l2"]).all()
+    summary = read_summary(folder / "run")
+    assert {f"invert/{name}_median" for name in _pages.MEASURED} <= summary.keys()
 
 
 def test_margins_count_ties_as_zero_and_pass_over_the_unresolved():

@@ -101,6 +101,34 @@ GLOSSARY: dict[str, Definition] = {
         "Section 4",
         "‖x′ − x‖₂ / ‖δ‖₂",
     ),
+    "Pixels changed": Definition(
+        "L0 distance as a share of all pixels: a pixel counts if one of its channels changed by an 8-bit level or more.",
+        "",
+        "L0 / (height · width)",
+    ),
+    "L1 distance": Definition(
+        "Sum of the absolute changes of all pixels and channels, with values in [0, 1].", "", "‖x′ − x‖₁"
+    ),
+    "L2 distance": Definition(
+        "Euclidean length of the change over all pixels and channels, with values in [0, 1].", "", "‖x′ − x‖₂"
+    ),
+    "L∞ distance": Definition(
+        "Largest change of one channel of one pixel, as a share of the range from black to white.", "", "‖x′ − x‖∞"
+    ),
+    "High-frequency share": Definition(
+        "Share of the change's energy (its squared L2 norm) in spatial frequencies above 1/8 cycle a pixel, by the "
+        "Fourier transform: details finer than 8 pixels. White noise has 95 %."
+    ),
+    "Attribute selectivity": Definition(
+        "Share of the achieved change of all attributes, each in units of its standard deviation over the test images, "
+        "that lies in the requested ones. A request that moves all attributes counts with the 10 it moves most.",
+        "",
+        "Σ_requested |Δ_f| / σ_f over Σ_all |Δ_f| / σ_f",
+    ),
+    "Attribute cosine": Definition(
+        "Cosine of achieved and requested change of the attributes, each attribute in units of its standard deviation; "
+        "1 means exactly the requested direction."
+    ),
     "Stability loss": Definition(
         "Training term that rewards large perturbations. The paper's form is unbounded below: growing attributes lower "
         "it without any robustness gained.",
