@@ -1,0 +1,153 @@
+"""Where an attribute's part of the bird is in a picture, and how much of a change or map falls there."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
+from scipy.ndimage import gaussian_filter
+
+from spectra_jax.data import DatasetInfo
+
+# Attribute group, without "has_" and its last word, to part names. Groups of the whole bird (size, shape, primary
+# colour) have no part.
+PARTS = {
+    "back": ("back",),
+    "belly": ("belly",),
+    "bill": ("beak",),
+    "breast": ("breast",),
+    "crown": ("crown",),
+    "eye": ("left eye", "right eye"),
+    "forehead": ("forehead",),
+    "head": ("crown", "forehead", "nape"),
+    "leg": ("left leg", "right leg"),
+    "nape": ("nape",),
+    "tail": ("tail",),
+    "throat": ("throat",),
+    "under_tail": ("tail",),
+    "underparts": ("belly", "breast"),
+    "upper_tail": ("tail",),
+    "upperparts": ("back",),
+    "wing": ("left wing", "right wing"),
+}
+RADIUS = 0.1  # of a part's disc, in units of the geometric mean of the bird box's sides
+_SHOWN_SIDE = 448
+
+
+class PartDiscs(NamedTuple):
+    """The discs around an attribute's part in one picture.
+
+    Attributes:
+        names: of the parts that are visible.
+        centres: (k, 2) x, y in pixels of the picture.
+        radius: in pixels.
+        inside: (h, w) whether a pixel lies in a disc.
+    """
+
+    names: tuple[str, ...]
+    centres: np.ndarray
+    radius: float
+    inside: np.ndarray
+
+
+def group_of(attribute: str) -> str:
+    """The group of an attribute's name: "has_nape_color::purple" -> "has_nape_color"."""
+    return attribute.partition("::")[0]
+
+
+def spoken(attribute: str) -> str:
+    """An attribute's name in words that a line can break: "has_nape_color::purple" -> "nape color: purple"."""
+    return attribute.removeprefix("has_").replace("::", ": ").replace("_", " ")
+
+
+def part_names(attribute: str) -> tuple[str, ...]:
+    """The parts an attribute is about, by its group: "has_nape_color::purple" -> ("nape",); () for the whole bird."""
+    words = group_of(attribute).removeprefix("has_").split("_")
+    return PARTS.get("_".join(words[:-1]), ())
+
+
+def part_discs(info: DatasetInfo, example: dict[str, Any], attribute: str, size: int) -> PartDiscs | None:
+    """The discs of an attribute's visible parts in the picture resized to `size` x `size` pixels.
+
+    Args:
+        info: names the parts and says whether pictures are cut to the bird's box.
+        example: from `Dataset.example`.
+        attribute: its name.
+        size: side of the picture that the model sees.
+
+    Returns:
+        None where the attribute is about the whole bird or no such part is visible.
+    """
+    height, width = example["image"].shape[:2]
+    found = [
+        (name, example["parts"][info.part_names.index(name), :2])
+        for name in part_names(attribute)
+        if name in info.part_names and example["parts"][info.part_names.index(name), 2] > 0
+    ]
+    if not found:
+        return None
+    box = np.asarray([width, height]) if info.image_kind == "box" else example["box"][2:]
+    scale = size / np.asarray([width, height], float)
+    radius = RADIUS * float(np.sqrt(np.prod(box * scale)))
+    centres = np.stack([place for _, place in found]) * scale
+    rows, columns = np.mgrid[:size, :size] + 0.5  # a pixel lies where its centre is
+    distance = np.hypot(columns[..., None] - centres[:, 0], rows[..., None] - centres[:, 1]).min(axis=-1)
+    return PartDiscs(tuple(name for name, _ in found), centres, radius, distance <= radius)
+
+
+def lift(weights: np.ndarray, inside: np.ndarray) -> float:
+    """Share of `weights` inside the discs over their share of the area: 1 is what chance gives, NaN for no weight.
+
+    Args:
+        weights: (h, w) of the pixels, at least 0: the energy of a change, or 1 where a map keeps a pixel.
+        inside: (h, w) booleans.
+    """
+    total, area = weights.sum(), inside.mean()
+    return float(weights[inside].sum() / total / area) if total > 0 and area > 0 else float("nan")
+
+
+def marked(image: np.ndarray, strength: np.ndarray, discs: PartDiscs | None) -> np.ndarray:
+    """The picture, dimmed and enlarged, with the pixels of positive strength in bright colours and rings around parts.
+
+    Args:
+        image: (h, w, 3) uint8.
+        strength: (h, w); 0 where a pixel is not marked, brighter marks for larger values. In pictures above 100 pixels,
+            a mark covers the pixel's eight neighbours too: it would be hard to see otherwise.
+        discs: None draws no ring.
+    """
+    height, width = image.shape[:2]
+    shown = strength / max(float(strength.max()), np.finfo(np.float32).tiny)
+    if max(height, width) > 100:
+        padded = np.pad(shown, 1)
+        shown = np.max([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=0)
+    grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
+    colours = 255 * colormaps["autumn"](np.sqrt(shown))[..., :3]
+    picture = np.where(shown[..., None] > 0, colours, 0.5 * (0.6 * grey + 0.4 * image)).astype(np.uint8)
+    return _with_rings(picture, discs)
+
+
+def heat(image: np.ndarray, energy: np.ndarray, discs: PartDiscs | None) -> np.ndarray:
+    """The picture, dimmed and enlarged, under a smoothed map of a change's energy, with rings around parts.
+
+    Args:
+        image: (h, w, 3) uint8.
+        energy: (h, w), at least 0.
+        discs: None draws no ring.
+    """
+    smooth = gaussian_filter(np.asarray(energy, np.float64), max(energy.shape) / 80)
+    shown = np.clip(smooth / max(float(np.quantile(smooth, 0.995)), np.finfo(np.float64).tiny), 0, 1)[..., None]
+    grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
+    picture = (1 - 0.75 * shown) * 0.6 * grey + 0.75 * shown * 255 * colormaps["autumn"](shown[..., 0])[..., :3]
+    return _with_rings(picture.astype(np.uint8), discs)
+
+
+def _with_rings(picture: np.ndarray, discs: PartDiscs | None) -> np.ndarray:
+    """Enlarges a small picture by a whole factor and draws the discs' outlines."""
+    factor = max(1, round(_SHOWN_SIDE / max(picture.shape[:2])))
+    large = Image.fromarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
+    if discs is not None:
+        draw, reach = ImageDraw.Draw(large), discs.radius * factor
+        for x, y in discs.centres * factor:
+            draw.ellipse((x - reach - 1, y - reach - 1, x + reach + 1, y + reach + 1), outline=(0, 0, 0), width=4)
+            draw.ellipse((x - reach, y - reach, x + reach, y + reach), outline=(255, 255, 255), width=2)
+    return np.asarray(large)
