@@ -23,6 +23,7 @@ LAYERS = {
     "models": 2,
     "perturbations": 2,
     "metrics": 2,
+    "sweep_statistics": 2,
     "image_metrics": 2,
     "losses": 3,
     "attackability": 3,
@@ -33,7 +34,17 @@ LAYERS = {
     "sweep": 4,
 }
 # I/O at the edges: these import types, models and each other, never the other way round.
-INPUT_OUTPUT = {"batches", "checkpoint", "data", "features", "logging", "reporting", "sharding"}
+INPUT_OUTPUT = {
+    "batches",
+    "checkpoint",
+    "data",
+    "features",
+    "logging",
+    "reporting",
+    "sharding",
+    "sweep_files",
+    "sweep_sources",
+}
 NUMERIC = {name for name, layer in LAYERS.items() if layer <= 3}
 
 

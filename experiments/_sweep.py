@@ -1,0 +1,317 @@
+"""The sweep behind experiments.sweep_attackability: its options, its folder, and the loop over partitions."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from experiments._folder import CONFIG, METRICS, UserError, owned_folder, read_json, stop_on_signals
+from experiments._sweep_inputs import Problem, Scan, mutable_mask, read_labels
+from spectra_jax.logging import Console, MetricsFile
+from spectra_jax.sharding import any_process
+from spectra_jax.sweep import SweepAnswers, check_methods, make_sweep
+from spectra_jax.sweep_files import FORMAT, Partition, finished, partitions, remove_leftovers, write_partition
+from spectra_jax.sweep_sources import SourceError, check_floats
+
+MADE_BY = "experiments.sweep_attackability"
+# Pairs a file: a few MB, and seconds to a minute of work that a kill can cost.
+_PAIRS_PER_PARTITION = 1 << 18
+# Numbers a file where deltas are written too: 256 MB in float32.
+_DELTAS_PER_PARTITION = 1 << 26
+# Pairs a device solves at once: an accelerator wants many, a CPU's cache and the progress bar few.
+_PAIRS_ON_CPU, _PAIRS_ON_ACCELERATOR = 1 << 15, 1 << 18
+
+_T = TypeVar("_T")
+Solver = Callable[[Partition, Callable[[int], None]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class SolveConfig:
+    """Which questions.
+
+    Attributes:
+        methods: projection (exact), boundary (its lower bound, almost free) and pinv (the paper's all-way tie; cheap,
+            except with a bias or a margin and more classes than attributes: a factorisation a class and block).
+        margin: lead over every other class that a target must have, in logits.
+        immutable: names or indices of attributes that must not change; not with pinv.
+        deltas: also write the changes themselves, n numbers a row; with pinv a factorisation a class and block more.
+        precision: float32, or float64 for pairs that float32 leaves unresolved (about 2 times slower on a CPU).
+        samples_per_partition: 0 for files of about 262,144 pairs a method; Ctrl-C and kills cost at most one.
+    """
+
+    methods: tuple[Literal["projection", "boundary", "pinv"], ...] = ("projection", "boundary")
+    margin: float = 0.0
+    immutable: tuple[str, ...] = ()
+    deltas: bool = False
+    precision: Literal["float32", "float64"] = "float32"
+    samples_per_partition: int = 0
+
+
+class Plan(NamedTuple):
+    """What is to be done, and under which name.
+
+    Attributes:
+        identity: of input and options; every finished file carries it.
+        options: the same as JSON-able facts, for config.json.
+        partitions: of the samples.
+        rows_per_device: samples a device solves at once.
+    """
+
+    identity: str
+    options: dict[str, Any]
+    partitions: list[Partition]
+    rows_per_device: int
+
+
+def make_plan(problem: Problem, config: SolveConfig, fingerprint: str) -> Plan:
+    """Cuts the samples into partitions. The cut depends on the problem alone, not on the machine."""
+    num_samples, width = problem.features.shape
+    num_classes = problem.head.weights.shape[0]
+    size = config.samples_per_partition
+    if size < 0:
+        raise UserError(f"--samples-per-partition {size}: expected 1 or more, or 0 to have it chosen")
+    if not size:
+        numbers = num_classes * width * len(config.methods) if config.deltas else 0
+        size = max(1, min(_PAIRS_PER_PARTITION // num_classes, _DELTAS_PER_PARTITION // max(numbers, 1)))
+    size = min(size, num_samples)
+    options = {
+        **{name: value for name, value in dataclasses.asdict(config).items() if name != "samples_per_partition"},
+        "samples_per_partition": size,
+        "samples": num_samples,
+        "classes": num_classes,
+        "attributes": width,
+        "input": fingerprint,
+        "format": FORMAT,
+    }
+    options = json.loads(json.dumps(options))
+    identity = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+    at_once = _PAIRS_ON_CPU if jax.default_backend() == "cpu" else _PAIRS_ON_ACCELERATOR
+    return Plan(identity, options, partitions(num_samples, size), min(size, max(1, at_once // num_classes)))
+
+
+@contextlib.contextmanager
+def sweep_folder(path: Path, options: dict[str, Any]) -> Iterator[Path]:
+    """The folder of a sweep, held by this command while the `with` block lasts; finished partitions in it are kept.
+
+    Raises:
+        UserError: it holds another sweep or something else, or another command is writing it; nothing is touched then.
+    """
+    with contextlib.ExitStack() as stack:
+        refusal: Exception | None = None
+        if jax.process_index() == 0:  # one process decides: the others could see the folder half made
+            try:
+                _refuse_other(path, options)
+                stack.enter_context(owned_folder(path, MADE_BY, options))
+                remove_leftovers(path)
+            except (UserError, OSError) as error:  # kept until the others know, who would wait for ever
+                refusal = error
+        if any_process(refusal is not None):
+            if isinstance(refusal, OSError):
+                raise UserError(f"--out {path} cannot be used: {refusal}")
+            raise refusal or UserError(f"Process 0 refuses --out {path}; it says why.")
+        yield path
+
+
+def _refuse_other(path: Path, options: dict[str, Any]) -> None:
+    """A sweep may be a day's work: one with other options is not replaced, as `owned_folder` would."""
+    try:
+        stored = read_json(path / CONFIG)
+    except (OSError, ValueError):  # `owned_folder` judges what it is
+        return
+    before = stored.get("options") if isinstance(stored, dict) and stored.get("made_by") == MADE_BY else None
+    if not isinstance(before, dict) or before == options:
+        return
+    differing = [f"  {k}: {before.get(k)!r} there, {v!r} now" for k, v in options.items() if before.get(k) != v]
+    raise UserError(
+        f"--out {path} holds another sweep; these differ:\n" + "\n".join(differing) + "\n(input is a checksum of "
+        "features, labels and head.) Choose another folder, or delete that one."
+    )
+
+
+def solve(problem: Problem, config: SolveConfig, plan: Plan, found: Scan, folder: Path, *, console: Console) -> int:
+    """Solves and writes every partition that is not finished yet; with several processes each its share.
+
+    Returns:
+        0 when all partitions are there, else the exit code of the signal that stopped it.
+
+    Raises:
+        UserError: a file could not be read or written. Finished partitions stay.
+    """
+    done = [finished(folder, partition, plan.identity) for partition in plan.partitions]
+    missing = _agreed([p for p, record in zip(plan.partitions, done, strict=True) if record is None], plan)
+    process, processes = jax.process_index(), jax.process_count()
+    mine, rounds = missing[process::processes], -(-len(missing) // processes)
+    with contextlib.ExitStack() as stack:
+        metrics = None
+        if process == 0:
+            metrics = stack.enter_context(contextlib.closing(MetricsFile(folder / METRICS)))
+            for record in filter(None, done):
+                metrics.append(_metrics_record(record))
+        if not missing:
+            return 0
+        if len(missing) < len(plan.partitions):
+            console.say(f"{len(plan.partitions) - len(missing)} of {len(plan.partitions)} files are finished already")
+        solve_one = _make_solver(problem, config, plan, found, folder)
+        total, before = sum(p.stop - p.start for p in mine), 0
+        title = "sweeping" if processes == 1 else f"sweeping, process {process} of {processes}"
+        stop = stack.enter_context(stop_on_signals())
+        task = stack.enter_context(console.progress(title, total, unit="samples"))
+        failure: UserError | None = None
+        for turn in range(rounds):
+            # All processes take the same number of turns, so that they meet here and stop together.
+            if any_process(stop() or failure is not None):
+                break
+            if turn >= len(mine):
+                continue
+            try:
+                record = solve_one(mine[turn], _ahead(task.update, before))
+            except SourceError as error:
+                failure = UserError(f"{error} Finished files are kept.")
+            except OSError as error:
+                failure = UserError(
+                    f"{folder} cannot be written ({error}). Finished files are kept: make room and repeat the command "
+                    "to go on."
+                )
+            else:
+                before += record["samples"]
+                if metrics is not None:
+                    metrics.append(_metrics_record(record))
+        if any_process(failure is not None):  # nobody goes on before all are done
+            raise failure or UserError("Another process could not go on; it says why. Finished files are kept.")
+        if metrics is not None:
+            _append_others(metrics, folder, plan, missing, mine)
+        left = sum(finished(folder, partition, plan.identity) is None for partition in missing)
+        if any_process(left > 0):
+            console.say(f"stopped with {left} of {len(plan.partitions)} files to do; repeat the command to go on")
+            return stop.exit_code if stop() else 130
+        return 0
+
+
+def _ahead(update: Callable[[int], None], before: int) -> Callable[[int], None]:
+    return lambda rows: update(before + rows)
+
+
+def seconds_solved(folder: Path, plan: Plan) -> float:
+    """Time that earlier commands took for the partitions that are finished."""
+    records = (finished(folder, partition, plan.identity) for partition in plan.partitions)
+    return sum(record["seconds"] for record in records if record is not None)
+
+
+def _agreed(missing: list[Partition], plan: Plan) -> list[Partition]:
+    """The partitions that process 0 misses: a shared disk may show a process less than another."""
+    if jax.process_count() == 1:
+        return missing
+    from jax.experimental import multihost_utils
+
+    flags = np.zeros(len(plan.partitions), np.int32)
+    flags[[partition.number for partition in missing]] = 1
+    agreed = np.asarray(multihost_utils.broadcast_one_to_all(flags))
+    return [partition for partition in plan.partitions if agreed[partition.number]]
+
+
+def _append_others(
+    metrics: MetricsFile, folder: Path, plan: Plan, missing: list[Partition], mine: list[Partition]
+) -> None:
+    own = {partition.number for partition in mine}
+    for partition in missing:
+        if partition.number not in own and (record := finished(folder, partition, plan.identity)):
+            metrics.append(_metrics_record(record))
+
+
+def _metrics_record(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "identity"}
+
+
+def _make_solver(problem: Problem, config: SolveConfig, plan: Plan, found: Scan, folder: Path) -> Solver:
+    """Compiles the sweep; the result solves and writes a partition, tells of finished rows and returns a record."""
+    features, dtype = problem.features, problem.head.weights.dtype
+    sweep = make_sweep(
+        problem.head,
+        rows_per_device=plan.rows_per_device,
+        methods=config.methods,
+        margin=config.margin,
+        mutable=mutable_mask(problem, config.immutable),
+        spread=found.spread,
+        deltas=config.deltas,
+    )
+
+    def solve_one(partition: Partition, on_rows: Callable[[int], None]) -> dict[str, Any]:
+        began, (_, start, stop) = time.monotonic(), partition
+        rows = check_floats(features.read(start, stop), start=start, dtype=dtype, title=features.title)
+        labels = None if problem.labels is None else read_labels(problem, start, stop)
+        answers = sweep(rows, on_rows=on_rows)
+        record = _record(config, partition, answers, labels) | {"seconds": time.monotonic() - began}
+        write_partition(
+            folder,
+            partition,
+            identity=plan.identity,
+            methods=config.methods,
+            pairs=[pair._asdict() for pair in answers.pairs],
+            samples={"label": labels, **answers.samples._asdict()},
+            record=record,
+        )
+        return {**record, "start": start, "stop": stop}
+
+    return solve_one
+
+
+def _record(
+    config: SolveConfig, partition: Partition, answers: SweepAnswers, labels: np.ndarray | None
+) -> dict[str, Any]:
+    """What metrics.jsonl says on a partition."""
+    norms = {method: np.asarray(pair.norm) for method, pair in zip(config.methods, answers.pairs, strict=True)}
+    residuals = np.concatenate([np.asarray(pair.residual) for pair in answers.pairs])
+    return {
+        "partition": partition.number,
+        "samples": partition.stop - partition.start,
+        "pairs": int(next(iter(norms.values())).size),
+        "infeasible": {method: int(np.isposinf(values).sum()) for method, values in norms.items()},
+        "unresolved": {method: int(np.isnan(values).sum()) for method, values in norms.items()},
+        "residual_max": float(np.max(residuals, initial=0, where=~np.isnan(residuals))),
+        "correct": -1 if labels is None else int((labels == np.asarray(answers.samples.predicted)).sum()),
+    }
+
+
+def check_options(config: SolveConfig, problem: Problem) -> None:
+    """Refuses options that no sweep can have.
+
+    Raises:
+        UserError: says which and why.
+    """
+    mask = mutable_mask(problem, config.immutable)
+    if not 0 <= config.margin < float("inf"):
+        raise UserError(f"--margin {config.margin:g}: expected a finite number of logits, 0 or more")
+    try:
+        check_methods(config.methods, mask)
+    except ValueError as error:
+        raise UserError(f"--methods: {error}") from error
+
+
+def together(work: Callable[[], _T]) -> _T:
+    """work() on every process; where it fails on one, all raise instead of waiting for it."""
+    failure: UserError | None = None
+    try:
+        result = work()
+    except UserError as error:
+        failure = error
+    if any_process(failure is not None):
+        raise failure or UserError("Another process cannot go on; it says why.")
+    return result
+
+
+def check_same_input(plan: Plan) -> None:
+    """Raises UserError on all processes unless all of them read the same numbers and have the same options."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        own = np.frombuffer(bytes.fromhex(plan.identity), np.uint8)
+        if any_process(not np.array_equal(own, multihost_utils.broadcast_one_to_all(own))):
+            raise UserError("The processes do not see the same features, labels, head and options.")

@@ -1,0 +1,221 @@
+"""What a sweep is asked about: a run folder of ours or anybody's features and head, opened and checked."""
+
+import dataclasses
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments._folder import CONFIG, UserError, read_config
+from spectra_jax import Head
+from spectra_jax.data import open_dataset
+from spectra_jax.sweep_sources import (
+    FEATURE_NAMES,
+    LABEL_NAMES,
+    Rows,
+    SourceError,
+    blocks,
+    check_floats,
+    check_labels,
+    find_labels,
+    open_rows,
+    read_head,
+)
+from spectra_jax.sweep_statistics import Moments
+
+_SCANNED_BYTES = 1 << 25
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """Whose features.
+
+    Attributes:
+        run_dir: a finished run folder of experiments.train or experiments.quickstart: its test split and its head.
+        features: (N, n) in .npy, .npz or .safetensors, with --head.
+        head: (c, n) weights, optional (c,) bias, in .npy, .npz or .safetensors, e.g. a PyTorch state dict.
+        labels: (N,) class indices in a file of the same kinds; by default those in the features' file, if any.
+        feature_name: of the array in the file; default attributes, features, embeddings or the only one that fits.
+        label_name: default labels, label, targets or the only one that fits.
+        head_weight: e.g. fc.weight; default weights, weight or the only one that fits.
+        head_bias: e.g. fc.bias; default the one that goes with the weights; none for no bias.
+        class_names: text file, a name a line; a run folder knows its own.
+        attribute_names: likewise.
+    """
+
+    run_dir: Path | None = None
+    features: Path | None = None
+    head: Path | None = None
+    labels: Path | None = None
+    feature_name: str | None = None
+    label_name: str | None = None
+    head_weight: str | None = None
+    head_bias: str | None = None
+    class_names: Path | None = None
+    attribute_names: Path | None = None
+
+
+class Problem(NamedTuple):
+    """The input of a sweep.
+
+    Attributes:
+        features: (N, n).
+        labels: (N,), or None.
+        head: in the type to compute in.
+        class_names: (c,).
+        attribute_names: (n,).
+        title: what it is, for the report.
+        head_title: where the head comes from.
+    """
+
+    features: Rows
+    labels: Rows | None
+    head: Head
+    class_names: tuple[str, ...]
+    attribute_names: tuple[str, ...]
+    title: str
+    head_title: str
+
+
+def open_problem(config: InputConfig, precision: str) -> Problem:
+    """Opens the input; reads the head and nothing else.
+
+    Raises:
+        UserError: it is not one that can be swept.
+    """
+    given = (config.run_dir is not None, config.features is not None, config.head is not None)
+    if given not in ((True, False, False), (False, True, True)):
+        raise UserError("Name either --run-dir, or --features and --head.")
+    try:
+        problem = _from_run(config, precision) if config.run_dir is not None else _from_files(config, precision)
+    except SourceError as error:
+        raise UserError(str(error)) from error
+    if problem.features.shape[0] < 1:
+        raise UserError(f"{problem.features.title} holds no samples.")
+    if problem.labels is not None and problem.labels.shape[0] != problem.features.shape[0]:
+        raise UserError(
+            f"{problem.labels.title} has {problem.labels.shape[0]} labels for the {problem.features.shape[0]} samples "
+            f"of {problem.features.title}."
+        )
+    return problem
+
+
+def _from_run(config: InputConfig, precision: str) -> Problem:
+    assert config.run_dir is not None
+    run_dir, path = config.run_dir, config.run_dir / "test_attributes.npz"
+    if not (run_dir / CONFIG).exists():
+        raise UserError(f"{run_dir} is not the folder of a run: there is no {CONFIG}. Train one: experiments.train.")
+    if not path.exists() or not (run_dir / "head.npz").exists():
+        raise UserError(f"{path} or head.npz is missing: training has not finished. Repeat its command.")
+    config = dataclasses.replace(config, features=path, head=run_dir / "head.npz")
+    problem = _from_files(config, precision)
+    prepared = Path(read_config(run_dir).get("prepared", ""))
+    if prepared.is_dir() and (config.class_names, config.attribute_names) == (None, None):
+        info = open_dataset(prepared).info
+        if (info.num_classes, info.num_attributes) == np.shape(problem.head.weights):
+            problem = problem._replace(class_names=info.class_names, attribute_names=info.attribute_names)
+    return problem._replace(title=f"test split of {run_dir.name}")
+
+
+def _from_files(config: InputConfig, precision: str) -> Problem:
+    assert config.features is not None and config.head is not None
+    features = open_rows(config.features, name=config.feature_name, usual=FEATURE_NAMES, ndim=2, what="features")
+    labels: Rows | None
+    if config.labels is not None:
+        labels = open_rows(config.labels, name=config.label_name, usual=LABEL_NAMES, ndim=1, what="labels")
+    elif config.label_name is not None:
+        labels = open_rows(config.features, name=config.label_name, ndim=1, what="labels")
+    else:
+        labels = find_labels(config.features)
+    head, head_title = read_head(
+        config.head, width=features.shape[1], dtype=precision, weight=config.head_weight, bias=config.head_bias
+    )
+    names = [
+        _read_names(path, kind, count)
+        for path, kind, count in zip(
+            (config.class_names, config.attribute_names), ("class", "attribute"), head.weights.shape, strict=True
+        )
+    ]
+    return Problem(features, labels, head, names[0], names[1], str(config.features), head_title)
+
+
+def _read_names(path: Path | None, kind: str, count: int) -> tuple[str, ...]:
+    if path is None:
+        return tuple(f"{kind} {i}" for i in range(count))
+    try:
+        names = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--{kind}-names {path} cannot be read: {error}") from error
+    if len(names) != count:
+        raise UserError(f"--{kind}-names {path} has {len(names)} lines; expected {count}, one a {kind}.")
+    return names
+
+
+def mutable_mask(problem: Problem, immutable: Sequence[str]) -> np.ndarray | None:
+    """(n,) attributes that may change; None for all.
+
+    Raises:
+        UserError: there is no such attribute, or none is left.
+    """
+    if not immutable:
+        return None
+    mask = np.ones(len(problem.attribute_names), bool)
+    for name in immutable:
+        places = [i for i, known in enumerate(problem.attribute_names) if known == name]
+        if not places and name.isdecimal() and int(name) < len(mask):
+            places = [int(name)]
+        if not places:
+            near = difflib.get_close_matches(name, problem.attribute_names, 3, 0.4)
+            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            raise UserError(f"--immutable {name}: no such attribute, nor an index from 0 to {len(mask) - 1}.{hint}")
+        mask[places] = False
+    if not mask.any():
+        raise UserError("--immutable leaves no attribute that may change.")
+    return mask
+
+
+class Scan(NamedTuple):
+    """What one pass over the input found.
+
+    Attributes:
+        fingerprint: of every number of features, labels and head.
+        spread: (n,) standard deviation of each attribute.
+    """
+
+    fingerprint: str
+    spread: np.ndarray
+
+
+def scan(problem: Problem, precision: str) -> Scan:
+    """Reads the whole input once: every mistake in it is found before any work is done.
+
+    Raises:
+        UserError: a feature is NaN or infinite, a label is no class, or a file cannot be read; the message says where.
+    """
+    features, labels, head = problem.features, problem.labels, problem.head
+    count, width = features.shape
+    digest, moments = hashlib.sha256(repr((count, width, labels is not None)).encode()), Moments()
+    for array in (head.weights, head.bias):
+        digest.update(b"none" if array is None else np.asarray(array).tobytes())
+    try:
+        for start, stop in blocks(count, max(1, _SCANNED_BYTES // (8 * width))):
+            rows = check_floats(features.read(start, stop), start=start, dtype=precision, title=features.title)
+            moments.add(rows)
+            digest.update(np.ascontiguousarray(rows).data)
+            if labels is not None:
+                digest.update(read_labels(problem, start, stop).data)
+    except SourceError as error:
+        raise UserError(str(error)) from error
+    return Scan(digest.hexdigest(), moments.deviation)
+
+
+def read_labels(problem: Problem, start: int, stop: int) -> np.ndarray:
+    """Labels of the samples from `start` to `stop`, checked; the problem has some."""
+    labels = problem.labels
+    assert labels is not None
+    num_classes = problem.head.weights.shape[0]
+    return check_labels(labels.read(start, stop), start=start, num_classes=num_classes, title=labels.title)
