@@ -159,3 +159,14 @@ def check_mutable(head: Head, mutable: Any) -> None:
             f"mutable has shape {jnp.shape(mutable)} and type {jnp.result_type(mutable)}; "
             f"expected {wanted} booleans, True where the attribute may change"
         )
+
+
+def check_scale(head: Head, scale: Any) -> None:
+    """Raises ValueError unless `scale` is None or one number per attribute, positive and finite where concrete."""
+    if scale is None:
+        return
+    wanted = head.weights.shape[1:]
+    if jnp.shape(scale) != wanted:
+        raise ValueError(f"scale has shape {jnp.shape(scale)}; expected {wanted}, one unit per attribute")
+    if is_concrete(scale) and not (np.all(np.isfinite(scale)) and np.all(np.asarray(scale) > 0)):
+        raise ValueError("scale has entries that are not positive and finite; leave constant attributes out by mutable")
