@@ -19,7 +19,7 @@ from spectra_jax import Head, attackability, attackability_summary
 from spectra_jax.checkpoint import Checkpoints
 from spectra_jax.logging import Console, MetricsFile, write_json
 from spectra_jax.sharding import any_process
-from spectra_jax.training import Predictions, Progress, TrainState, evaluate
+from spectra_jax.training import Predictions, Progress, TrainConfig, TrainState, evaluate
 
 CONFIG, METRICS, SUMMARY, CHECKPOINTS = "config.json", "metrics.jsonl", "summary.json", "checkpoints"
 LOCK = ".lock"
@@ -84,7 +84,7 @@ class RunFolder:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config.json of a run folder.
+    """The config.json of a run folder; settings of the training that are newer than the run have their defaults.
 
     Raises:
         UserError: it is not one that `RunFolder` wrote.
@@ -92,6 +92,11 @@ def read_config(path: Path) -> dict[str, Any]:
     config = _read_config(path)
     if not isinstance(config.get("run"), dict):
         raise UserError(f"{path / CONFIG} was not written by a training run: {path} is not the folder of a run.")
+    train = config["run"].get("train")
+    if isinstance(train, dict):
+        # A setting that did not exist when the run was trained: its default means "as before".
+        for setting in dataclasses.fields(TrainConfig):
+            train.setdefault(setting.name, setting.default)
     return config
 
 

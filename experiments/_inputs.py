@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PRNGKeyArray
 
 from experiments._folder import UserError
 from experiments._run import cache_dir
@@ -16,7 +16,7 @@ from spectra_jax.features import FeatureSet, cached_features, fingerprint, stand
 from spectra_jax.logging import Console
 from spectra_jax.models import Model, Params
 from spectra_jax.sharding import data_mesh, place_batch
-from spectra_jax.training import TrainConfig, balanced_positive_weight
+from spectra_jax.training import TrainConfig, balanced_positive_weight, with_loss_parameters
 
 FEATURE_BATCH = 32
 
@@ -37,15 +37,17 @@ class Inputs(NamedTuple):
     params: Params
 
 
-def pretrained(model: Model, params: Params, config: TrainConfig) -> Params:
-    """`params` with the backbone weights that `config.weights` names, if any.
+def first_params(model: Model, key: PRNGKeyArray, config: TrainConfig) -> Params:
+    """The parameters before the first step: drawn, with the backbone weights that `config.weights` names if any.
 
     Raises:
-        UserError: the file or package is missing, or holds other weights.
+        UserError: the weights are missing, or are those of another network.
     """
+    if model.frozen_backbone and not config.weights:
+        raise UserError(f"Model {model.name!r} keeps its backbone frozen: give it --weights.")
+    params = model.init(key, (config.image_size, config.image_size, 3))
+    params = with_loss_parameters(model, params, config)
     if not config.weights:
-        if model.frozen_backbone:
-            raise UserError(f"Model {model.name!r} keeps its backbone frozen: give it --weights.")
         return params
     try:
         if config.weights == "package":

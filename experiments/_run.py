@@ -214,6 +214,9 @@ def load_run(run_dir: Path) -> LoadedRun:
         raise UserError(f"{run_dir} is not the folder of a run: there is no {CONFIG}. Train one: experiments.train.")
     stored = read_config(run_dir)
     fields = stored["run"]["train"]
+    unknown = sorted(fields.keys() - {field.name for field in dataclasses.fields(TrainConfig)})
+    if unknown:
+        raise UserError(f"{run_dir} was trained by another version: this one does not know {', '.join(unknown)}.")
     config = TrainConfig(**{**fields, "model_options": tuple(fields["model_options"])})
     prepared = Path(stored["prepared"])
     if not prepared.exists():

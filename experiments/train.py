@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from experiments import _folder, _pages, _run
-from experiments._inputs import make_inputs, positive_weight, pretrained
+from experiments._inputs import first_params, make_inputs, positive_weight
 from spectra_jax.checkpoint import CheckpointError
 from spectra_jax.logging import Console, duration
 from spectra_jax.sharding import any_process, data_mesh, place_batch, replicate, replicated
@@ -76,7 +76,7 @@ def train(args: Args) -> tuple[Path, int]:
     run = _folder.RunFolder(path, _run.describe(config, dataset), extra={"prepared": str(dataset.path)})
 
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    params = pretrained(model, model.init(init_key, (config.image_size, config.image_size, 3)), config)
+    params = first_params(model, init_key, config)
     inputs = make_inputs(model, params, dataset, config, config.image_size, console=console)
     steps_per_epoch = inputs.train.batches_per_epoch
     num_steps = config.epochs * steps_per_epoch

@@ -14,8 +14,10 @@ from spectra_jax.inversion import InversionConfig as InversionConfig
 from spectra_jax.inversion import InversionReason as InversionReason
 from spectra_jax.inversion import InversionResult as InversionResult
 from spectra_jax.inversion import invert as invert
+from spectra_jax.losses import LossTerms as LossTerms
 from spectra_jax.losses import attribute_loss as attribute_loss
 from spectra_jax.losses import classification_loss as classification_loss
+from spectra_jax.losses import loss_terms as loss_terms
 from spectra_jax.losses import reconstruction_loss as reconstruction_loss
 from spectra_jax.losses import sparsity_loss as sparsity_loss
 from spectra_jax.losses import stability_loss as stability_loss

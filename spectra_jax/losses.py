@@ -1,5 +1,7 @@
 """Training losses: attribute BCE, class CE, stability, and their weighted sum (Sections 2.3, 3.1-3.3)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -142,6 +144,107 @@ def stability_loss(
     return masked_mean(means, valid)
 
 
+class LossTerms(NamedTuple):
+    """The training loss and what it is made of (Section 3.3, Eq. 7).
+
+    Attributes:
+        total: the weighted sum that training lowers.
+        terms: each active term by name, before its weight: "attribute_loss" and "class_loss" always; "stability_loss",
+            "sparsity_loss" and "reconstruction_loss" where their weight is not 0.
+    """
+
+    total: Float[Array, ""]
+    terms: dict[str, Float[Array, ""]]
+
+
+def loss_terms(
+    head: Head,
+    attributes: Float[Array, "b n"],
+    attribute_labels: Float[Array, "b n"],
+    labels: Int[Array, "b"],
+    *,
+    lambda_attribute: float = 0.7,
+    lambda_class: float = 0.3,
+    lambda_stability: float = 0.0,
+    lambda_sparsity: float = 0.0,
+    lambda_reconstruction: float = 0.0,
+    images: Float[Array, "b h w k"] | None = None,
+    reconstructions: Float[Array, "b h w k"] | None = None,
+    positive_weight: Float[Array, "n"] | None = None,
+    label_smoothing: float = 0.0,
+    stability_method: str = "boundary",
+    stability_form: str = "log_relative",
+    stability_distance: float = 0.1,
+    stability_logits: Float[Array, "b c"] | None = None,
+    stability_detach: bool = False,
+    valid: Bool[Array, "b"] | None = None,
+) -> LossTerms:
+    """All training terms and their weighted sum (Section 3.3, Eq. 7); optional terms of weight 0 are not computed.
+
+    This is the one place where the loss is composed: `total_loss` and the training step both come here.
+
+    Args:
+        head: weights (c, n), optional bias (c,).
+        attributes: (b, n) unnormalised attributes phi(x).
+        attribute_labels: (b, n) in [0, 1].
+        labels: (b,) class indices.
+        lambda_attribute: weight of `attribute_loss`.
+        lambda_class: weight of `classification_loss`.
+        lambda_stability: weight of `stability_loss`.
+        lambda_sparsity: weight of `sparsity_loss`.
+        lambda_reconstruction: weight of `reconstruction_loss`.
+        images: (b, h, w, channels), for the reconstruction term.
+        reconstructions: (b, h, w, channels), a decoder's output, for the reconstruction term.
+        positive_weight: see `attribute_loss`.
+        label_smoothing: see `classification_loss`.
+        stability_method: `method` of `stability_loss`.
+        stability_form: `form` of `stability_loss`.
+        stability_distance: `required_distance` of `stability_loss`, for the form "hinge".
+        stability_logits: (b, c) `logits` of `stability_loss`, in place of the head's own.
+        stability_detach: `detach_logits` of `stability_loss`.
+        valid: (b,) rows to count.
+
+    Returns:
+        LossTerms: scalars.
+
+    Raises:
+        ValueError: attributes do not match the head, or a reconstruction is asked for without images and
+            reconstructions.
+    """
+    check_attributes(head, attributes, ndim=2)
+    attributes = _without_padding(attributes, valid)
+    logits = head_logits(head, attributes)
+    weights = {"attribute_loss": lambda_attribute, "class_loss": lambda_class}
+    terms = {
+        "attribute_loss": attribute_loss(attributes, attribute_labels, positive_weight=positive_weight, valid=valid),
+        "class_loss": classification_loss(logits, labels, label_smoothing=label_smoothing, valid=valid),
+    }
+    if lambda_stability:
+        weights["stability_loss"] = lambda_stability
+        terms["stability_loss"] = stability_loss(
+            head,
+            attributes,
+            method=stability_method,
+            form=stability_form,
+            required_distance=stability_distance,
+            logits=stability_logits,
+            detach_logits=stability_detach,
+            valid=valid,
+        )
+    if lambda_sparsity:
+        weights["sparsity_loss"] = lambda_sparsity
+        terms["sparsity_loss"] = sparsity_loss(attributes, valid=valid)
+    if lambda_reconstruction:
+        if images is None or reconstructions is None:
+            raise ValueError("lambda_reconstruction is set; pass both images and reconstructions")
+        weights["reconstruction_loss"] = lambda_reconstruction
+        terms["reconstruction_loss"] = reconstruction_loss(reconstructions, images, valid=valid)
+    total = jnp.zeros((), attributes.dtype)
+    for name, term in terms.items():
+        total = total + weights[name] * term
+    return LossTerms(total, terms)
+
+
 def total_loss(
     head: Head,
     attributes: Float[Array, "b n"],
@@ -159,6 +262,9 @@ def total_loss(
     label_smoothing: float = 0.0,
     stability_method: str = "boundary",
     stability_form: str = "log_relative",
+    stability_distance: float = 0.1,
+    stability_logits: Float[Array, "b c"] | None = None,
+    stability_detach: bool = False,
     valid: Bool[Array, "b"] | None = None,
 ) -> Float[Array, ""]:
     """Weighted sum of all training terms (Section 3.3, Eq. 7); terms of weight 0 are not computed.
@@ -177,8 +283,7 @@ def total_loss(
         reconstructions: (b, h, w, channels), a decoder's output, for the reconstruction term.
         positive_weight: see `attribute_loss`.
         label_smoothing: see `classification_loss`.
-        stability_method: see `stability_loss`.
-        stability_form: see `stability_loss`.
+        stability_method, stability_form, stability_distance, stability_logits, stability_detach: see `loss_terms`.
         valid: (b,) rows to count.
 
     Returns:
@@ -188,22 +293,27 @@ def total_loss(
         ValueError: attributes do not match the head, or a reconstruction is asked for without images and
             reconstructions.
     """
-    check_attributes(head, attributes, ndim=2)
-    attributes = _without_padding(attributes, valid)
-    loss = lambda_attribute * attribute_loss(attributes, attribute_labels, positive_weight=positive_weight, valid=valid)
-    loss = loss + lambda_class * classification_loss(
-        head_logits(head, attributes), labels, label_smoothing=label_smoothing, valid=valid
-    )
-    if lambda_stability:
-        stability = stability_loss(head, attributes, method=stability_method, form=stability_form, valid=valid)
-        loss = loss + lambda_stability * stability
-    if lambda_sparsity:
-        loss = loss + lambda_sparsity * sparsity_loss(attributes, valid=valid)
-    if lambda_reconstruction:
-        if images is None or reconstructions is None:
-            raise ValueError("lambda_reconstruction is set; pass both images and reconstructions")
-        loss = loss + lambda_reconstruction * reconstruction_loss(reconstructions, images, valid=valid)
-    return loss
+    return loss_terms(
+        head,
+        attributes,
+        attribute_labels,
+        labels,
+        lambda_attribute=lambda_attribute,
+        lambda_class=lambda_class,
+        lambda_stability=lambda_stability,
+        lambda_sparsity=lambda_sparsity,
+        lambda_reconstruction=lambda_reconstruction,
+        images=images,
+        reconstructions=reconstructions,
+        positive_weight=positive_weight,
+        label_smoothing=label_smoothing,
+        stability_method=stability_method,
+        stability_form=stability_form,
+        stability_distance=stability_distance,
+        stability_logits=stability_logits,
+        stability_detach=stability_detach,
+        valid=valid,
+    ).total
 
 
 def sparsity_loss(attributes: Float[Array, "b n"], *, valid: Bool[Array, "b"] | None = None) -> Float[Array, ""]:

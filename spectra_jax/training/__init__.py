@@ -1,6 +1,6 @@
 """Training an attribute-bottleneck classifier: configuration, the pure step, evaluation, and the loop.
 
-The loss is lambda_a BCE(attributes) + lambda_c CE(classes) (the paper's Section 2.3) plus an optional regulariser.
+The loss is that of the paper's Eq. 7, composed in `spectra_jax.losses.loss_terms`, plus an optional regulariser.
 Nothing here touches files: where batches come from and where metrics and checkpoints go is handed to `fit`.
 """
 
@@ -25,3 +25,4 @@ from spectra_jax.training._step import learning_rate_schedule as learning_rate_s
 from spectra_jax.training._step import make_optimizer as make_optimizer
 from spectra_jax.training._step import make_train_step as make_train_step
 from spectra_jax.training._step import trained_part as trained_part
+from spectra_jax.training._step import with_loss_parameters as with_loss_parameters

@@ -1,5 +1,6 @@
 """The pure part of training: optimiser, state, loss and the jitted step."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,12 +11,15 @@ import optax
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from spectra_jax.losses import attribute_loss, classification_loss
+from spectra_jax.losses import loss_terms
 from spectra_jax.metrics import class_accuracy
 from spectra_jax.models import Model, Params
 from spectra_jax.perturbations import head_logits
 from spectra_jax.training._config import TrainConfig
 from spectra_jax.types import Batch, Head
+
+# Parameters that only a loss uses, beside those of the model.
+FREE_LOGITS = "free_logits"
 
 Metrics = dict[str, Any]
 Regularizer = Callable[[Params, Head, Float[Array, "b n"], Batch, PRNGKeyArray], Float[Array, ""]]
@@ -26,7 +30,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: how many steps were taken.
-        params: the model's parameters.
+        params: the model's parameters, and those that only the loss uses, see `with_loss_parameters`.
         opt_state: the optimiser's, for the trained part of the parameters only.
         key: the run's random key; step s uses fold_in(key, s), so the key itself never changes.
     """
@@ -45,12 +49,13 @@ def trained_part(model: Model, params: Params) -> Params:
 def make_optimizer(model: Model, config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
     """AdamW with global-norm clipping and a linear warm-up followed by a cosine to zero over `num_steps`.
 
-    Weight decay reaches weight matrices and kernels only: not biases, norm scales or stored statistics.
+    Weight decay reaches weight matrices and kernels only: not biases, norm scales, stored statistics or free logits.
     """
 
     def decayed(trained: Params) -> PyTree:
         mask = model.trainable_mask(trained)
-        return jax.tree.map(lambda leaf, may_change: may_change and leaf.ndim > 1, trained, mask)
+        weights = jax.tree.map(lambda leaf, may_change: may_change and leaf.ndim > 1, trained, mask)
+        return {name: False if name == FREE_LOGITS else part for name, part in weights.items()}
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -68,6 +73,31 @@ def learning_rate_schedule(config: TrainConfig, num_steps: int) -> optax.Schedul
 def init_state(model: Model, optimizer: optax.GradientTransformation, params: Params, key: PRNGKeyArray) -> TrainState:
     """The state before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained_part(model, params)), key)
+
+
+def with_loss_parameters(model: Model, params: Params, config: TrainConfig) -> Params:
+    """`params` with those that the loss of `config` trains beside the model's; the very same where there are none.
+
+    stability_logits="learned" adds "free_logits" (c, c): row y takes the place of W e + b in the stability loss for
+    every example of class y. It starts where the softmax gives class y 0.9 and the others equal shares. As nothing ties
+    these logits to the model's, their gaps may grow at no cost. With the form "log_relative" this only chooses the
+    rival k, and what is left for the model is log ||w_y - w_k|| + log ||e||: a pressure on both norms, which the class
+    loss resists by spending them well. The hinge is content once the gaps have grown; "squared" never is.
+
+    Args:
+        model: from `build_model`.
+        params: from its `init`.
+        config: which terms there are.
+
+    Returns:
+        A new dict.
+    """
+    if not (config.lambda_stability and config.stability_logits == "learned"):
+        return dict(params)
+    gap = math.log(9 * (model.num_classes - 1))
+    dtype = params["head"]["weights"].dtype
+    centred = jnp.eye(model.num_classes, dtype=dtype) - 1 / model.num_classes
+    return {**params, FREE_LOGITS: gap * centred}
 
 
 def balanced_positive_weight(
@@ -117,31 +147,42 @@ def make_train_step(
     Args:
         model: from `build_model`.
         optimizer: from `make_optimizer`.
-        config: loss weights and label smoothing.
+        config: what the loss is made of; where it trains parameters of its own, the state has those of
+            `with_loss_parameters`.
         positive_weight: (n,) for `attribute_loss`.
         regularizer: (params, head, attributes (b, n), batch, key) -> scalar, added to the loss as it is. It must mask
             padded rows by `batch.valid` itself.
         sharding: of state and metrics, replicated over the devices when there are several.
 
     Returns:
-        The step. Its metrics are device scalars: loss, attribute_loss, class_loss, class_accuracy, gradient_norm,
-        finite and, with a regulariser, regularization.
+        The step. Its metrics are device scalars: loss, every active term of `loss_terms` by name, class_accuracy,
+        gradient_norm, finite and, with a regulariser, regularization.
     """
 
     def loss_fn(trained: Params, rest: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], Metrics]:
         params = {**rest, **trained}
         dropout_key, regularizer_key = jax.random.split(key)
         attributes, logits = forward(model, params, batch.inputs, key=dropout_key)
-        metrics = {
-            "attribute_loss": attribute_loss(
-                attributes, batch.attributes, positive_weight=positive_weight, valid=batch.valid
-            ),
-            "class_loss": classification_loss(
-                logits, batch.labels, label_smoothing=config.label_smoothing, valid=batch.valid
-            ),
-            "class_accuracy": class_accuracy(logits, batch.labels, valid=batch.valid),
-        }
-        loss = config.lambda_attribute * metrics["attribute_loss"] + config.lambda_class * metrics["class_loss"]
+        free = config.lambda_stability and config.stability_logits == "learned"
+        loss, terms = loss_terms(
+            model.head(params),
+            attributes,
+            batch.attributes,
+            batch.labels,
+            lambda_attribute=config.lambda_attribute,
+            lambda_class=config.lambda_class,
+            lambda_stability=config.lambda_stability,
+            lambda_sparsity=config.lambda_sparsity,
+            positive_weight=positive_weight,
+            label_smoothing=config.label_smoothing,
+            stability_method=config.stability_method,
+            stability_form=config.stability_form,
+            stability_distance=config.stability_distance,
+            stability_logits=params[FREE_LOGITS][batch.labels] if free else None,
+            stability_detach=config.stability_logits == "detached",
+            valid=batch.valid,
+        )
+        metrics: Metrics = {**terms, "class_accuracy": class_accuracy(logits, batch.labels, valid=batch.valid)}
         if regularizer is not None:
             metrics["regularization"] = regularizer(params, model.head(params), attributes, batch, regularizer_key)
             loss = loss + metrics["regularization"]
