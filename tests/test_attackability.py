@@ -93,6 +93,52 @@ def test_unreachable_classes_give_0_and_broken_samples_nan():
     np.testing.assert_array_equal(np.isnan(attack(head, jnp.asarray([[3.0, 4.0], [np.nan, 4.0]]))), [False, True])
 
 
+@pytest.mark.usefixtures("x64")
+def test_blocks_of_samples_do_not_show(monkeypatch):
+    weights, bias, attributes = problem(True)
+    module = sys.modules["spectra_jax.attackability"]
+    monkeypatch.setattr(module, "_LOGITS_ON_CPU", 2 * len(weights))  # blocks of 2, 2 and 1 samples
+    value = jax.jit(lambda head, e: sj.attackability(head, e))(head_of(weights, bias), jnp.asarray(attributes))
+    np.testing.assert_allclose(value, brute_force(weights, bias, attributes), rtol=1e-12)
+
+
+def test_nearly_equal_rows_are_told_apart():
+    # Rows 0 and 1 differ by 1e-3 in one attribute: from their inner products alone nothing of it would be left.
+    rng = np.random.default_rng(6)
+    weights = np.float32(rng.normal(size=(12, 40)))
+    weights[1] = weights[0]
+    weights[1, 5] += np.float32(1e-3)
+    attributes = np.float32(rng.normal(size=(30, 40)))
+    attributes += 2 * weights[0]
+    expected = brute_force(weights.astype(float), None, attributes.astype(float))
+    logits = attributes.astype(float) @ weights.astype(float).T
+    assert (np.sort(np.argsort(logits, axis=1)[:, -2:], axis=1) == [0, 1]).all()
+    value = attack(head_of(weights), jnp.asarray(attributes))
+    # A gap of logits is known to their rounding only; the distance of the rows, checked here, much better.
+    gap, rounding = np.abs(logits[:, 0] - logits[:, 1]), 40 * 6e-8 * np.abs(attributes * weights[0]).sum(axis=1)
+    told = gap > 20 * rounding
+    assert told.any()
+    np.testing.assert_allclose(np.asarray(value)[told], expected[told], rtol=0.1)
+
+
+@pytest.mark.usefixtures("x64")
+def test_gradient_against_finite_differences():
+    weights, bias, attributes = map(jnp.asarray, problem(True))
+    rng = np.random.default_rng(7)
+    point = (weights, bias, attributes)
+    direction = tuple(jnp.asarray(rng.normal(size=x.shape)) for x in point)
+    value = jax.jit(lambda w, b, e: jnp.sum(jnp.log(sj.attackability(sj.Head(w, b), e))))
+    up, down = (jax.tree.map(lambda x, d, s=s: x + s * d, point, direction) for s in (1e-6, -1e-6))
+    slope = sum(jnp.sum(g * d) for g, d in zip(jax.grad(value, (0, 1, 2))(*point), direction, strict=True))
+    np.testing.assert_allclose(slope, (value(*up) - value(*down)) / 2e-6, rtol=1e-6)
+
+
+def test_gradient_is_finite_where_nothing_is_to_be_reached():
+    head = sj.Head(jnp.asarray([[1.0, 2.0], [1.0, 2.0]]), jnp.asarray([1.0, 0.0]))
+    gradient = jax.grad(lambda e: attack(head, e)[0])(jnp.asarray([[3.0, 4.0]]))
+    np.testing.assert_array_equal(gradient, 0)
+
+
 def test_bad_input_is_named():
     weights, _, attributes = problem()
     head = head_of(weights)
