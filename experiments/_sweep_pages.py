@@ -364,15 +364,19 @@ def _add_flips(report: Report, problem: Problem, found: Found, count: int) -> No
         for f in order
         if found.flips[f].any()
     ]
-    alone = "Share of samples for which this attribute reaches the nearest class alone with the smallest change, in "
-    most = "Share of samples for which this attribute changes most on the shortest way to the nearest class, in "
-    unit = "units of its spread over the samples."
+    alone = (
+        "Share of samples for which this attribute reaches the nearest class alone with the smallest change in units "
+        "of its spread over the samples."
+    )
+    most = (
+        "Share of samples for which this attribute changes most, in its own units, on the shortest way to that class."
+    )
     report.table(
         "Attributes that flip most",
         [
             "attribute",
-            Column("flips alone", "%", definition=alone + unit),
-            Column("changes most", "%", definition=most + unit),
+            Column("flips alone", "%", definition=alone),
+            Column("changes most", "%", definition=most),
             "samples, alone",
             "samples, most",
         ],

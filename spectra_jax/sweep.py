@@ -59,8 +59,8 @@ class SampleAnswers(NamedTuple):
         single_attribute: (b,) the attribute that reaches the nearest class alone with the smallest change in units of
             its spread, -1 where none does.
         single_delta: (b,) that change, NaN where there is none.
-        largest_attribute: (b,) the attribute that changes most, in units of its spread, on the way to the nearest
-            class; -1 where there is none.
+        largest_attribute: (b,) the attribute that changes most on the shortest way to the nearest class, in attribute
+            units; -1 where there is none.
         largest_delta: (b,) its change, NaN where there is none.
     """
 
@@ -105,8 +105,8 @@ def sweep_block(
         methods: of `all_pairs_norms`, at least one.
         margin: required lead, in logits.
         mutable: (n,) attributes that may change; all by default. Not with "pinv".
-        spread: (n,) standard deviation of each attribute over the data, to compare changes of different attributes;
-            attributes of spread 0 are never named. All 1 by default.
+        spread: (n,) standard deviation of each attribute over the data, the unit in which changes of single attributes
+            are compared; those of spread 0 are never chosen. All 1 by default.
         deltas: whether to return the changes themselves.
 
     Returns:
@@ -235,7 +235,7 @@ def _samples(head, attributes, norms, predicted, margin, mutable, spread, one_fa
             change = _along(distance, _facet_normals(head, predicted, target, mutable))
         else:
             change = projection_perturbation(head, attributes, target, margin=margin, mutable=mutable).delta
-        size = jnp.where((spread > 0) & jnp.isfinite(change), jnp.abs(change) / unit, 0)
+        size = jnp.where(jnp.isfinite(change), jnp.abs(change), 0)
         largest = jnp.argmax(size).astype(jnp.int32)
         return best, single[best], jnp.isfinite(cost[best]), largest, change[largest], size[largest] > 0
 

@@ -1,0 +1,292 @@
+"""The sweep script from files to Parquet, summary and report: its numbers, its resumption and its refusals."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+
+from experiments import _sweep
+from experiments._folder import UserError
+from experiments._sweep import SolveConfig
+from experiments._sweep_inputs import InputConfig
+from experiments.sweep_attackability import Args, sweep
+from spectra_jax import Head, all_pairs_norms, attackability, attackability_summary, head_logits
+from spectra_jax.logging import read_metrics
+
+NUM_SAMPLES, NUM_CLASSES, NUM_ATTRIBUTES = 43, 5, 4
+BOUNDARY = SolveConfig(methods=("boundary",), samples_per_partition=10)
+
+
+def arrays():
+    rng = np.random.default_rng(0)
+    attributes = rng.normal(size=(NUM_SAMPLES, NUM_ATTRIBUTES)).astype(np.float32)
+    weights = rng.normal(size=(NUM_CLASSES, NUM_ATTRIBUTES)).astype(np.float32)
+    return attributes, rng.integers(0, NUM_CLASSES, NUM_SAMPLES), weights
+
+
+@pytest.fixture
+def source(tmp_path) -> InputConfig:
+    attributes, labels, weights = arrays()
+    np.savez(tmp_path / "features.npz", attributes=attributes, labels=labels)
+    np.savez(tmp_path / "head.npz", weights=weights)
+    return InputConfig(features=tmp_path / "features.npz", head=tmp_path / "head.npz")
+
+
+def run(out: Path, source: InputConfig, config: SolveConfig = BOUNDARY) -> int:
+    return sweep(Args(out, source, config, quiet=True))
+
+
+def pairs(out: Path) -> pa.Table:
+    return pyarrow.dataset.dataset(out / "pairs", format="parquet").to_table()
+
+
+def tables(out: Path) -> dict[str, pa.Table]:
+    return {str(path.relative_to(out)): pq.read_table(path) for path in sorted(out.glob("**/*.parquet"))}
+
+
+def summary(out: Path) -> dict:
+    return json.loads((out / "summary.json").read_text())
+
+
+def test_pairs_hold_what_the_solvers_say(tmp_path, source):
+    attributes, labels, weights = arrays()
+    out = tmp_path / "out"
+    config = SolveConfig(methods=("projection", "pinv"), deltas=True, samples_per_partition=20)
+    assert run(out, source, config) == 0
+    table = pairs(out)
+    head = Head(jnp.asarray(weights))
+    predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=-1)
+    assert table.num_rows == 2 * NUM_SAMPLES * NUM_CLASSES
+    assert table.column_names == ["sample", "label", "predicted", "target", "method", "norm", "active_constraints",
+                                  "feasible", "residual", "delta"]  # fmt: skip
+    for method in config.methods:
+        rows = table.filter(pa.compute.equal(table["method"].cast(pa.string()), method))
+        columns = {name: rows[name].to_numpy() for name in table.column_names if name not in ("method", "delta")}
+        np.testing.assert_array_equal(columns["sample"], np.repeat(np.arange(NUM_SAMPLES), NUM_CLASSES))
+        np.testing.assert_array_equal(columns["target"], np.tile(np.arange(NUM_CLASSES), NUM_SAMPLES))
+        np.testing.assert_array_equal(columns["label"], labels[columns["sample"]])
+        np.testing.assert_array_equal(columns["predicted"], predicted[columns["sample"]])
+        norms = np.asarray(all_pairs_norms(head, jnp.asarray(attributes), method=method))
+        np.testing.assert_allclose(columns["norm"].reshape(norms.shape), norms, rtol=1e-4, atol=1e-6)
+        deltas = np.stack(rows["delta"].to_pylist())
+        np.testing.assert_allclose(np.linalg.norm(deltas, axis=-1).reshape(norms.shape), norms, rtol=1e-4, atol=1e-6)
+        assert rows["active_constraints"].null_count == (0 if method == "projection" else rows.num_rows)
+    projected = table.filter(pa.compute.equal(table["method"].cast(pa.string()), "projection"))
+    moved = attributes[projected["sample"].to_numpy()] + np.stack(projected["delta"].to_pylist())
+    logits = np.asarray(head_logits(head, jnp.asarray(moved)))
+    won = logits[np.arange(len(logits)), projected["target"].to_numpy()] >= logits.max(axis=-1) - 1e-4
+    assert won.all()
+
+
+def test_summary_and_class_distances_are_exact(tmp_path, source):
+    attributes, labels, weights = arrays()
+    out, head = tmp_path / "out", Head(jnp.asarray(weights))
+    assert run(out, source) == 0
+    found, expected = summary(out), attackability_summary(attackability(head, jnp.asarray(attributes)))
+    for ours, theirs in (("attackability_mean", "mean"), ("attackability_median", "median"),
+                         ("relative_margin_mean", "relative_margin")):  # fmt: skip
+        np.testing.assert_allclose(found[f"sweep/{ours}"], expected[theirs], rtol=1e-6)
+        # Another kind of interval than the bootstrap's, about the same place and width.
+        low, high = found[f"sweep/{ours}_low"], found[f"sweep/{ours}_high"]
+        width = expected[f"{theirs}_high"] - expected[f"{theirs}_low"]
+        assert low < found[f"sweep/{ours}"] < high and 0.3 * width < high - low < 3 * width
+    predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=-1)
+    assert found["sweep/class_accuracy"] == np.mean(labels == predicted)
+    assert found["sweep/pairs"] == NUM_SAMPLES * NUM_CLASSES and found["sweep/infeasible"] == 0
+    norms = np.asarray(all_pairs_norms(head, jnp.asarray(attributes), method="boundary"))
+    distances = pq.read_table(out / "class_distances.parquet")
+    assert distances.num_rows == NUM_CLASSES * (NUM_CLASSES - 1)
+    for row in distances.to_pylist():
+        own = norms[labels == row["class"], row["target"]]
+        np.testing.assert_allclose(row["median_distance"], np.median(own), rtol=1e-6)
+        assert row["samples"] == len(own)
+    records = read_metrics(out / "metrics.jsonl")
+    assert [record["partition"] for record in records] == [0, 1, 2, 3, 4]
+    assert sum(record["samples"] for record in records) == NUM_SAMPLES
+    page = (out / "report.html").read_text()
+    assert "Which classes are close to which" in page and "The most attackable samples" in page
+
+
+@pytest.mark.parametrize("reader", ["pandas", "polars", "duckdb"])
+def test_readers_of_others_read_the_pairs(tmp_path, source, reader):
+    library = pytest.importorskip(reader)
+    out = tmp_path / "out"
+    assert run(out, source) == 0
+    expected = pairs(out)
+    if reader == "pandas":
+        frame = library.read_parquet(out / "pairs")
+    elif reader == "polars":
+        frame = library.scan_parquet(out / "pairs" / "*.parquet").collect()
+    else:
+        frame = library.sql(f"select * from '{out}/pairs/*.parquet' order by sample, target").df()
+    assert len(frame) == expected.num_rows
+    np.testing.assert_allclose(np.asarray(frame["norm"]), expected["norm"].to_numpy())
+    assert {str(name) for name in frame["method"].unique()} == {"boundary"}
+
+
+def test_a_finished_partition_is_never_computed_again(tmp_path, source, monkeypatch):
+    out = tmp_path / "out"
+    assert run(out, source) == 0
+    before, files = tables(out), {path: path.stat().st_mtime_ns for path in out.glob("*s/*.parquet")}
+    records = read_metrics(out / "metrics.jsonl")
+    monkeypatch.setattr(_sweep, "make_sweep", lambda *args, **options: pytest.fail("solved again"))
+    assert run(out, source) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*s/*.parquet")} == files
+    assert read_metrics(out / "metrics.jsonl") == records
+    monkeypatch.undo()
+    # What a kill or a power cut can leave: a missing file, a torn one, a half-written one under its temporary name.
+    (out / "pairs" / "part-000001.parquet").unlink()
+    (out / "samples" / "part-000003.parquet").unlink()
+    torn = out / "pairs" / "part-000004.parquet"
+    torn.write_bytes(torn.read_bytes()[:-20])
+    (out / "pairs" / ".part-000002.parquet.123.tmp").write_bytes(b"half")
+    assert run(out, source) == 0
+    assert tables(out) == before and not list(out.glob("**/*.tmp"))
+    kept = [path for path in files if path.stat().st_mtime_ns == files[path]]
+    assert sorted(path.name for path in kept) == [f"part-{i:06d}.parquet" for i in (0, 0, 2, 2)]
+    assert sorted(record["partition"] for record in read_metrics(out / "metrics.jsonl")) == [0, 1, 2, 3, 4]
+
+
+def test_stop_keeps_what_is_finished_and_goes_on(tmp_path, source, monkeypatch):
+    whole = tmp_path / "whole"
+    assert run(whole, source) == 0
+    out, write = tmp_path / "out", _sweep.write_partition
+
+    def stop_after_two(folder, partition, **options):
+        write(folder, partition, **options)
+        if partition.number == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(_sweep, "write_partition", stop_after_two)
+    assert run(out, source) == 130
+    assert len(list(out.glob("pairs/*.parquet"))) == 2 and not (out / "summary.json").exists()
+    monkeypatch.undo()
+    assert run(out, source) == 0
+    assert tables(out) == tables(whole)
+    numbers = {name: value for name, value in summary(out).items() if "second" not in name}
+    assert numbers == {name: value for name, value in summary(whole).items() if "second" not in name}
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_explained_and_finished_partitions_are_kept(tmp_path, source, monkeypatch, call):
+    out, genuine = tmp_path / "out", getattr(os, call)
+
+    def full(*args):
+        if len(list(out.glob("pairs/*.parquet"))) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return genuine(*args)
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(UserError, match=r"No space left on device.*Finished files are kept"):
+        run(out, source)
+    monkeypatch.undo()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("pairs/*.parquet")}
+    assert len(kept) == 2 and not list(out.glob("**/*.tmp"))
+    assert run(out, source) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert pairs(out).num_rows == NUM_SAMPLES * NUM_CLASSES
+
+
+def test_a_sweep_of_other_questions_or_input_is_not_replaced(tmp_path, source):
+    out = tmp_path / "out"
+    assert run(out, source) == 0
+    before = tables(out)
+    with pytest.raises(UserError, match=r"holds another sweep.*\n  margin: 0.0 there, 0.5 now"):
+        run(out, source, dataclasses.replace(BOUNDARY, margin=0.5))
+    np.savez(source.head, weights=arrays()[2] * 2)
+    with pytest.raises(UserError, match=r"holds another sweep.*\n  input: "):
+        run(out, source)
+    assert tables(out) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        run(tmp_path / "mine", source)
+    assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+
+
+def test_bad_features_and_labels_are_found_before_any_work(tmp_path, source):
+    attributes, labels, _ = arrays()
+    bad = attributes.copy()
+    bad[37, 2] = np.nan
+    np.savez(source.features, attributes=bad)
+    with pytest.raises(UserError, match="row 37, column 2"):
+        run(tmp_path / "out", source)
+    labels[31] = NUM_CLASSES
+    np.savez(source.features, attributes=attributes, labels=labels)
+    with pytest.raises(UserError, match=f"class {NUM_CLASSES} in row 31.*classes 0 to {NUM_CLASSES - 1}"):
+        run(tmp_path / "out", source)
+    np.savez(source.features, attributes=attributes[:, :3])
+    with pytest.raises(UserError, match=r"expected .classes, 3.: the features have 3 attributes"):
+        run(tmp_path / "out", source)
+    np.savez(source.features, attributes=attributes, labels=labels[:-1])
+    with pytest.raises(UserError, match="42 labels for the 43 samples"):
+        run(tmp_path / "out", source)
+    np.savez(source.features, attributes=attributes[:0])
+    with pytest.raises(UserError, match="holds no samples"):
+        run(tmp_path / "out", source)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"margin": -1.0}, "--margin -1: expected"),
+        ({"methods": ("pinv",), "immutable": ("1",)}, "--methods: mutable does not apply"),
+        ({"immutable": ("wing_colour::blu",)}, r"no such attribute, nor an index from 0 to 3.*wing_colour::blue"),
+        ({"immutable": ("0", "1", "2", "3")}, "leaves no attribute"),
+        ({"samples_per_partition": -1}, "--samples-per-partition -1"),
+    ],
+)
+def test_questions_that_make_no_sense_are_explained(tmp_path, source, options, message):
+    names = tmp_path / "attributes.txt"
+    names.write_text("wing_colour::blue\nwing_colour::red\nsize::small\nsize::large\n")
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "out", dataclasses.replace(source, attribute_names=names),
+            dataclasses.replace(BOUNDARY, **options))  # fmt: skip
+    with pytest.raises(UserError, match="has 4 lines; expected 5"):
+        run(tmp_path / "out", dataclasses.replace(source, class_names=names))
+
+
+def test_the_input_must_be_one_thing(tmp_path, source):
+    for given in (InputConfig(), InputConfig(features=source.features),
+                  dataclasses.replace(source, run_dir=tmp_path)):  # fmt: skip
+        with pytest.raises(UserError, match="Name either --run-dir, or --features and --head"):
+            run(tmp_path / "out", given)
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        run(tmp_path / "out", InputConfig(run_dir=tmp_path))
+
+
+def test_immutable_attributes_by_name_and_no_labels(tmp_path, source):
+    attributes, _, weights = arrays()
+    np.save(tmp_path / "features.npy", attributes)
+    names = tmp_path / "attributes.txt"
+    names.write_text("a\nb\nc\nd\n")
+    given = InputConfig(features=tmp_path / "features.npy", head=source.head, attribute_names=names)
+    out = tmp_path / "out"
+    assert run(out, given, dataclasses.replace(BOUNDARY, immutable=("b", "3"), margin=0.1)) == 0
+    mutable = jnp.asarray([True, False, True, False])
+    norms = all_pairs_norms(Head(jnp.asarray(weights)), jnp.asarray(attributes), method="boundary", margin=0.1,
+                            mutable=mutable)  # fmt: skip
+    table = pairs(out)
+    np.testing.assert_allclose(table["norm"].to_numpy(), np.asarray(norms).reshape(-1), rtol=1e-5)
+    assert table["label"].null_count == table.num_rows and "sweep/class_accuracy" not in summary(out)
+    flips = pq.read_table(out / "samples")["single_attribute"].drop_null().unique().to_pylist()
+    assert set(flips) <= {0, 2}
+
+
+def test_one_command_at_a_time(tmp_path):
+    with (
+        _sweep.sweep_folder(tmp_path / "out", {"a": 1}),
+        pytest.raises(UserError, match="Another process is writing"),
+        _sweep.sweep_folder(tmp_path / "out", {"a": 1}),
+    ):
+        pass
