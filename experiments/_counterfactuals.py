@@ -256,9 +256,10 @@ def _one_batch(
 
 
 @jax.jit
-def _measure(
+def measure(
     head: Head, images: Any, results: Any, before: Any, after: Any, requested: Any, targets: Any, spread: Any
 ) -> dict[str, jax.Array]:
+    """The numbers of `pair_metrics` for one batch of images in [0, 1]."""
     distances, parts = image_distances(results, images), frequency_split(results, images)
     change = class_change(head_logits(head, before), head_logits(head, after), targets)
     realised = after - before
@@ -305,5 +306,5 @@ def pair_metrics(head: Head, found: Counterfactuals, spread: np.ndarray) -> dict
         images = jnp.asarray(found.images[rows], jnp.float32) / 255
         arrays = (found.results, found.before, found.after, found.requested, found.target)
         results, *others = (jnp.asarray(array[rows]) for array in arrays)
-        parts.append(_measure(head, images, results, *others, jnp.asarray(spread, images.dtype)))
+        parts.append(measure(head, images, results, *others, jnp.asarray(spread, images.dtype)))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

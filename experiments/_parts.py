@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, maximum_filter
 
 from spectra_jax.data import DatasetInfo
 
@@ -118,8 +118,7 @@ def marked(image: np.ndarray, strength: np.ndarray, discs: PartDiscs | None) -> 
     height, width = image.shape[:2]
     shown = strength / max(float(strength.max()), np.finfo(np.float32).tiny)
     if max(height, width) > 100:
-        padded = np.pad(shown, 1)
-        shown = np.max([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=0)
+        shown = maximum_filter(shown, 3)
     grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
     colours = 255 * colormaps["autumn"](np.sqrt(shown))[..., :3]
     picture = np.where(shown[..., None] > 0, colours, 0.5 * (0.6 * grey + 0.4 * image)).astype(np.uint8)
@@ -127,7 +126,9 @@ def marked(image: np.ndarray, strength: np.ndarray, discs: PartDiscs | None) -> 
 
 
 def heat(image: np.ndarray, energy: np.ndarray, discs: PartDiscs | None) -> np.ndarray:
-    """The picture, dimmed and enlarged, under a smoothed map of a change's energy, with rings around parts.
+    """The picture, dimmed and enlarged, with the places in bright colours where a change's energy is concentrated.
+
+    Colour starts at the mean density of the energy and is full at four times that: a change spread evenly shows none.
 
     Args:
         image: (h, w, 3) uint8.
@@ -135,7 +136,8 @@ def heat(image: np.ndarray, energy: np.ndarray, discs: PartDiscs | None) -> np.n
         discs: None draws no ring.
     """
     smooth = gaussian_filter(np.asarray(energy, np.float64), max(energy.shape) / 80)
-    shown = np.clip(smooth / max(float(np.quantile(smooth, 0.995)), np.finfo(np.float64).tiny), 0, 1)[..., None]
+    density = smooth / max(float(smooth.mean()), np.finfo(np.float64).tiny)
+    shown = np.clip((density - 1) / 3, 0, 1)[..., None]
     grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
     picture = (1 - 0.75 * shown) * 0.6 * grey + 0.75 * shown * 255 * colormaps["autumn"](shown[..., 0])[..., :3]
     return _with_rings(picture.astype(np.uint8), discs)

@@ -193,14 +193,22 @@ class Report:
         drawings = [self._drawing(title, figure, alt, note)]
         self._add("plots", title, caption=caption, drawings=drawings, table=table, matrix=True)
 
-    def gallery(self, title: str, pictures: Sequence[Picture], *, caption: str = "", format: str = "auto") -> None:
-        """Captioned pictures side by side."""
+    def gallery(
+        self,
+        title: str,
+        pictures: Sequence[Picture],
+        *,
+        caption: str = "",
+        format: str = "auto",
+        large: bool = False,
+    ) -> None:
+        """Captioned pictures side by side; a handful may be `large`, four in a row."""
         drawn = []
         for item in pictures:
             picture = images.to_uint8(item.image)
             view = cards.picture_view(picture.pixels, item.caption, item.alt, format=format)
             drawn.append(view | {"note": cards.not_finite_note(picture.num_not_finite)})
-        self._add("gallery", title, caption=caption, pictures=drawn)
+        self._add("gallery", title, caption=caption, pictures=drawn, large=large)
 
     def text(self, text: str, *, title: str = "", warning: bool = False) -> None:
         """Plain paragraphs (separated by blank lines); a warning is set off from the rest."""

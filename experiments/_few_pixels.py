@@ -1,0 +1,136 @@
+"""How few pixels of a found change keep the flip (Section 5.2.4)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectra_jax import Head, head_logits
+
+BATCH = 16
+MOST_ROUNDS = 12
+
+
+class Pruned(NamedTuple):
+    """A set of changed pixels that keeps the flip.
+
+    Attributes:
+        image: (h, w, 3) the original with only these pixels changed.
+        mask: (h, w) the pixels.
+        evaluated: images that the classifier was asked about.
+        minimal: whether no single pixel of them can be left out; the search may stop before that is known.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    evaluated: int
+    minimal: bool
+
+
+def fewest_pixels(
+    encode: Callable[[Any], Any], head: Head, original: np.ndarray, changed: np.ndarray, target: int,
+    *, most_evaluations: int = 4000,
+) -> Pruned:  # fmt: skip
+    """Leaves out as many changed pixels as it can while the classifier still names the target.
+
+    Three steps: the largest changes alone, their number found by bisection; the same with the pixels that matter most
+    to first order (gradient times change), again and again while that helps; at last pixel by pixel, the least
+    important first. The result is a small set, not provably the smallest.
+
+    Args:
+        encode: images -> attributes.
+        head: the classifier.
+        original, changed: (h, w, 3) in [0, 1]; the classifier names the target for `changed`.
+        target: its class.
+        most_evaluations: images to ask the classifier about in the last step.
+
+    Raises:
+        ValueError: the classifier does not name the target for `changed`.
+    """
+    first, last = jnp.asarray(original), jnp.asarray(changed)
+    evaluated = 0
+
+    def leads(masks: Any) -> Any:
+        logits = head_logits(head, encode(jnp.where(masks[..., None], last[None], first[None])))
+        rivals = jnp.arange(logits.shape[1]) == target
+        return logits[:, target] - jnp.max(jnp.where(rivals[None], -jnp.inf, logits), axis=-1)
+
+    ask = jax.jit(lambda masks: leads(masks) > 0)
+
+    def importance(weights: Any) -> Any:
+        logits = head_logits(head, encode((first + weights[..., None] * (last - first))[None]))[0]
+        return logits[target] - jnp.max(jnp.where(jnp.arange(len(logits)) == target, -jnp.inf, logits))
+
+    slope = jax.jit(jax.grad(importance))
+
+    def holds(masks: np.ndarray) -> np.ndarray:
+        nonlocal evaluated
+        evaluated += len(masks)
+        padded = np.concatenate([masks, np.repeat(masks[-1:], BATCH - len(masks), axis=0)])  # one compilation
+        return np.asarray(ask(padded))[: len(masks)]
+
+    def keep(order: np.ndarray, count: int) -> np.ndarray:
+        mask = np.zeros(original.shape[:2], bool)
+        mask.flat[order[:count]] = True
+        return mask
+
+    def bisect(order: np.ndarray) -> int:
+        """Smallest count of the leading pixels that was seen to hold; all of them hold."""
+        low, high = 0, len(order)  # `low` does not hold, `high` does
+        while high - low > 1:
+            counts = np.unique(np.linspace(low, high, BATCH + 2)[1:-1].astype(int))
+            counts = counts[(counts > low) & (counts < high)]
+            held = holds(np.stack([keep(order, k) for k in counts]))
+            first_held = int(np.argmax(held)) if held.any() else len(counts)
+            high = int(counts[first_held]) if held.any() else high
+            low = int(counts[first_held - 1]) if first_held else low
+        return high
+
+    mask = np.abs(changed - original).max(axis=-1) > 0
+    if not mask.any() or not holds(mask[None])[0]:
+        raise ValueError(
+            "changed is not classified as the target; expected an image that is, and differs from original"
+        )
+    size = np.abs(changed - original).max(axis=-1)
+    order = np.flatnonzero(mask)
+    order = order[np.argsort(-size.flat[order], kind="stable")]
+    mask = keep(order, bisect(order))
+    for _ in range(MOST_ROUNDS):
+        weight = np.asarray(slope(jnp.asarray(mask, first.dtype)))
+        everywhere = np.flatnonzero(size > 0)  # pixels that were dropped may come back
+        order = everywhere[np.argsort(-weight.flat[everywhere], kind="stable")]
+        if not holds(keep(order, len(order))[None])[0]:
+            break
+        count = bisect(order)
+        if count >= mask.sum():
+            break
+        mask = keep(order, count)
+
+    minimal = False
+    budget = evaluated + most_evaluations
+    while not minimal and evaluated < budget:
+        weight = np.asarray(slope(jnp.asarray(mask, first.dtype)))
+        candidates = np.flatnonzero(mask)
+        candidates = candidates[np.argsort(weight.flat[candidates], kind="stable")]
+        before = mask.sum()
+        for start in range(0, len(candidates), BATCH):
+            if evaluated >= budget:
+                break
+            block = candidates[start : start + BATCH]
+            without = np.repeat(mask[None], len(block), axis=0)
+            without.reshape(len(block), -1)[np.arange(len(block)), block] = False
+            free = block[holds(without)]
+            if not len(free):
+                continue
+            dropped = np.repeat(
+                mask[None], len(free), axis=0
+            )  # the first, the first two, ... of those left out at once
+            for k in range(len(free)):
+                dropped[k].flat[free[: k + 1]] = False
+            held = holds(dropped)
+            mask = dropped[int(np.flatnonzero(held)[-1])]
+        else:
+            minimal = mask.sum() == before
+    return Pruned(np.where(mask[..., None], changed, original), mask, evaluated, minimal)

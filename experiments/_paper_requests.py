@@ -1,0 +1,268 @@
+"""The six figures of the paper as requests to a trained model: which image, which class, which change of attributes."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments._folder import UserError
+from experiments._parts import group_of, part_names, spoken
+from experiments._run import LoadedRun
+from spectra_jax import (
+    Head,
+    all_pairs_norms,
+    head_logits,
+    projection_perturbation,
+    single_attribute_perturbations,
+)
+from spectra_jax.reporting.formatting import format_number
+
+# A change of more spreads than this is one that no test image comes near; the next kind of request is made instead.
+FARTHEST = 5.0
+FORCED = 3.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One figure of the paper.
+
+    Attributes:
+        key: short name, for --figures and files.
+        title: what the paper shows.
+        section: of the paper.
+        source: class of the image; None looks for the class and target that need the smallest change.
+        target: class to reach; None takes the nearest one.
+        attribute: name or 0-based id; None for a change of all attributes.
+        direction: whether the attribute is to rise (+1) or fall (-1).
+        few_pixels: whether the figure is about how few pixels have to change.
+    """
+
+    key: str
+    title: str
+    section: str
+    source: str | None = None
+    target: str | None = None
+    attribute: str | None = None
+    direction: int = 1
+    few_pixels: bool = False
+
+
+CASES = (
+    Case("nape", "Brewer Blackbird to Laysan Albatross by a purple nape", "Section 5.2.1",
+         "Brewer_Blackbird", "Laysan_Albatross", "185"),
+    Case("breast", "Black-footed Albatross to Parakeet Auklet by a green breast", "Section 5.2.2",
+         "Black_footed_Albatross", "Parakeet_Auklet", "113"),
+    Case("crown", "Black-footed Albatross to Least Auklet by a buff crown", "Section 5.2.3",
+         "Black_footed_Albatross", "Least_Auklet", "307"),
+    Case("pixels", "Yellow-headed Blackbird changed by few pixels", "Section 5.2.4", "Yellow_headed_Blackbird",
+         few_pixels=True),
+    Case("underparts", "Black underparts lowered", "Section 5.2.5", attribute="50", direction=-1),
+    Case("size", "A very small size", "Section 5.3.1", attribute="221"),
+)  # fmt: skip
+
+
+class Choice(NamedTuple):
+    """The image and target of a figure.
+
+    Attributes:
+        row: position in the test split.
+        source, target: classes.
+        attribute: column, -1 for none.
+        candidates: how many correctly classified images there were to choose from.
+        feasible: for how many of them the attribute alone reaches the target.
+    """
+
+    row: int
+    source: int
+    target: int
+    attribute: int
+    candidates: int
+    feasible: int
+
+
+class Interval(NamedTuple):
+    """The changes t of one attribute for which each class wins, and which rivals bound them; (c,) each.
+
+    lower > upper means none: below `lower` the class `lower_rival` is ahead, above `upper` it is `upper_rival`.
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+    lower_rival: np.ndarray
+    upper_rival: np.ndarray
+
+    def nearest(self) -> np.ndarray:
+        """The t nearest 0; inf where there is none."""
+        return np.where(self.lower <= self.upper, np.minimum(np.maximum(self.lower, 0), self.upper), np.inf)
+
+
+class Request(NamedTuple):
+    """The change of the attributes that a figure asks for.
+
+    Attributes:
+        kind: "single" as in the paper; "group", all attributes of its group; "forced", this attribute by a fixed amount
+            and as little of the others as it takes; "projection", the smallest change of all attributes.
+        delta: (n,).
+        explanation: in words, with the reason why it is not the paper's.
+    """
+
+    kind: Literal["single", "group", "forced", "projection"]
+    delta: np.ndarray
+    explanation: str
+
+
+def intervals(weights: np.ndarray, logits: np.ndarray, margin: float) -> Interval:
+    """Eq. 1-4 for one attribute, one sample and every target, with the rivals that decide.
+
+    Args:
+        weights: (c,) of the attribute.
+        logits: (c,) of the sample.
+        margin: lead that the target shall have, in logits.
+    """
+    weights, logits = np.asarray(weights, np.float64), np.asarray(logits, np.float64)
+    slope = weights[:, None] - weights[None, :]  # target, rival
+    gap = logits[None, :] - logits[:, None] + margin
+    rival = ~np.eye(len(weights), dtype=bool)
+    crossing = np.divide(gap, slope, out=np.zeros_like(gap), where=slope != 0)
+    lower = np.where(rival & (slope > 0), crossing, -np.inf)
+    upper = np.where(rival & (slope < 0), crossing, np.inf)
+    hopeless = rival & (slope == 0) & (gap > 0)  # parallel and ahead: never overtaken
+    lower[hopeless] = np.inf
+    return Interval(lower.max(axis=1), upper.min(axis=1), lower.argmax(axis=1), upper.argmin(axis=1))
+
+
+def choose(
+    run: LoadedRun, case: Case, attributes: np.ndarray, labels: np.ndarray, spread: np.ndarray, margin: float
+) -> Choice:
+    """The image and target that need the smallest change in units of the attribute's spread.
+
+    Images that do not show the attribute's part come last.
+
+    Raises:
+        UserError: the data lack the class or attribute, or no image of the class is classified correctly.
+    """
+    try:
+        wanted = {name: None if value is None else run.info.find_class(value) for name, value in
+                  (("source", case.source), ("target", case.target))}  # fmt: skip
+        f = -1 if case.attribute is None else run.info.find_attribute(case.attribute)
+    except ValueError as error:
+        raise UserError(f"figure {case.key!r}: {error}. The figures are those of CUB's birds.") from error
+    source, target = wanted["source"], wanted["target"]
+    head = run.model.head(run.params)
+    logits = np.asarray(head_logits(head, jnp.asarray(attributes)), np.float64)
+    right = logits.argmax(axis=-1) == labels
+    if source is not None:
+        rows = np.flatnonzero(right & (labels == source))
+    else:  # an attribute that shall fall has to be there first, and the other way round
+        there = attributes[:, f] * case.direction < 0
+        rows = np.flatnonzero(right & there & ((run.info.class_attributes[labels, f] >= 50) == (case.direction < 0)))
+    if not len(rows):
+        whose = "fits" if source is None else f"of {run.info.class_names[source]} is classified correctly"
+        raise UserError(f"figure {case.key!r}: no test image {whose}; train the model for longer.")
+    distance = np.array(all_pairs_norms(head, jnp.asarray(attributes[rows]), method="projection"))
+    distance[np.arange(len(rows)), labels[rows]] = np.inf
+    distance = np.where(np.isnan(distance), np.inf, distance)
+    allowed = np.ones(distance.shape[1], bool) if target is None else np.arange(distance.shape[1]) == target
+    distance[:, ~allowed] = np.inf
+    feasible = 0
+    if f >= 0:
+        weights = np.asarray(head.weights)[:, f]
+        change = np.stack([intervals(weights, logits[row], margin).nearest() for row in rows])
+        size = np.where((np.sign(change) == case.direction) & allowed, np.abs(change) / spread[f], np.inf)
+        size[np.arange(len(rows)), labels[rows]] = np.inf
+        feasible = int(np.isfinite(size).any(axis=-1).sum())
+        if feasible:
+            distance = size
+    order = np.argsort(distance.min(axis=-1), kind="stable")
+    seen = [best for best in order if f < 0 or _part_is_visible(run, int(rows[best]), run.info.attribute_names[f])]
+    best = (seen or order)[0]
+    return Choice(int(rows[best]), int(labels[rows[best]]), int(distance[best].argmin()), f, len(rows), feasible)
+
+
+def _part_is_visible(run: LoadedRun, row: int, attribute: str) -> bool:
+    """Whether the picture shows the part that the attribute is about; True for attributes of the whole bird."""
+    places = run.dataset.source("test")[row]["parts"]
+    wanted = [run.info.part_names.index(name) for name in part_names(attribute) if name in run.info.part_names]
+    return not wanted or bool(np.any(places[wanted, 2] > 0))
+
+
+def request(
+    run: LoadedRun, case: Case, choice: Choice, before: np.ndarray, spread: np.ndarray, margin: float
+) -> Request:
+    """The change to ask for: the paper's where it is feasible, else the next kind, with the reason.
+
+    Args:
+        run: the model.
+        case: the figure.
+        choice: its image and target.
+        before: (n,) attributes of the image.
+        spread: (n,) standard deviation of each attribute over the test split.
+        margin: lead that the target shall have, in logits.
+    """
+    head, f = run.model.head(run.params), choice.attribute
+    e = jnp.asarray(before)
+    target, name = _plain(run.info.class_names[choice.target]), "" if f < 0 else spoken(run.info.attribute_names[f])
+    if f < 0:
+        found = projection_perturbation(head, e, choice.target, margin=margin)
+        text = f"The smallest change of all attributes that makes {target} win: ‖δ‖ = {float(found.norm):.3g}."
+        return Request("projection", np.asarray(found.delta), text)
+    single = single_attribute_perturbations(head, e, choice.target, margin=margin)
+    delta = float(single.delta[f])
+    if bool(single.feasible[f]) and np.sign(delta) == case.direction:
+        alone = np.zeros_like(before)
+        alone[f] = delta
+        text = f"{name} alone, by {_signed(delta)}, that is {_signed(delta / spread[f])} standard deviations. Feasible "
+        text += f"for {choice.feasible} of {choice.candidates} images; this is the one that needs the least."
+        return Request("single", alone, text)
+    reason = _certificate(run, head, choice, e, spread[f], margin)
+    group = np.array([group_of(other) == group_of(run.info.attribute_names[f]) for other in run.info.attribute_names])
+    found = projection_perturbation(head, e, choice.target, margin=margin, mutable=jnp.asarray(group))
+    largest = float(np.abs(np.asarray(found.delta) / spread).max()) if bool(found.feasible) else np.inf
+    if largest <= FARTHEST:
+        text = f"{reason} Asked for instead: the smallest change of the {group.sum()} attributes of its group, at most "
+        return Request("group", np.asarray(found.delta), f"{text}{largest:.1f} standard deviations each.")
+    why = (
+        "can not do it either"
+        if np.isinf(largest)
+        else f"would have to move by up to {largest:.0f} standard deviations"
+    )
+    forced = np.zeros_like(before)
+    forced[f] = case.direction * FORCED * spread[f]
+    others = jnp.asarray(np.arange(len(before)) != f)
+    rest = jax.jit(projection_perturbation)(head, e + forced, choice.target, margin=margin, mutable=others)
+    text = f"{reason} All {group.sum()} attributes of its group {why}. Asked for instead: {name} by "
+    text += (
+        f"{_signed(case.direction * FORCED)} standard deviations, and as little of the others as makes {target} win."
+    )
+    return Request("forced", forced + np.asarray(rest.delta), text)
+
+
+def _certificate(run: LoadedRun, head: Head, choice: Choice, e: jax.Array, spread: float, margin: float) -> str:
+    """Why the attribute alone can not do it: the two rivals that leave no room between them."""
+    names = [_plain(name) for name in run.info.class_names]
+    j, name = choice.target, spoken(run.info.attribute_names[choice.attribute])
+    logits = np.asarray(head_logits(head, e), np.float64)
+    room = intervals(np.asarray(head.weights)[:, choice.attribute], logits, margin)
+    low, high = room.lower[j] / spread, room.upper[j] / spread
+    first, second = names[room.lower_rival[j]], names[room.upper_rival[j]]
+    text = f"{name} alone cannot make {names[j]} win"
+    if low <= high:  # there is an answer, in the direction that the figure does not show
+        return f"{text} in the direction of the figure: it takes {_signed(room.nearest()[j] / spread)} sd."
+    if low == np.inf:
+        return f"{text}: {first} is ahead and gains as much from the attribute."
+    parts = []
+    if np.isfinite(low):
+        parts.append(f"it takes {_signed(low)} standard deviations to overtake {first}")
+    if np.isfinite(high):
+        parts.append(f"above {_signed(high)} {second} is ahead")
+    return f"{text} in any of the {choice.candidates} images; here {', but '.join(parts)}."
+
+
+def _signed(value: float) -> str:
+    return format_number(float(value), signed=True)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
