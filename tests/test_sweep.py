@@ -118,7 +118,8 @@ def test_four_devices_equal_one_and_each_shape_is_compiled_once(monkeypatch):
         return sweep_block(head, attributes, **options)
 
     monkeypatch.setattr(sweep_module, "sweep_block", counted)
-    spread, told = attributes.std(axis=0), []
+    spread = attributes.std(axis=0)
+    told: list[int] = []
     four = make_sweep(head, rows_per_device=3, spread=spread, devices=jax.devices()[:4])
     found = four(attributes, on_rows=told.append)
     assert told == [12, 24, 29]
@@ -133,7 +134,7 @@ def test_four_devices_equal_one_and_each_shape_is_compiled_once(monkeypatch):
 
 def test_in_float64(x64):
     head, attributes = problem()
-    head = Head(*(np.asarray(leaf, np.float64) for leaf in head))
+    head = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), head)
     found = make_sweep(head, rows_per_device=4, methods=("projection",))(attributes.astype(np.float64))
     assert found.pairs[0].norm.dtype == np.float64 and float(found.pairs[0].residual.max()) < 1e-12
 
