@@ -279,10 +279,12 @@ def _add_figure(
     discs = discs_of(run, figure)
     change = (figure.result.astype(np.float32) - figure.image) / 255
     energy = np.square(change).sum(axis=-1)
+    amplification = None
     if case.few_pixels:  # single pixels would be hard to see
+        amplification = max(1, int(0.5 / max(float(np.abs(change).max()), 1 / 255)))
         change = maximum_filter(change, (3, 3, 1)) + minimum_filter(change, (3, 3, 1))
     before = figure.image.astype(np.float32) / 255
-    difference = difference_picture(before, np.clip(before + change, 0, 1))
+    difference = difference_picture(before, np.clip(before + change, 0, 1), amplification=amplification)
     where = marked(figure.image, (energy > 0) * 1.0, None) if case.few_pixels else heat(figure.image, energy, discs)
     ring = f"; rings: {', '.join(discs.names)}" if discs is not None else ""
     after = run.info.class_names[found["class_after"]].replace("_", " ")
@@ -320,7 +322,9 @@ def _add_figure(
             Metric("Rank of the attribute", found["rank"], definition=RANK, note=f"of {run.info.num_attributes}"),
         ]
         if discs is not None:
-            colours = ", ".join(f"{c} {v:+.1f}" for c, v in zip("RGB", found["colour_in_part"], strict=True))
+            # + 0.0 turns a rounded -0.0 into 0.0
+            levels = [round(value, 1) + 0.0 for value in found["colour_in_part"]]
+            colours = ", ".join(f"{c} {v:+.1f}" for c, v in zip("RGB", levels, strict=True))
             metrics += [
                 Metric("Lift at the part", found["lift"], definition=LIFT, note=", ".join(discs.names)),
                 Metric("Colour at the part", found["levels_in_part"], note=f"mean change: {colours}",

@@ -12,6 +12,7 @@ from experiments._parts import group_of, part_names, spoken
 from experiments._run import LoadedRun
 from spectra_jax import (
     Head,
+    ProjectionResult,
     all_pairs_norms,
     head_logits,
     projection_perturbation,
@@ -161,20 +162,19 @@ def choose(
     if not len(rows):
         whose = "fits" if source is None else f"of {run.info.class_names[source]} is classified correctly"
         raise UserError(f"figure {case.key!r}: no test image {whose}; train the model for longer.")
-    distance = np.array(all_pairs_norms(head, jnp.asarray(attributes[rows]), method="projection"))
-    distance[np.arange(len(rows)), labels[rows]] = np.inf
-    distance = np.where(np.isnan(distance), np.inf, distance)
-    allowed = np.ones(distance.shape[1], bool) if target is None else np.arange(distance.shape[1]) == target
-    distance[:, ~allowed] = np.inf
-    feasible = 0
+    classes = np.arange(logits.shape[1])
+    allowed = (classes != labels[rows, None]) & ((classes == target) | (target is None))
+    distance, feasible = np.full(allowed.shape, np.inf), 0
     if f >= 0:
         weights = np.asarray(head.weights)[:, f]
         change = np.stack([intervals(weights, logits[row], margin).nearest() for row in rows])
-        size = np.where((np.sign(change) == case.direction) & allowed, np.abs(change) / spread[f], np.inf)
-        size[np.arange(len(rows)), labels[rows]] = np.inf
-        feasible = int(np.isfinite(size).any(axis=-1).sum())
-        if feasible:
-            distance = size
+        distance = np.where((np.sign(change) == case.direction) & allowed, np.abs(change) / spread[f], np.inf)
+        feasible = int(np.isfinite(distance).any(axis=-1).sum())
+    if not feasible:
+        # To the nearest of all classes boundary and projection are equally far, and the boundary is quick.
+        method: Literal["boundary", "projection"] = "boundary" if target is None else "projection"
+        norms = np.asarray(all_pairs_norms(head, jnp.asarray(attributes[rows]), method=method))
+        distance = np.where(allowed & ~np.isnan(norms), norms, np.inf)
     order = np.argsort(distance.min(axis=-1), kind="stable")
     seen = [best for best in order if f < 0 or _part_is_visible(run, int(rows[best]), run.info.attribute_names[f])]
     best = (seen or order)[0]
@@ -205,8 +205,9 @@ def request(
     e = jnp.asarray(before)
     target, name = _plain(run.info.class_names[choice.target]), "" if f < 0 else spoken(run.info.attribute_names[f])
     if f < 0:
-        found = projection_perturbation(head, e, choice.target, margin=margin)
-        text = f"The smallest change of all attributes that makes {target} win: ‖δ‖ = {float(found.norm):.3g}."
+        found = _project(head, e, choice.target, margin, jnp.ones(e.shape, bool))
+        text = f"the smallest change of all attributes that makes {target} win, ‖δ‖ = {float(found.norm):.3g}. Of the "
+        text += f"{choice.candidates} images that could be used this one is nearest to another class."
         return Request("projection", np.asarray(found.delta), text)
     single = single_attribute_perturbations(head, e, choice.target, margin=margin)
     delta = float(single.delta[f])
@@ -218,7 +219,7 @@ def request(
         return Request("single", alone, text)
     reason = _certificate(run, head, choice, e, spread[f], margin)
     group = np.array([group_of(other) == group_of(run.info.attribute_names[f]) for other in run.info.attribute_names])
-    found = projection_perturbation(head, e, choice.target, margin=margin, mutable=jnp.asarray(group))
+    found = _project(head, e, choice.target, margin, jnp.asarray(group))
     largest = float(np.abs(np.asarray(found.delta) / spread).max()) if bool(found.feasible) else np.inf
     if largest <= FARTHEST:
         text = f"{reason} Asked for instead: the smallest change of the {group.sum()} attributes of its group, at most "
@@ -231,12 +232,17 @@ def request(
     forced = np.zeros_like(before)
     forced[f] = case.direction * FORCED * spread[f]
     others = jnp.asarray(np.arange(len(before)) != f)
-    rest = jax.jit(projection_perturbation)(head, e + forced, choice.target, margin=margin, mutable=others)
+    rest = _project(head, e + forced, choice.target, margin, others)
     text = f"{reason} All {group.sum()} attributes of its group {why}. Asked for instead: {name} by "
     text += (
         f"{_signed(case.direction * FORCED)} standard deviations, and as little of the others as makes {target} win."
     )
     return Request("forced", forced + np.asarray(rest.delta), text)
+
+
+@jax.jit
+def _project(head: Head, e: jax.Array, target: jax.Array, margin: jax.Array, mutable: jax.Array) -> ProjectionResult:
+    return projection_perturbation(head, e, target, margin=margin, mutable=mutable)
 
 
 def _certificate(run: LoadedRun, head: Head, choice: Choice, e: jax.Array, spread: float, margin: float) -> str:
