@@ -150,11 +150,9 @@ def solve(problem: Problem, config: SolveConfig, plan: Plan, found: Scan, folder
     process, processes = jax.process_index(), jax.process_count()
     mine, rounds = missing[process::processes], -(-len(missing) // processes)
     with contextlib.ExitStack() as stack:
-        metrics = None
-        if process == 0:
-            metrics = stack.enter_context(contextlib.closing(MetricsFile(folder / METRICS)))
-            for record in filter(None, done):
-                metrics.append(_metrics_record(record))
+        metrics = together(lambda: _open_metrics(folder, done))
+        if metrics is not None:
+            stack.enter_context(contextlib.closing(metrics))
         if not missing:
             return 0
         if len(missing) < len(plan.partitions):
@@ -173,21 +171,16 @@ def solve(problem: Problem, config: SolveConfig, plan: Plan, found: Scan, folder
                 continue
             try:
                 record = solve_one(mine[turn], _ahead(task.update, before))
-            except SourceError as error:
-                failure = UserError(f"{error} Finished files are kept.")
-            except OSError as error:
-                failure = UserError(
-                    f"{folder} cannot be written ({error}). Finished files are kept: make room and repeat the command "
-                    "to go on."
-                )
-            else:
                 before += record["samples"]
                 if metrics is not None:
                     metrics.append(_metrics_record(record))
+            except SourceError as error:
+                failure = UserError(f"{error} Finished files are kept.")
+            except OSError as error:
+                failure = cannot_write(folder, error)
         if any_process(failure is not None):  # nobody goes on before all are done
             raise failure or UserError("Another process could not go on; it says why. Finished files are kept.")
-        if metrics is not None:
-            _append_others(metrics, folder, plan, missing, mine)
+        together(lambda: _append_others(metrics, folder, plan, missing, mine))
         left = sum(finished(folder, partition, plan.identity) is None for partition in missing)
         if any_process(left > 0):
             console.say(f"stopped with {left} of {len(plan.partitions)} files to do; repeat the command to go on")
@@ -217,13 +210,38 @@ def _agreed(missing: list[Partition], plan: Plan) -> list[Partition]:
     return [partition for partition in plan.partitions if agreed[partition.number]]
 
 
-def _append_others(
-    metrics: MetricsFile, folder: Path, plan: Plan, missing: list[Partition], mine: list[Partition]
-) -> None:
-    own = {partition.number for partition in mine}
-    for partition in missing:
-        if partition.number not in own and (record := finished(folder, partition, plan.identity)):
+def cannot_write(folder: Path, error: OSError) -> UserError:
+    """What to do when the disk is full or the folder is gone."""
+    return UserError(
+        f"{folder} cannot be written ({error}). Finished files are kept: make room and repeat the command to go on."
+    )
+
+
+def _open_metrics(folder: Path, done: list[dict[str, Any] | None]) -> MetricsFile | None:
+    """metrics.jsonl with the records of the finished partitions, on process 0."""
+    if jax.process_index() > 0:
+        return None
+    try:
+        metrics = MetricsFile(folder / METRICS)
+        for record in filter(None, done):
             metrics.append(_metrics_record(record))
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return metrics
+
+
+def _append_others(
+    metrics: MetricsFile | None, folder: Path, plan: Plan, missing: list[Partition], mine: list[Partition]
+) -> None:
+    """Adds the records of the partitions that other processes solved."""
+    if metrics is None:
+        return
+    try:
+        for partition in missing:
+            if partition not in mine and (record := finished(folder, partition, plan.identity)):
+                metrics.append(_metrics_record(record))
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def _metrics_record(record: dict[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from experiments._sweep import Plan, SolveConfig
 from experiments._sweep_inputs import Problem
 from spectra_jax.reporting import SERIES, Column, Metric, Report, new_figure, plot_style
-from spectra_jax.sweep_files import finished, read_pairs, read_samples
+from spectra_jax.sweep_files import finished, read_pairs, read_samples, write_tables
 from spectra_jax.sweep_statistics import Moments, count_groups, median_interval_ranks, medians, select
 
 CLASS_DISTANCES = "class_distances.parquet"
@@ -83,12 +82,37 @@ def analyse(problem: Problem, config: SolveConfig, plan: Plan, folder: Path) -> 
     summary["sweep/seconds_solving"] = sum(fact["seconds"] for fact in facts)
     summary["sweep/pairs_per_second"] = summary["sweep/pairs"] / max(summary["sweep/seconds_solving"], 1e-9)
 
+    if method == "projection":
+        for name in config.methods:
+            if name != method:
+                summary[f"sweep/{name}_over_projection_median"] = _over_projection(config, plan, folder, name)
     summary |= _ratios(folder, plan)
     largest = summary["sweep/relative_margin_quantile_99"]
     edges = np.linspace(0, largest if np.isfinite(largest) and largest > 0 else 1, _BINS + 1)
     counts, beyond, closest, flips = _samples(folder, plan, edges)
     distances, class_counts = _class_distances(problem, config, plan, folder, method)
     return Found(summary, counts, edges, beyond, closest, flips, distances, class_counts, method)
+
+
+def _over_projection(config: SolveConfig, plan: Plan, folder: Path, name: str) -> float:
+    """Median of another method's distance over the exact one, over the pairs of different classes where both are known.
+
+    What only the other method cannot reach counts as infinite, a tie (both 0) as 1.
+    """
+    places = [str(method) for method in config.methods]
+
+    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        exact_rows = read_pairs(
+            folder, plan.partitions, place=places.index("projection"), columns=["predicted", "target", "norm"]
+        )
+        other_rows = read_pairs(folder, plan.partitions, place=places.index(name), columns=["norm"])
+        for (predicted, target, exact), (other,) in zip(exact_rows, other_rows, strict=True):
+            usable = (predicted != target) & np.isfinite(exact) & ~np.isnan(other)
+            exact, other = exact[usable], other[usable]
+            ratio = np.divide(other, exact, out=np.where(other > 0, np.inf, 1).astype(exact.dtype), where=exact > 0)
+            yield np.zeros(len(ratio), np.int32), ratio
+
+    return float(medians(chunks, count_groups(chunks, 1))[0])
 
 
 def _ratios(folder: Path, plan: Plan) -> dict[str, float]:
@@ -195,7 +219,7 @@ def _class_distances(
             "samples": pa.array(counts[off]),
         }
     )
-    pq.write_table(table, folder / CLASS_DISTANCES, compression="zstd")
+    write_tables(folder / CLASS_DISTANCES, [table], {"identity": plan.identity, "method": method})
     return found, class_counts
 
 
@@ -220,6 +244,7 @@ def write_report(
     )
     report.headline([*_headline(problem, summary, found.method), *_pairs(summary, pairs)])
     _add_margins(report, found, count)
+    _add_methods(report, config, found)
     _add_classes(report, problem, found)
     _add_closest(report, problem, found)
     _add_flips(report, problem, found, count)
@@ -276,6 +301,32 @@ def _add_margins(report: Report, found: Found, count: int) -> None:
         alt=f"Histogram of the relative margin of {count:,} samples; median {median:.3g}.",
         caption="Distance in attribute space to the nearest other class, relative to the attributes' length." + beyond,
     )
+
+
+def _add_methods(report: Report, config: SolveConfig, found: Found) -> None:
+    if len(config.methods) < 2:
+        return
+    rows = [
+        (
+            name,
+            1.0 if name == "projection" else found.summary.get(f"sweep/{name}_over_projection_median"),
+            int(found.summary[f"sweep/{name}_infeasible"]),
+            int(found.summary[f"sweep/{name}_unresolved"]),
+        )
+        for name in config.methods
+    ]
+    report.table(
+        "The methods",
+        [
+            "method",
+            Column("over projection", definition="Median of the distance by this method over that by the projection, "
+                   "pair by pair; below 1, the target is not reached yet."),
+            "infeasible",
+            "unresolved",
+        ],
+        rows,
+        caption="Only the projection both wins against every class and is the smallest such change.",
+    )  # fmt: skip
 
 
 def _add_classes(report: Report, problem: Problem, found: Found) -> None:

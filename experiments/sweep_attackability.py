@@ -64,10 +64,13 @@ def sweep(args: Args) -> int:
         code = _sweep.solve(problem, config, plan, found, folder, console=console)
         if code == 0 and jax.process_index() == 0:
             console.say("reading the answers")
-            answers = _sweep_pages.analyse(problem, config, plan, folder)
-            seconds = earlier + time.monotonic() - began
-            write_json(folder / _folder.SUMMARY, {**answers.summary, "seconds": seconds})
-            path = _sweep_pages.write_report(problem, config, plan, answers, folder, seconds=seconds)
+            try:
+                answers = _sweep_pages.analyse(problem, config, plan, folder)
+                seconds = earlier + time.monotonic() - began
+                write_json(folder / _folder.SUMMARY, {**answers.summary, "seconds": seconds})
+                path = _sweep_pages.write_report(problem, config, plan, answers, folder, seconds=seconds)
+            except OSError as error:
+                raise _sweep.cannot_write(folder, error) from error
             console.say(f"done in {duration(time.monotonic() - began)}; open {path.resolve().as_uri()}")
     return code
 

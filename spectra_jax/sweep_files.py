@@ -102,9 +102,9 @@ def write_partition(
     sample = np.arange(partition.start, partition.stop, dtype=np.int64)
     columns = {name: _column(name, values, len(sample)) for name, values in samples.items()}
     table = pa.table({"sample": pa.array(sample), **columns})
-    _write(samples_path(folder, partition), [table], facts)
+    write_tables(samples_path(folder, partition), [table], facts)
     tables = [_pairs_table(sample, methods, place, pairs[place], samples) for place in range(len(methods))]
-    _write(pairs_path(folder, partition), tables, facts)
+    write_tables(pairs_path(folder, partition), tables, facts)
 
 
 def _pairs_table(
@@ -153,7 +153,17 @@ def _column(name: str, values: np.ndarray | None, count: int = 0) -> pa.Array:
     return pa.array(values)
 
 
-def _write(path: Path, tables: Sequence[pa.Table], record: Mapping[str, Any]) -> None:
+def write_tables(path: Path, tables: Sequence[pa.Table], record: Mapping[str, Any]) -> None:
+    """Writes tables of one schema as the row groups of one file, which appears whole and is on the disk then.
+
+    Args:
+        path: the file; missing folders are made.
+        tables: at least one.
+        record: JSON-able facts to keep in the file's metadata.
+
+    Raises:
+        OSError: it could not be written; nothing of it is left then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     schema = tables[0].schema.with_metadata({_KEY: json.dumps(record, sort_keys=True)})

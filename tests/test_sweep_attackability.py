@@ -83,6 +83,12 @@ def test_pairs_hold_what_the_solvers_say(tmp_path, source):
     projected = table.filter(pa.compute.equal(table["method"].cast(pa.string()), "projection"))
     moved = attributes[projected["sample"].to_numpy()] + np.stack(projected["delta"].to_pylist())
     logits = np.asarray(head_logits(head, jnp.asarray(moved)))
+    exact, tie = (
+        np.asarray(all_pairs_norms(head, jnp.asarray(attributes), method=method)) for method in config.methods
+    )
+    others = np.arange(NUM_CLASSES) != predicted[:, None]
+    ratio = summary(out)["sweep/pinv_over_projection_median"]
+    np.testing.assert_allclose(ratio, np.median((tie / np.where(others, exact, 1))[others]), rtol=1e-5)
     won = logits[np.arange(len(logits)), projected["target"].to_numpy()] >= logits.max(axis=-1) - 1e-4
     assert won.all()
 

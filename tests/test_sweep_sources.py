@@ -87,7 +87,7 @@ def test_head_of_a_pytorch_state_dict(tmp_path, options, has_bias):
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_head_of_npz_and_npy(tmp_path, with_bias):
     arrays = {"weights": WEIGHTS, "bias": BIAS} if with_bias else {"weights": WEIGHTS}
-    np.savez(tmp_path / "head.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "head.npz", **arrays)
     head, _ = read_head(tmp_path / "head.npz", width=4, dtype=np.float32)
     assert (head.bias is not None) == with_bias
     np.save(tmp_path / "head.npy", WEIGHTS)

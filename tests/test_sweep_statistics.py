@@ -22,7 +22,7 @@ def awkward_numbers(rng, size, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("counters", [1 << 22, 64])  # 16 bits a pass, and one
+@pytest.mark.parametrize("counters", [1 << 23, 64])  # 16 bits a pass, and one
 def test_medians_equal_numpy(dtype, counters, monkeypatch):
     monkeypatch.setattr(sweep_statistics, "_COUNTERS", counters)
     rng = np.random.default_rng(0)
