@@ -1,0 +1,354 @@
+"""One row of the paper's table: how its model is trained, which pairs are asked of it, and what is measured."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.stats import binomtest, bootstrap
+
+from experiments import _folder, _run
+from experiments._counterfactuals import (
+    Counterfactuals,
+    PairConfig,
+    choose_pairs,
+    find_counterfactuals,
+    pair_options,
+)
+from experiments._pages import median, ratio_median
+from spectra_jax import InversionConfig, all_pairs_norms, head_logits, perturbation_noise_ratio
+from spectra_jax.data import Dataset
+from spectra_jax.logging import Console, duration, write_json
+from spectra_jax.training import PRESETS, TrainConfig
+
+Variant = Literal["plain", "stability"]
+VARIANTS: tuple[Variant, ...] = ("plain", "stability")
+ROW, CARD = "row.json", "card.npz"
+RESAMPLES = 2000
+ATTACK_BATCH = 32
+# Foolbox's projected gradient descent: an L-infinity ball of one grey level, without a random start so that a
+# repeated command finds the same.
+EPSILON, ATTACK_STEPS, RELATIVE_STEP = 1 / 255, 10, 0.25
+
+
+class Plan(NamedTuple):
+    """How one architecture is trained for the table.
+
+    Attributes:
+        train: the preset with the table's changes; every variant and seed shares it.
+        stability: what the stability-trained variant changes in it.
+        training, attack: rough minutes on two free CPU cores, for the estimate of the time left.
+        is_cheap: whether it is trained with several seeds.
+    """
+
+    train: TrainConfig
+    stability: dict[str, Any]
+    training: float
+    attack: float
+    is_cheap: bool = False
+
+
+def _from_preset(model: str, **changes: Any) -> TrainConfig:
+    # Every model weighs rare attributes up: without that, balanced attribute accuracy compares thresholds, not models.
+    return dataclasses.replace(PRESETS[model], attribute_weighting="balanced", **changes)
+
+
+# A network from scratch collapses to one class under the logarithm, whose pull never ends; the hinge is content at a
+# relative margin of 0.1.
+_HINGE = {"lambda_stability": 1.0, "stability_form": "hinge"}
+PLANS: dict[str, Plan] = {
+    "linear": Plan(_from_preset("linear"), _HINGE, 0.5, 0.5, is_cheap=True),
+    "cnn": Plan(_from_preset("cnn"), _HINGE, 1.5, 1.0),
+    "deep_cnn": Plan(_from_preset("deep_cnn", epochs=12), _HINGE, 2.0, 1.5),
+    # At 64 pixels the last stage is 2 x 2 with 512 channels, where XLA's convolution on a CPU takes many times as long
+    # as at 3 x 3; 72 pixels avoid that.
+    "resnet": Plan(_from_preset("resnet", epochs=8, image_size=72, batch_size=32), _HINGE, 5.0, 2.0),
+    "efficientnet_lite0": Plan(
+        _from_preset("efficientnet_lite0"), {"lambda_stability": 0.1, "stability_form": "log_relative"}, 1.0, 6.0, True
+    ),
+}
+
+
+def default_pairs() -> PairConfig:
+    """200 pairs; half as many steps as elsewhere, each twice as large, so that the table takes an hour."""
+    return PairConfig(
+        num_pairs=200, inversion=InversionConfig(step_size=0.01, max_steps=100, margin=0.2, shrink_steps=8)
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training of the table.
+
+    Attributes:
+        model, variant, seed: which one.
+        attacked: whether counterfactual images are searched for it; the other seeds show the spread of training.
+    """
+
+    model: str
+    variant: Variant
+    seed: int
+    attacked: bool
+
+    @property
+    def name(self) -> str:
+        """The prefix of its figures in summary.json."""
+        return f"{self.model}/{self.variant}" + ("" if self.attacked else f"/seed{self.seed}")
+
+    @property
+    def folder(self) -> str:
+        return f"{self.model}-{self.variant}-seed{self.seed}"
+
+    @property
+    def minutes(self) -> float:
+        """A rough forecast on two free cores."""
+        plan = PLANS[self.model]
+        return plan.training + (plan.attack if self.attacked else 0)
+
+
+class Budget(NamedTuple):
+    """What a row is given; results only count for the same one.
+
+    Attributes:
+        pairs: which counterfactual images.
+        pair_seed: of the choice of images and targets, the same for all rows.
+        foolbox_images: test images attacked with Foolbox; 0: none.
+        epochs_scale: factor on the epochs of every plan.
+        lambda_stability: instead of those of the plans, if given.
+    """
+
+    pairs: PairConfig
+    pair_seed: int
+    foolbox_images: int
+    epochs_scale: float
+    lambda_stability: float | None
+
+
+def list_rows(models: Sequence[str], variants: Sequence[Variant], seeds: int) -> list[Row]:
+    """All rows in the order they are made: seed 0 of everything first, so that a table is complete early."""
+    attacked = [Row(model, variant, 0, True) for model in models for variant in variants]
+    cheap = [model for model in models if PLANS[model].is_cheap]
+    return attacked + [Row(m, v, seed, False) for seed in range(1, seeds) for m in cheap for v in variants]
+
+
+def row_config(row: Row, budget: Budget, dataset: Dataset) -> TrainConfig:
+    """The training of a row, with its image size filled in."""
+    plan = PLANS[row.model]
+    changes = dict(plan.stability if row.variant == "stability" else {})
+    if changes and budget.lambda_stability is not None:
+        changes["lambda_stability"] = budget.lambda_stability
+    epochs = max(1, round(plan.train.epochs * budget.epochs_scale))
+    config = dataclasses.replace(plan.train, seed=row.seed, epochs=epochs, **changes)
+    size = config.image_size or _run.make_model(config, dataset.info).image_size
+    return dataclasses.replace(config, image_size=size)
+
+
+def is_trained(run_dir: Path, config: TrainConfig, dataset: Dataset) -> bool:
+    """Whether the folder holds this very training, finished."""
+    if not (run_dir / _folder.SUMMARY).exists() or not (run_dir / _folder.CONFIG).exists():
+        return False
+    return _folder.read_config(run_dir)["run"] == json.loads(json.dumps(_run.describe(config, dataset)))
+
+
+def row_identity(row: Row, config: TrainConfig, budget: Budget, dataset: Dataset) -> dict[str, Any]:
+    """What the figures of a row depend on."""
+    attack = None
+    if row.attacked:
+        attack = {
+            "pairs": dataclasses.asdict(budget.pairs),
+            "pair_seed": budget.pair_seed,
+            "foolbox_images": budget.foolbox_images if has_foolbox() else 0,
+        }
+    return json.loads(json.dumps(_run.describe(config, dataset) | {"attack": attack}))
+
+
+def stored_row(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The figures of a row made before, if they are those of `identity`."""
+    if not (folder / ROW).exists():
+        return None
+    stored = _folder.read_json(folder / ROW)
+    return stored["figures"] if stored["identity"] == identity else None
+
+
+def measure_row(row: Row, folder: Path, run_dir: Path, budget: Budget, *, console: Console) -> dict[str, Any]:
+    """The figures of a trained row: from its summary, and by attacking it."""
+    began = time.monotonic()
+    summary = _folder.read_json(run_dir / _folder.SUMMARY)
+    figures = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith("test/")}
+    run = _run.load_run(run_dir)
+    attributes, labels = _run.test_attributes(run_dir)
+    head = run.model.head(run.params)
+    predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=-1)
+    figures |= rate("class_accuracy", int((predicted == labels).sum()), len(labels))
+    figures |= {"num_test": len(labels), "seconds": summary["seconds"], "train_seconds": summary["train/seconds"]}
+    if not row.attacked:
+        return figures
+
+    index, target, shown = table_pairs(run, attributes, labels, budget.pairs, seed=budget.pair_seed)
+    figures |= geometry(run, attributes[index])
+    options = pair_options(run, budget.pairs, budget.pair_seed, attributes, labels)
+    with _folder.owned_folder(folder / "counterfactuals", "experiments.paper_table", options) as pairs:
+        found = find_counterfactuals(run, labels, index, target, budget.pairs, pairs, console=console)
+    figures |= pair_figures(found)
+    place = int(np.flatnonzero(found.index == shown)[0])
+    _folder.write_arrays(folder / CARD, **{k: v[place : place + 1] for k, v in found._asdict().items()})
+    if budget.foolbox_images and has_foolbox():
+        console.say(f"Foolbox: projected gradient descent on {budget.foolbox_images} images")
+        figures |= foolbox_figures(run, labels, budget.foolbox_images, seed=budget.pair_seed)
+    return figures | {"seconds": figures["seconds"] + time.monotonic() - began}
+
+
+def table_pairs(
+    run: _run.LoadedRun, attributes: np.ndarray, labels: np.ndarray, config: PairConfig, *, seed: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The pairs of one row, the easiest first, and the image shown on its card.
+
+    All rows are asked for the same images. With targets="mixed" every second one has the nearest class of its own model
+    as its target; the others have a random class that is the same for all rows, save where a model already names it:
+    there it is the next one.
+    """
+    head = run.model.head(run.params)
+    index, target = choose_pairs(run, attributes, labels, config, seed=seed)
+    if config.targets == "mixed":
+        num_classes = head.weights.shape[0]
+        drawn = np.random.default_rng(seed).integers(1, num_classes, len(index))
+        predicted = np.asarray(head_logits(head, jnp.asarray(attributes[index]))).argmax(axis=-1)
+        common = (labels[index] + drawn) % num_classes
+        common = np.where(common == predicted, (common + 1) % num_classes, common)
+        target = np.where(np.arange(len(index)) % 2 == 1, common, target).astype(np.int32)
+    norms = np.asarray(_all_pairs_norms(head, jnp.asarray(attributes[index])))[np.arange(len(index)), target]
+    # Pairs of like difficulty share a batch, whose slowest image decides how long it takes.
+    order = np.argsort(norms, kind="stable")
+    return index[order], target[order], int(index[min(1, len(index) - 1)])
+
+
+_all_pairs_norms = jax.jit(all_pairs_norms, static_argnames="method")
+
+
+def geometry(run: _run.LoadedRun, attributes: np.ndarray) -> dict[str, float]:
+    """How the cheaper answers compare with the exact one, from the chosen images to every class, without a margin."""
+    head, chosen = run.model.head(run.params), jnp.asarray(attributes)
+    predicted = np.asarray(head_logits(head, chosen)).argmax(axis=-1)
+    exact = np.asarray(_all_pairs_norms(head, chosen))
+    ratios = {
+        f"{method}_over_projection_median": ratio_median(
+            np.asarray(_all_pairs_norms(head, chosen, method=method)), exact, predicted
+        )
+        for method in ("boundary", "pinv")
+    }
+    return ratios | {"pairs_infeasible": int(np.isinf(exact).sum()), "pairs_unresolved": int(np.isnan(exact).sum())}
+
+
+def pair_figures(found: Counterfactuals) -> dict[str, Any]:
+    """Rates over all pairs with Wilson intervals, medians over the successes with bootstrap intervals."""
+    won = np.asarray(found.success, bool)
+    moved = found.results[won] - found.images[won] / np.float32(255)
+    realised = perturbation_noise_ratio(moved, found.after[won] - found.before[won])
+    requested = perturbation_noise_ratio(moved, found.requested[won])
+    return {
+        "num_pairs": len(won),
+        "pairs_without_answer": int((~np.isfinite(found.requested).all(axis=-1)).sum()),
+        **rate("success_rate", int(won.sum()), len(won)),
+        **rate("survives_rounding_rate", int(found.survives_rounding.sum()), len(won)),
+        **median_interval("psnr_median", found.psnr[won]),
+        **median_interval("ssim_median", found.ssim[won]),
+        **median_interval("noise_ratio_realised_median", np.asarray(realised)),
+        **median_interval("noise_ratio_requested_median", np.asarray(requested)),
+        "steps_median": median(found.num_steps[won]),
+    }
+
+
+def rate(name: str, successes: int, attempts: int) -> dict[str, float]:
+    """A share of attempts with its 95 % Wilson interval."""
+    interval = binomtest(successes, attempts).proportion_ci(method="wilson")
+    return {name: successes / attempts, f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
+
+
+def median_interval(name: str, values: np.ndarray) -> dict[str, float]:
+    """A median with its 95 % percentile bootstrap interval; NaN where there are too few values."""
+    values = np.asarray(values, np.float64)
+    low = high = float("nan")
+    if len(values) > 1:
+        interval = bootstrap(
+            (values,), np.median, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    return {name: median(values), f"{name}_low": low, f"{name}_high": high}
+
+
+def has_foolbox() -> bool:
+    """Whether the optional package is installed."""
+    return importlib.util.find_spec("foolbox") is not None
+
+
+def foolbox_figures(run: _run.LoadedRun, labels: np.ndarray, num_images: int, *, seed: int) -> dict[str, Any]:
+    """What somebody else's attack on the images does: Foolbox's L-infinity projected gradient descent, untargeted.
+
+    Returns:
+        foolbox_flip_rate: share of the images whose predicted class it changes; foolbox_clean_accuracy and
+        foolbox_robust_accuracy: share named correctly before, and before and after.
+    """
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox imports GitPython, which looks for a git program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of SciPy, about an import of foolbox's
+        import foolbox
+
+    model, params = run.model, run.params
+    logits = jax.jit(lambda weights, images: head_logits(model.head(weights), model.encode(weights, images)))
+    attacked = foolbox.models.JAXModel(lambda images: logits(params, images), bounds=(0, 1))
+    attack = foolbox.attacks.LinfPGD(steps=ATTACK_STEPS, rel_stepsize=RELATIVE_STEP, random_start=False)
+    index = np.random.default_rng(seed).permutation(len(labels))[:num_images]
+    flipped, correct = [], []
+    for start in range(0, len(index), ATTACK_BATCH):
+        rows = np.resize(index[start : start + ATTACK_BATCH], ATTACK_BATCH)  # a last batch wraps: one compilation
+        kept = min(ATTACK_BATCH, len(index) - start)
+        images = jnp.asarray(run.dataset.images("test", rows, image_size=run.config.image_size), jnp.float32) / 255
+        predicted = jnp.argmax(logits(params, images), axis=-1)
+        _, _, success = attack(attacked, images, foolbox.criteria.Misclassification(predicted), epsilons=EPSILON)
+        flipped.append(np.asarray(success)[:kept])
+        correct.append((np.asarray(predicted) == labels[rows])[:kept])
+    changed, right = np.concatenate(flipped), np.concatenate(correct)
+    return {
+        "foolbox_num_images": len(index),
+        **rate("foolbox_flip_rate", int(changed.sum()), len(index)),
+        **rate("foolbox_clean_accuracy", int(right.sum()), len(index)),
+        **rate("foolbox_robust_accuracy", int((right & ~changed).sum()), len(index)),
+    }
+
+
+class Pace:
+    """Where the whole table stands, for people: which row, how long so far, how long still."""
+
+    def __init__(self, rows: Sequence[Row], console: Console):
+        self._rows, self._console = rows, console
+        self._began = time.monotonic()
+        self._planned = self._done = 0.0
+
+    def starts(self, place: int) -> None:
+        """Says which row begins; the time left scales the plan by how it went so far."""
+        row, elapsed = self._rows[place], time.monotonic() - self._began
+        self._done = elapsed
+        left = sum(r.minutes for r in self._rows[place:])
+        factor = elapsed / 60 / self._planned if self._planned else 1.0
+        forecast = f"{duration(elapsed)} so far, about {duration(60 * left * factor)} left"
+        self._console.say(
+            f"row {place + 1} of {len(self._rows)}: {row.model}, {row.variant}, seed {row.seed}; {forecast}"
+        )
+
+    def ends(self, place: int) -> None:
+        """Counts a row that was computed now; rows of earlier commands say nothing on the pace."""
+        self._planned += self._rows[place].minutes
+
+
+def save_row(folder: Path, identity: dict[str, Any], figures: dict[str, Any]) -> None:
+    """Keeps the figures of a row, whole or not at all."""
+    write_json(folder / ROW, {"identity": identity, "figures": figures})
