@@ -1,9 +1,11 @@
 """Checkpoints of a training run: parameters, optimiser, step, random key, and the host's progress, through orbax.
 
 A checkpoint appears whole or not at all (orbax writes under a temporary name and renames), is written in the
-background, and carries a checksum, so that restoring can tell a damaged one and fall back to the one before.
+background, and carries a checksum, so that restoring can tell a damaged one and fall back to the one before. A damaged
+one is set aside, never deleted; and an error of the machine (memory, disk, network, permissions) is no damage.
 """
 
+import errno
 import json
 import shutil
 import zlib
@@ -20,9 +22,15 @@ T = TypeVar("T")
 
 PARAMS, REST, HOST = "params", "rest", "host"
 
+# A file is gone or of another kind, or a decoder (no number) rejects what is in it; every other operating-system error
+# is the machine's, not the file's.
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, None}
+# The same in the words of tensorstore and XLA, which raise ValueError and RuntimeError for everything.
+_PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "PERMISSION_DENIED", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
+
 
 class CheckpointError(RuntimeError):
-    """There are checkpoints, but none of them can be read."""
+    """There are checkpoints, but none of them can be read, or the newest cannot be read at this moment."""
 
 
 class Restored(NamedTuple):
@@ -32,7 +40,7 @@ class Restored(NamedTuple):
         step: its number.
         state: the tree of arrays, like the template.
         host: the JSON value stored with it.
-        damaged: the newer steps that could not be read and were removed, with the reason.
+        damaged: the newer steps that are damaged and were set aside, with the reason.
     """
 
     step: int
@@ -100,14 +108,17 @@ class Checkpoints:
         )
 
     def restore(self, template: PyTree) -> Restored | None:
-        """The newest readable checkpoint, or None when there is none at all.
+        """The newest undamaged checkpoint, or None when there is none at all.
+
+        Newer ones that are damaged are moved to a folder beside this one, whose name ends in "-damaged".
 
         Args:
             template: a state like the saved one, with concrete arrays; its shapes are expected and its shardings used,
                 whatever devices the checkpoint was written from.
 
         Raises:
-            CheckpointError: there are checkpoints but none is readable.
+            CheckpointError: there are checkpoints but all are damaged, or the newest could not be read for a reason
+                that may pass; nothing is changed then.
         """
         params, rest = _split(template)
         arguments = ocp.args.Composite(
@@ -125,15 +136,15 @@ class Checkpoints:
 
         restored, damaged = self._newest(read)
         for step in damaged:
-            self._remove(step)
+            self._set_aside(step)
         return None if restored is None else restored._replace(damaged=damaged)
 
     def restore_params(self) -> tuple[int, PyTree]:
-        """The step and the parameters of the newest readable checkpoint, on the default device; nothing is removed.
+        """The step and the parameters of the newest undamaged checkpoint, on the default device; nothing is moved.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
-            CheckpointError: none is readable.
+            CheckpointError: as for `restore`.
         """
 
         def read(step: int) -> tuple[int, PyTree]:
@@ -164,7 +175,13 @@ class Checkpoints:
                 return read(step), damaged
             # Damage shows as whatever error the first missing or broken file causes, so every kind is caught.
             except Exception as error:
-                damaged[step] = f"{type(error).__name__}: {error}".splitlines()[0]
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                if _may_pass(error):
+                    raise CheckpointError(
+                        f"Checkpoint {step} in {self._directory} cannot be read at this moment ({reason}). It may well "
+                        "be sound, so no older one is used and nothing is changed: repeat the command."
+                    ) from error
+                damaged[step] = reason
         if damaged:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
             raise CheckpointError(
@@ -173,12 +190,25 @@ class Checkpoints:
             )
         return None, damaged
 
-    def _remove(self, step: int) -> None:
-        try:
-            self._manager.delete(step)
-        except (OSError, ValueError, KeyError):
-            shutil.rmtree(self._directory / str(step), ignore_errors=True)
-            self._manager.reload()
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            aside = self._directory.with_name(f"{self._directory.name}-damaged")
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / str(step), ignore_errors=True)  # of an earlier time that this step was damaged
+            (self._directory / str(step)).rename(aside / str(step))
+        ocp.multihost.sync_global_processes(f"set aside checkpoint {step}")
+        self._manager.reload()
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, is of the machine and not of the file."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in _DAMAGE):
+            return True
+        if any(word in str(error) for word in _PASSING):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _target(tree: PyTree) -> PyTree:
