@@ -1,6 +1,7 @@
 """One row of the paper's table: how its model is trained, which pairs are asked of it, and what is measured."""
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 import os
@@ -300,7 +301,7 @@ def foolbox_figures(run: _run.LoadedRun, labels: np.ndarray, num_images: int, *,
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox imports GitPython, which looks for a git program
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of SciPy, about an import of foolbox's
-        import foolbox
+        foolbox = importlib.import_module("foolbox")
 
     model, params = run.model, run.params
     logits = jax.jit(lambda weights, images: head_logits(model.head(weights), model.encode(weights, images)))
