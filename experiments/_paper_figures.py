@@ -209,9 +209,9 @@ def judge(case: Case, figure: Figure, numbers: dict[str, Any], place: str, num_a
     if place:
         at = "is" if numbers["lift"] >= AT_THE_PART else "is not"
         answers.append((numbers["lift"] >= AT_THE_PART, f"the change {at} at the {place} (lift {numbers['lift']:.2f})"))
-    where = f"the {place}" if place else "the picture"
+    where = f"at the {place}" if place else "of the picture"
     seen = numbers["levels_in_part"] >= VISIBLE_LEVELS
-    answers.append((seen, f"{where}: a mean change of {numbers['levels_in_part']:.1f} of 255 levels"))
+    answers.append((seen, f"the mean change {where} is {numbers['levels_in_part']:.1f} of 255 levels"))
     coarse = numbers["high_frequency_share"] < COARSE
     answers.append((coarse, f"{numbers['high_frequency_share']:.0%} of the energy is in details finer than 8 pixels"))
     against = [text for good, text in answers if not good]

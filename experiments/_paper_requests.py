@@ -263,7 +263,8 @@ def _certificate(run: LoadedRun, head: Head, choice: Choice, e: jax.Array, sprea
         parts.append(f"it takes {_signed(low)} standard deviations to overtake {first}")
     if np.isfinite(high):
         parts.append(f"above {_signed(high)} {second} is ahead")
-    return f"{text} in any of the {choice.candidates} images; here {', but '.join(parts)}."
+    where = "" if choice.feasible else f" in any of the {choice.candidates} images"
+    return f"{text}{where}; here {', but '.join(parts)}."
 
 
 def _signed(value: float) -> str:

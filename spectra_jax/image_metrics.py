@@ -144,7 +144,7 @@ def class_change(
         targets: (b,) class asked for. Where it is the class named before, source and target are the same.
 
     Returns:
-        ClassChange; probabilities in [0, 1].
+        ClassChange; probabilities in [0, 1], NaN for logits that are NaN.
 
     Raises:
         ValueError: shapes do not match, a target out of range.
