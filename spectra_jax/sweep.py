@@ -143,19 +143,19 @@ def check_methods(methods: Sequence[str], mutable: object) -> None:
 
 
 def _projection(head, attributes, predicted, margin, mutable, deltas) -> PairAnswers:
-    classes = jnp.arange(head.weights.shape[0], dtype=jnp.int32)
-    own = classes[None, :] == predicted[:, None]
-
-    def one_sample(sample):
-        def one_pair(target):
-            found = projection_perturbation(head, sample, target, margin=margin, mutable=mutable)
-            active = jnp.sum(found.feasible & (found.multipliers > 0), dtype=jnp.int32)
-            return found.norm, active, found.feasible, found.kkt_residual, found.delta if deltas else None
-
-        return jax.vmap(one_pair)(classes)
-
+    classes = _all_targets(head)
+    own = classes == predicted[:, None]
     at_once = max(1, _HELD // head.weights.size)
-    norm, active, feasible, residual, delta = jax.lax.map(one_sample, attributes, batch_size=at_once)
+
+    def figures(sample):
+        def one_pair(target):
+            return projection_perturbation(head, sample, target, margin=margin, mutable=mutable)
+
+        found = jax.vmap(one_pair)(classes[0])
+        active = jnp.sum(found.feasible[:, None] & (found.multipliers > 0), axis=-1, dtype=jnp.int32)
+        return found.norm, active, found.feasible, found.kkt_residual, found.delta if deltas else None
+
+    norm, active, feasible, residual, delta = jax.lax.map(figures, attributes, batch_size=at_once)
     return PairAnswers(
         norm=jnp.where(own, 0, norm),
         active_constraints=jnp.where(own, 0, active),

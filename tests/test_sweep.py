@@ -120,12 +120,13 @@ def test_four_devices_equal_one_and_each_shape_is_compiled_once(monkeypatch):
     monkeypatch.setattr(sweep_module, "sweep_block", counted)
     spread = attributes.std(axis=0)
     told: list[int] = []
-    four = make_sweep(head, rows_per_device=3, spread=spread, devices=jax.devices()[:4])
+    options = {"rows_per_device": 3, "spread": spread, "methods": ("boundary", "pinv"), "deltas": True}
+    four = make_sweep(head, devices=jax.devices()[:4], **options)
     found = four(attributes, on_rows=told.append)
     assert told == [12, 24, 29]
     again = four(attributes[:7])
     assert traces == [(3, 5)]  # one compilation: whole blocks, the last one and another number of rows alike
-    one = make_sweep(head, rows_per_device=3, spread=spread, devices=jax.devices()[:1])
+    one = make_sweep(head, devices=jax.devices()[:1], **options)
     assert_same(found, one(attributes))
     assert_same(again, jax.tree.map(lambda leaf: leaf[:7], found))
     assert traces == [(3, 5), (3, 5)]
