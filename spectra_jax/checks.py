@@ -170,3 +170,49 @@ def check_scale(head: Head, scale: Any) -> None:
         raise ValueError(f"scale has shape {jnp.shape(scale)}; expected {wanted}, one unit per attribute")
     if is_concrete(scale) and not (np.all(np.isfinite(scale)) and np.all(np.asarray(scale) > 0)):
         raise ValueError("scale has entries that are not positive and finite; leave constant attributes out by mutable")
+
+
+def check_ranges(head: Head, lower: Any, upper: Any) -> tuple[jax.Array, jax.Array]:
+    """The ends of the attributes' ranges as arrays of the head's type, -inf and inf where None.
+
+    Raises:
+        ValueError: not one number per attribute; where concrete, NaN or a lower end above the upper one.
+    """
+    wanted, dtype = head.weights.shape[1:], head.weights.dtype
+    ends = []
+    for name, end, absent in (("lower", lower, -np.inf), ("upper", upper, np.inf)):
+        if end is not None and jnp.shape(end) != wanted:
+            raise ValueError(f"{name} has shape {jnp.shape(end)}; expected {wanted}, one end per attribute")
+        ends.append(jnp.full(wanted, absent, dtype) if end is None else jnp.asarray(end, dtype))
+    if all(end is None or is_concrete(end) for end in (lower, upper)):
+        with jax.ensure_compile_time_eval():
+            wrong = np.flatnonzero(~np.asarray(ends[0] <= ends[1]))
+        if wrong.size:
+            raise ValueError(
+                f"the range of attribute {wrong[0]} is [{float(ends[0][wrong[0]])}, {float(ends[1][wrong[0]])}]; "
+                "expected lower <= upper and no NaN"
+            )
+    return ends[0], ends[1]
+
+
+def check_groups(head: Head, groups: Any, threshold: Any) -> jax.Array:
+    """The group of every attribute as int32.
+
+    Raises:
+        ValueError: not one integer per attribute; where concrete, one outside -1 .. n - 1, or a negative threshold.
+    """
+    wanted = head.weights.shape[1:]
+    if jnp.shape(groups) != wanted or not jnp.issubdtype(jnp.result_type(groups), jnp.integer):
+        raise ValueError(
+            f"groups has shape {jnp.shape(groups)} and type {jnp.result_type(groups)}; "
+            f"expected {wanted} integers, the group of each attribute or -1"
+        )
+    if is_concrete(groups) and np.size(groups):
+        low, high = _span(groups)
+        if low < -1 or high >= wanted[0]:
+            raise ValueError(
+                f"groups contains {low if low < -1 else high:.0f}; expected -1, or a group from 0 to {wanted[0] - 1}"
+            )
+    if is_concrete(threshold) and not (np.ndim(threshold) == 0 and np.isfinite(threshold) and threshold >= 0):
+        raise ValueError(f"threshold is {threshold}; expected a finite number >= 0, in units of the attributes")
+    return jnp.asarray(groups, jnp.int32)

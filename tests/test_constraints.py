@@ -1,0 +1,321 @@
+"""Ranges, few changes and one-hot groups: each against brute force, none silently ignored."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import nnls
+
+import spectra_jax as sj
+
+C, N, B = 9, 7, 6  # one shape for most tests, so that little has to be compiled
+
+box = jax.jit(
+    jax.vmap(
+        lambda head, e, j, low, high, margin, mutable: sj.box_perturbation(
+            head, e, j, lower=low, upper=high, margin=margin, mutable=mutable
+        ),
+        (None, 0, 0, 0, 0, None, None),
+    )
+)
+one_hot = jax.jit(
+    jax.vmap(
+        lambda head, e, j, groups, threshold, margin, mutable: sj.one_hot_perturbation(
+            head, e, j, groups=groups, threshold=threshold, margin=margin, mutable=mutable
+        ),
+        (None, 0, 0, None, None, None, None),
+    )
+)
+
+
+@functools.cache
+def sparse(count):
+    solve = functools.partial(sj.sparse_perturbation, max_changes=count)
+    return jax.jit(
+        jax.vmap(
+            lambda head, e, j, margin, mutable: solve(head, e, j, margin=margin, mutable=mutable),
+            (None, 0, 0, None, None),
+        )
+    )
+
+
+def draw(seed, num_classes=C, num_attributes=N, num_samples=B):
+    rng = np.random.default_rng(seed)
+    weights, bias = rng.normal(size=(num_classes, num_attributes)), rng.normal(size=num_classes)
+    attributes = rng.normal(size=(num_samples, num_attributes))
+    return weights, bias, attributes, rng.integers(0, num_classes, num_samples).astype(np.int32)
+
+
+def as_head(weights, bias):
+    return sj.Head(jnp.asarray(weights), jnp.asarray(bias))
+
+
+def shortest(rows, heights):
+    """min ||d|| with rows @ d >= heights: least distance programming through NNLS (Lawson and Hanson); inf if none."""
+    keep = heights > -np.inf
+    rows, heights = rows[keep], heights[keep]
+    if not len(rows) or np.all(heights <= 0):
+        return np.zeros(rows.shape[1]), 0.0
+    lengths = np.linalg.norm(rows, axis=1)
+    lengths[lengths == 0] = 1
+    rows, heights = rows / lengths[:, None], heights / lengths
+    scale = np.abs(heights).max()
+    system = np.vstack([rows.T, heights / scale])
+    solution, length = nnls(system, np.append(np.zeros(rows.shape[1]), 1.0), maxiter=10_000)
+    left = system @ solution
+    left[-1] -= 1
+    if length < 1e-9:
+        return np.full(rows.shape[1], np.inf), np.inf
+    delta = -left[:-1] / left[-1] * scale
+    return delta, float(np.linalg.norm(delta))
+
+
+def shortest_in(weights, bias, sample, target, margin, low, high, mutable=None):
+    """The same with ranges of the attributes, spelt out as rows."""
+    mutable = np.ones(len(sample), bool) if mutable is None else np.asarray(mutable)
+    if np.any(~mutable & ((sample < low) | (sample > high))):
+        return np.full(len(sample), np.inf), np.inf
+    logits, unit = weights @ sample + bias, np.eye(len(sample))
+    rows = np.vstack([np.delete(weights[target] - weights, target, 0), unit, -unit])
+    heights = np.concatenate([np.delete(logits - logits[target] + margin, target), low - sample, sample - high])
+    delta, norm = shortest(rows[:, mutable], heights)
+    whole = np.zeros(len(sample)) if np.isfinite(norm) else np.full(len(sample), np.inf)
+    whole[mutable] = delta
+    return whole, norm
+
+
+def ranges(seed, attributes, width):
+    rng = np.random.default_rng(seed)
+    low = attributes - width * rng.uniform(-0.1, 1, size=attributes.shape)  # some samples start outside
+    high = np.maximum(attributes + width * rng.uniform(-0.1, 1, size=attributes.shape), low)
+    low[:, 0], high[:, 1], low[:, 2], high[:, 2] = -np.inf, np.inf, -np.inf, np.inf
+    high[0, 3] = low[0, 3]  # a range of one point
+    return low, high
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("width", [0.3, 1.0, 4.0])
+def test_ranges_give_the_projection_onto_everything_at_once(seed, width):
+    weights, bias, attributes, targets = draw(seed)
+    low, high = ranges(seed, attributes, width)
+    mutable = np.arange(N) != 4 if seed % 2 else np.ones(N, bool)
+    result = box(as_head(weights, bias), attributes, targets, low, high, 0.2, mutable)
+    for i in range(B):
+        delta, norm = shortest_in(weights, bias, attributes[i], targets[i], 0.2, low[i], high[i], mutable)
+        assert bool(result.feasible[i]) == np.isfinite(norm)
+        if not np.isfinite(norm):
+            assert result.norm[i] == np.inf and np.all(np.isinf(result.delta[i]))
+            continue
+        np.testing.assert_allclose(result.norm[i], norm, rtol=1e-8, atol=1e-9)
+        np.testing.assert_allclose(result.delta[i], delta, atol=1e-8)
+        after = attributes[i] + np.asarray(result.delta[i])
+        assert np.all(after >= low[i] - 1e-12) and np.all(after <= high[i] + 1e-12)
+        assert np.all(np.asarray(result.delta[i])[~mutable] == 0)
+        logits = weights @ after + bias
+        assert logits[targets[i]] - np.delete(logits, targets[i]).max() >= 0.2 - 1e-9
+        # The evidence: multipliers and bound multipliers add up to delta, and tell which constraints bind.
+        rows = weights[targets[i]] - weights
+        held = np.asarray(result.bound_multipliers[i])
+        rebuilt = np.asarray(result.multipliers[i]) @ rows + held
+        np.testing.assert_allclose(np.where(mutable, rebuilt, 0), result.delta[i], atol=1e-9)
+        assert np.all(np.asarray(result.multipliers[i]) >= -1e-12)
+        np.testing.assert_allclose(after[mutable & (held > 1e-9)], low[i][mutable & (held > 1e-9)])
+        np.testing.assert_allclose(after[mutable & (held < -1e-9)], high[i][mutable & (held < -1e-9)])
+        assert result.kkt_residual[i] < 1e-10
+
+
+@pytest.mark.usefixtures("x64")
+def test_without_ends_it_is_the_projection():
+    weights, bias, attributes, targets = draw(20)
+    open_end = np.full((B, N), np.inf)
+    result = box(as_head(weights, bias), attributes, targets, -open_end, open_end, 0.1, np.ones(N, bool))
+    solve = jax.jit(jax.vmap(functools.partial(sj.projection_perturbation, margin=0.1), (None, 0, 0)))
+    expected = solve(as_head(weights, bias), jnp.asarray(attributes), jnp.asarray(targets))
+    np.testing.assert_array_equal(result.feasible, expected.feasible)
+    np.testing.assert_allclose(result.norm, expected.norm, rtol=1e-9)
+    np.testing.assert_array_equal(result.bound_multipliers[expected.feasible], 0)
+
+
+def test_ranges_in_float32_and_on_a_wide_head():
+    weights, bias, attributes, targets = draw(21, 60, 80, 4)
+    low, high = ranges(21, attributes, 0.4)
+    single = [np.float32(x) for x in (weights, bias, attributes, low, high)]
+    result = box(as_head(*single[:2]), single[2], targets, *single[3:], np.float32(0.1), np.ones(80, bool))
+    assert result.norm.dtype == jnp.float32
+    double = [np.float64(x) for x in single]
+    for i in range(4):
+        _, norm = shortest_in(*double[:2], double[2][i], targets[i], 0.1, double[3][i], double[4][i])
+        assert bool(result.feasible[i]) == np.isfinite(norm)
+        np.testing.assert_allclose(result.norm[i], norm, rtol=1e-5)
+        assert not result.feasible[i] or result.kkt_residual[i] < 1e-5
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_ranges_on_degenerate_heads(margin):
+    rng = np.random.default_rng(22)
+    weights = rng.integers(-1, 2, size=(C, N)).astype(float)
+    weights[3], weights[4] = weights[2], 0
+    bias, attributes = np.zeros(C), rng.integers(-1, 2, size=(B, N)).astype(float)
+    low, high = attributes - 1.0, attributes + 2.0
+    for targets in (np.arange(6, dtype=np.int32), np.full(6, 3, np.int32)):
+        result = box(as_head(weights, bias), attributes, targets, low, high, margin, np.ones(N, bool))
+        for i in range(B):
+            _, norm = shortest_in(weights, bias, attributes[i], targets[i], margin, low[i], high[i])
+            assert bool(result.feasible[i]) == np.isfinite(norm)
+            np.testing.assert_allclose(result.norm[i], norm, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+def test_derivatives_with_ranges():
+    weights, bias, attributes, targets = draw(2)
+    low, high = ranges(2, attributes, 1.0)
+    plain = np.ones(N, bool)
+    start = box(as_head(weights, bias), attributes, targets, low, high, 0.2, plain)
+    index = int(np.flatnonzero(np.asarray(start.feasible) & np.any(np.abs(start.bound_multipliers) > 1e-3, axis=1))[0])
+    ends = np.isfinite(low[index]), np.isfinite(high[index])
+    rng = np.random.default_rng(3)
+    cotangent = jnp.asarray(rng.normal(size=N))
+    pick = slice(index, index + 1)
+
+    @jax.jit
+    def scalar(weights, bias, e, low, high, margin):
+        result = box(sj.Head(weights, bias), e[None], targets[pick], low[None], high[None], margin, plain)
+        return jnp.sum(cotangent * result.delta[0]) + result.norm[0]
+
+    point = tuple(map(jnp.asarray, (weights, bias, attributes[index], low[index], high[index], 0.2)))
+    direction = [jnp.asarray(rng.normal(size=np.shape(x))) for x in point]
+    direction[3], direction[4] = (jnp.where(e, d, 0) for e, d in zip(ends, direction[3:5], strict=True))
+    up, down = ([x + s * d for x, d in zip(point, direction, strict=True)] for s in (1e-6, -1e-6))
+    slopes = jax.grad(scalar, tuple(range(6)))(*point)
+    slope = sum(jnp.sum(g * d) for g, d in zip(slopes, direction, strict=True))
+    np.testing.assert_allclose(slope, (scalar(*up) - scalar(*down)) / 2e-6, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("count", [1, 2, N])
+def test_few_changes_against_every_set_of_attributes(count):
+    exact, total = 0, 0
+    for seed in range(4):
+        weights, bias, attributes, targets = draw(30 + seed)
+        mutable = np.arange(N) != 2 if seed % 2 else np.ones(N, bool)
+        result = sparse(count)(as_head(weights, bias), attributes, targets, 0.1, mutable)
+        for i in range(B):
+            best = np.inf
+            for chosen in itertools.combinations(np.flatnonzero(mutable), min(count, mutable.sum())):
+                only = np.isin(np.arange(N), chosen)
+                free = np.full(N, np.inf)
+                best = min(best, shortest_in(weights, bias, attributes[i], targets[i], 0.1, -free, free, only)[1])
+            norm, bound, delta = float(result.norm[i]), float(result.lower_bound[i]), np.asarray(result.delta[i])
+            assert bound <= best * (1 + 1e-9) + 1e-12  # the bound is one
+            if not np.isfinite(best):
+                assert not result.feasible[i] and (norm == np.inf) == bool(result.proven[i])
+                continue
+            assert result.feasible[i] and norm >= best * (1 - 1e-9)
+            assert np.count_nonzero(delta) <= count and not delta[~mutable].any()
+            assert not np.any((delta != 0) & ~np.asarray(result.support[i]))
+            logits = weights @ (attributes[i] + delta) + bias
+            assert logits[targets[i]] - np.delete(logits, targets[i]).max() >= 0.1 - 1e-9
+            assert not result.proven[i] or norm == pytest.approx(best, rel=1e-7, abs=1e-12)
+            exact, total = exact + (norm <= best * (1 + 1e-8) + 1e-12), total + 1
+    assert total >= 12 and exact / total >= (0.9 if count == 2 else 1)
+
+
+@pytest.mark.usefixtures("x64")
+def test_derivatives_of_few_changes():
+    weights, bias, attributes, targets = draw(31)
+    result = sparse(2)(as_head(weights, bias), attributes, targets, 0.1, np.ones(N, bool))
+    index = int(np.flatnonzero(np.asarray(result.feasible) & (np.asarray(result.norm) > 0.1))[0])
+    pick = slice(index, index + 1)
+    scalar = jax.jit(lambda w, b, e, m: sparse(2)(sj.Head(w, b), e[None], targets[pick], m, np.ones(N, bool)).norm[0])
+    point = tuple(map(jnp.asarray, (weights, bias, attributes[index], 0.1)))
+    direction = [jnp.asarray(np.random.default_rng(5).normal(size=np.shape(x))) for x in point]
+    up, down = ([x + s * d for x, d in zip(point, direction, strict=True)] for s in (1e-6, -1e-6))
+    slope = sum(jnp.sum(g * d) for g, d in zip(jax.grad(scalar, (0, 1, 2, 3))(*point), direction, strict=True))
+    np.testing.assert_allclose(slope, (scalar(*up) - scalar(*down)) / 2e-6, rtol=1e-5)
+
+
+GROUPS = np.array([0, 1, 0, -1, 1, 0, 1], np.int32)  # {0, 2, 5}, {1, 4, 6} and one attribute of its own
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_one_value_of_every_group_against_every_choice(threshold):
+    exact, total = 0, 0
+    for seed in range(5):
+        weights, bias, attributes, targets = draw(40 + seed)
+        mutable = np.arange(N) != 2 if seed % 2 else np.ones(N, bool)
+        result = one_hot(as_head(weights, bias), attributes, targets, GROUPS, threshold, 0.1, mutable)
+        for i in range(B):
+            best = np.inf
+            for choice in itertools.product(*(np.flatnonzero(g == GROUPS) for g in (0, 1))):
+                on, grouped = np.isin(np.arange(N), choice), GROUPS >= 0
+                low = np.where(on, threshold, -np.inf)
+                high = np.where(grouped & ~on, -threshold, np.inf)
+                args = weights, bias, attributes[i], targets[i], 0.1, low, high, mutable
+                best = min(best, shortest_in(*args)[1])
+            norm, bound, delta = float(result.norm[i]), float(result.lower_bound[i]), np.asarray(result.delta[i])
+            assert bound <= best * (1 + 1e-9) + 1e-12
+            if not np.isfinite(best):
+                assert not result.feasible[i] and (norm == np.inf) == bool(result.proven[i])
+                continue
+            assert result.feasible[i] and norm >= best * (1 - 1e-9)
+            after, active = attributes[i] + delta, np.asarray(result.active[i])
+            assert not delta[~mutable].any() and not active[3]
+            for g in (0, 1):
+                members = g == GROUPS
+                assert active[members].sum() == 1
+                assert np.all(after[members & active] >= threshold - 1e-12)
+                assert np.all(after[members & ~active] <= -threshold + 1e-12)
+            logits = weights @ after + bias
+            assert logits[targets[i]] - np.delete(logits, targets[i]).max() >= 0.1 - 1e-9
+            assert not result.proven[i] or norm == pytest.approx(best, rel=1e-7, abs=1e-12)
+            exact, total = exact + (norm <= best * (1 + 1e-8)), total + 1
+    assert total >= 20 and exact / total >= 0.9
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_group_that_cannot_be_put_in_order_has_no_answer():
+    weights, bias, attributes, targets = draw(50)
+    attributes[:, [0, 2]], attributes[1:, 2] = 1.0, -1.0
+    frozen = np.isin(np.arange(N), [1, 3, 4, 5, 6])  # attributes 0 and 2 must stay: both on in the first sample
+    result = one_hot(as_head(weights, bias), attributes, targets, GROUPS, 0.1, 0.0, frozen)
+    assert not result.feasible[0] and result.norm[0] == np.inf and result.proven[0]
+    assert np.all(np.asarray(result.active)[1:][np.asarray(result.feasible)[1:], 0])
+
+
+def test_a_nan_is_never_answered_with_a_number():
+    weights, bias, attributes, targets = draw(51)
+    broken = np.float32(attributes)
+    broken[0, 3] = np.nan
+    head, plain = as_head(np.float32(weights), np.float32(bias)), np.ones(N, bool)
+    ends = np.float32(np.full((B, N), 5))
+    for result in (
+        box(head, broken, targets, -ends, ends, np.float32(0), plain),
+        sparse(2)(head, broken, targets, np.float32(0), plain),
+        one_hot(head, broken, targets, GROUPS, np.float32(0), np.float32(0), plain),
+    ):
+        assert np.isnan(result.norm[0]) and not result.feasible[0] and np.isfinite(result.norm[1:]).any()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda head, e: sj.box_perturbation(head, e, 0, lower=jnp.ones(3)), "one end per attribute"),
+        (lambda head, e: sj.box_perturbation(head, e, 0, lower=jnp.ones(7), upper=jnp.zeros(7)), "lower <= upper"),
+        (lambda head, e: sj.box_perturbation(head, e, 0, lower=jnp.full(7, jnp.nan)), "no NaN"),
+        (lambda head, e: sj.sparse_perturbation(head, e, 0, max_changes=0), "max_changes is 0"),
+        (lambda head, e: sj.one_hot_perturbation(head, e, 0, groups=jnp.zeros(7)), "integers"),
+        (lambda head, e: sj.one_hot_perturbation(head, e, 0, groups=jnp.full(7, 7)), "0 to 6"),
+        (lambda head, e: sj.one_hot_perturbation(head, e, 0, groups=jnp.full(7, 0), threshold=-1.0), "threshold is"),
+        (lambda head, e: sj.box_perturbation(head, e, 9), "from 0 to 8"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    weights, bias, attributes, _ = draw(52)
+    with pytest.raises(ValueError, match=message):
+        call(as_head(weights, bias), jnp.asarray(attributes[0], jnp.float32))
