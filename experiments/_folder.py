@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ CONFIG, METRICS, SUMMARY, CHECKPOINTS = "config.json", "metrics.jsonl", "summary
 LOCK = ".lock"
 RESULTS = ("counterfactuals.npz", METRICS, SUMMARY, "report.html")
 # Shown on the console. Plain attribute accuracy is not among them: on CUB "absent" is right 92 % of the time.
-SHOWN = ("class_accuracy", "attribute_balanced_accuracy", "attribute_f1", "attribute_map")
+SHOWN = ("class_accuracy", "attribute_balanced_accuracy", "attribute_f1", "attribute_map", "reconstruction_psnr")
 
 
 class UserError(Exception):
@@ -175,6 +176,8 @@ def _delete_results(path: Path) -> None:
         for file in path.glob(pattern):
             if file.is_file():
                 file.unlink()
+    for folder in (CHECKPOINTS, f"{CHECKPOINTS}-damaged"):
+        shutil.rmtree(path / folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # absent, or there is something else in it
         (path / "pairs").rmdir()
 
@@ -220,7 +223,7 @@ class Record:
         console: told about evaluations and damaged checkpoints.
     """
 
-    def __init__(self, run: RunFolder, state: TrainState, *, console: Console):
+    def __init__(self, run: RunFolder | Path, state: TrainState, *, console: Console):
         self.state, self.progress, self.remark, self.epoch = state, Progress(), "", 0.0
         self._console = console
         self._checkpoints = Checkpoints(run / CHECKPOINTS)
@@ -242,7 +245,7 @@ class Record:
         if record["split"] == "train":
             self.remark = f"loss {record['loss']:.4f}" if "loss" in record else ""
         else:
-            figures = ", ".join(f"{name.replace('_', ' ')} {record[name]:.3f}" for name in SHOWN)
+            figures = ", ".join(f"{name.replace('_', ' ')} {record[name]:.3f}" for name in SHOWN if name in record)
             self._console.say(f"epoch {self.epoch:g}, {record['split']}: {figures}")
 
     def save(self, state: TrainState, progress: Progress) -> None:

@@ -41,12 +41,15 @@ def first_params(model: Model, key: PRNGKeyArray, config: TrainConfig) -> Params
     """The parameters before the first step: drawn, with the backbone weights that `config.weights` names if any.
 
     Raises:
-        UserError: the weights are missing, or are those of another network.
+        UserError: the weights are missing, or are those of another network; a reconstruction without images.
     """
     if model.frozen_backbone and not config.weights:
         raise UserError(f"Model {model.name!r} keeps its backbone frozen: give it --weights.")
     params = model.init(key, (config.image_size, config.image_size, 3))
-    params = with_loss_parameters(model, params, config)
+    try:
+        params = with_loss_parameters(model, params, config, jax.random.fold_in(key, 1))
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if not config.weights:
         return params
     try:

@@ -59,7 +59,7 @@ def compiled_step(config, devices=1):
 def problem(config, *, devices=1):
     """Model, first state with the parameters of the loss, and mesh."""
     model, _, plain = make_problem(config)
-    params = with_loss_parameters(model, plain.params, config)
+    params = with_loss_parameters(model, plain.params, config, jax.random.key(7))
     mesh = data_mesh(jax.devices()[:devices])
     state = init_state(model, make_optimizer(model, config, STEPS), params, plain.key)
     return model, replicate(state, mesh), mesh
@@ -156,9 +156,13 @@ def test_stability_training_moves_boundaries_away(name):
 def test_learned_logits_are_parameters_of_their_own_and_only_on_request():
     model, _, plain = make_problem()
     for config in (CONFIG, FULL["log_relative"], dataclasses.replace(CONFIG, stability_logits="learned")):
-        assert set(with_loss_parameters(model, plain.params, config)) == {"backbone", "bottleneck", "head"}
+        assert set(with_loss_parameters(model, plain.params, config, jax.random.key(7))) == {
+            "backbone",
+            "bottleneck",
+            "head",
+        }
     config = FULL["learned"]
-    first = np.asarray(with_loss_parameters(model, plain.params, config)["free_logits"])
+    first = np.asarray(with_loss_parameters(model, plain.params, config, jax.random.key(7))["free_logits"])
     probabilities = np.exp(first) / np.exp(first).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(np.diag(probabilities), 0.9, rtol=1e-5)
     _, params = train(config, num_steps=20)

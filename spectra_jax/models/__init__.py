@@ -3,3 +3,5 @@
 from spectra_jax.models._base import Model as Model
 from spectra_jax.models._base import Params as Params
 from spectra_jax.models._registry import build_model as build_model
+from spectra_jax.models.decoder import Decoder as Decoder
+from spectra_jax.models.decoder import build_decoder as build_decoder

@@ -15,6 +15,7 @@ from spectra_jax.training._loop import NonFiniteError as NonFiniteError
 from spectra_jax.training._loop import Progress as Progress
 from spectra_jax.training._loop import ResumableBatches as ResumableBatches
 from spectra_jax.training._loop import fit as fit
+from spectra_jax.training._step import DECODER as DECODER
 from spectra_jax.training._step import Metrics as Metrics
 from spectra_jax.training._step import Regularizer as Regularizer
 from spectra_jax.training._step import TrainState as TrainState
@@ -25,4 +26,5 @@ from spectra_jax.training._step import learning_rate_schedule as learning_rate_s
 from spectra_jax.training._step import make_optimizer as make_optimizer
 from spectra_jax.training._step import make_train_step as make_train_step
 from spectra_jax.training._step import trained_part as trained_part
+from spectra_jax.training._step import training_decoder as training_decoder
 from spectra_jax.training._step import with_loss_parameters as with_loss_parameters

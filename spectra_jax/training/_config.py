@@ -53,6 +53,9 @@ class TrainConfig:
             learns; "learned" takes the paper's "l_global can be treated as a learnable parameter" at its word, see
             `with_loss_parameters`.
         lambda_sparsity: weight of the mean share of present attributes (Section 3.3). 0: off.
+        lambda_reconstruction: weight of the mean squared error of a decoder from attributes to images, trained together
+            with the model (Section 3.3). 0: no decoder. For images only: the batches of a frozen backbone hold
+            features; experiments.reconstruct trains a decoder for those afterwards.
         attribute_weighting: "balanced" weighs the present answers of a rare attribute up, see
             `balanced_positive_weight`.
         flip: mirror training images with probability 1/2 (not for features of a frozen backbone).
@@ -80,6 +83,7 @@ class TrainConfig:
     stability_distance: float = 0.1
     stability_logits: Literal["own", "detached", "learned"] = "own"
     lambda_sparsity: float = 0.0
+    lambda_reconstruction: float = 0.0
     attribute_weighting: Literal["none", "balanced"] = "none"
     flip: bool = True
     train_split: Literal["train", "train+validation"] = "train"

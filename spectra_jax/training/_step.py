@@ -13,13 +13,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from spectra_jax.losses import loss_terms
 from spectra_jax.metrics import class_accuracy
-from spectra_jax.models import Model, Params
+from spectra_jax.models import Decoder, Model, Params, build_decoder
 from spectra_jax.perturbations import head_logits
 from spectra_jax.training._config import TrainConfig
 from spectra_jax.types import Batch, Head
 
 # Parameters that only a loss uses, beside those of the model.
-FREE_LOGITS = "free_logits"
+FREE_LOGITS, DECODER = "free_logits", "decoder"
 
 Metrics = dict[str, Any]
 Regularizer = Callable[[Params, Head, Float[Array, "b n"], Batch, PRNGKeyArray], Float[Array, ""]]
@@ -75,7 +75,7 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, params: Pa
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained_part(model, params)), key)
 
 
-def with_loss_parameters(model: Model, params: Params, config: TrainConfig) -> Params:
+def with_loss_parameters(model: Model, params: Params, config: TrainConfig, key: PRNGKeyArray) -> Params:
     """`params` with those that the loss of `config` trains beside the model's; the very same where there are none.
 
     stability_logits="learned" adds "free_logits" (c, c): row y takes the place of W e + b in the stability loss for
@@ -84,20 +84,43 @@ def with_loss_parameters(model: Model, params: Params, config: TrainConfig) -> P
     rival k, and what is left for the model is log ||w_y - w_k|| + log ||e||: a pressure on both norms, which the class
     loss resists by spending them well. The hinge is content once the gaps have grown; "squared" never is.
 
+    lambda_reconstruction adds "decoder", the parameters of `training_decoder`.
+
     Args:
         model: from `build_model`.
         params: from its `init`.
         config: which terms there are.
+        key: for the parameters that are drawn.
 
     Returns:
         A new dict.
+
+    Raises:
+        ValueError: a reconstruction is asked for where the batches hold no images.
     """
-    if not (config.lambda_stability and config.stability_logits == "learned"):
-        return dict(params)
-    gap = math.log(9 * (model.num_classes - 1))
-    dtype = params["head"]["weights"].dtype
-    centred = jnp.eye(model.num_classes, dtype=dtype) - 1 / model.num_classes
-    return {**params, FREE_LOGITS: gap * centred}
+    added: Params = {}
+    if config.lambda_stability and config.stability_logits == "learned":
+        gap = math.log(9 * (model.num_classes - 1))
+        dtype = params["head"]["weights"].dtype
+        added[FREE_LOGITS] = gap * (jnp.eye(model.num_classes, dtype=dtype) - 1 / model.num_classes)
+    if config.lambda_reconstruction:
+        added[DECODER] = training_decoder(model, config).init(key)
+    return {**params, **added}
+
+
+def training_decoder(model: Model, config: TrainConfig) -> Decoder:
+    """The decoder of the reconstruction term: from the model's attributes to images of the size it is trained on.
+
+    Raises:
+        ValueError: the model's backbone is frozen, so that its batches hold features and no images.
+    """
+    if model.frozen_backbone:
+        raise ValueError(
+            f"lambda_reconstruction={config.lambda_reconstruction:g} needs images, but the backbone of {model.name!r} "
+            "is frozen and its batches hold features. Leave it at 0 and train a decoder on the attributes afterwards: "
+            "python -m experiments.reconstruct"
+        )
+    return build_decoder(num_attributes=model.num_attributes, image_size=config.image_size or model.image_size)
 
 
 def balanced_positive_weight(
@@ -159,6 +182,8 @@ def make_train_step(
         gradient_norm, finite and, with a regulariser, regularization.
     """
 
+    decoder = training_decoder(model, config) if config.lambda_reconstruction else None
+
     def loss_fn(trained: Params, rest: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], Metrics]:
         params = {**rest, **trained}
         dropout_key, regularizer_key = jax.random.split(key)
@@ -173,6 +198,9 @@ def make_train_step(
             lambda_class=config.lambda_class,
             lambda_stability=config.lambda_stability,
             lambda_sparsity=config.lambda_sparsity,
+            lambda_reconstruction=config.lambda_reconstruction,
+            images=None if decoder is None else batch.inputs,
+            reconstructions=None if decoder is None else decoder.decode(params[DECODER], attributes),
             positive_weight=positive_weight,
             label_smoothing=config.label_smoothing,
             stability_method=config.stability_method,

@@ -1,0 +1,358 @@
+"""Decoding the attributes of a trained run: the examples, the decoder's training, its figures and its pictures."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from experiments import _run
+from experiments._folder import Record, stop_on_signals
+from experiments._inputs import make_inputs
+from spectra_jax import head_logits, psnr, reconstruction_loss, ssim
+from spectra_jax.data import array_batches
+from spectra_jax.logging import Console
+from spectra_jax.models import Decoder, Params
+from spectra_jax.reporting import Column, Metric, Picture, Report
+from spectra_jax.training import Metrics, TrainState, fit, make_eval_step, predict
+from spectra_jax.types import Batch
+
+# Rows given to the decoder or the classifier at once.
+CHUNK = 64
+# Of the test split; running the backbone on every image twice would take longer than training the decoder.
+CLASSIFIED = 384
+# Steps between two looks at the validation split, and two checkpoints, of a decoder in training.
+EVERY = 100
+SWEEP = (-4, -2, 0, 2, 4)
+
+
+class Examples(NamedTuple):
+    """A split as the decoder sees it.
+
+    Attributes:
+        attributes: (N, n) unnormalised, as the run's model predicts them.
+        images: (N, h, w, 3) float32 in [0, 1] at the decoder's size.
+        labels: (N,) true classes.
+        predicted: (N,) the model's classes.
+    """
+
+    attributes: Float[np.ndarray, "N n"]
+    images: Float[np.ndarray, "N h w 3"]
+    labels: Int[np.ndarray, "N"]
+    predicted: Int[np.ndarray, "N"]
+
+
+def load_examples(run: _run.LoadedRun, image_size: int, *, console: Console) -> Callable[[str], Examples]:
+    """Split -> its examples; the features of a frozen backbone come from the cache of the training."""
+    inputs = make_inputs(run.model, run.params, run.dataset, run.config, run.config.image_size, console=console)
+    inputs.train.close()
+    step = make_eval_step(run.model)
+
+    def load(split: str) -> Examples:
+        said = predict(step, run.params, inputs.split(split))
+        pixels = run.dataset.arrays(split, image_size=image_size).inputs
+        predicted = np.argmax(said.logits, axis=-1)
+        return Examples(
+            np.asarray(said.attributes), pixels.astype(np.float32) / 255, np.asarray(said.labels), predicted
+        )
+
+    return load
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """How a decoder is trained on the attributes of a finished run.
+
+    Attributes:
+        image_size: side of the decoded images in pixels; a decoder that was trained with its run keeps its own.
+        steps: of training.
+        batch_size: examples in one step.
+        learning_rate: the peak, reached after a twentieth of the steps and followed by a cosine to 0.
+        noise: on the attributes in training, in their standard deviations.
+    """
+
+    image_size: int = 64
+    steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    noise: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "steps", "batch_size", "learning_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if not 0 <= self.noise < float("inf"):
+            raise ValueError(f"noise must be finite and not negative, got {self.noise}")
+
+
+def train_decoder(
+    decoder: Decoder,
+    train: Examples,
+    held_out: Examples | None,
+    config: DecoderConfig,
+    out: Path,
+    *,
+    seed: int,
+    console: Console,
+) -> tuple[Params, int]:
+    """Trains `decoder`, or resumes, with metrics and checkpoints in `out`.
+
+    Returns:
+        Its parameters, and 0 or the exit code where the user stopped it.
+    """
+    init_key, key = jax.random.split(jax.random.key(seed))
+    params = decoder.with_statistics(decoder.init(init_key), train.attributes)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.steps // 20, max(config.steps, config.steps // 20 + 1)
+    )
+    optimizer = optax.adam(schedule)
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
+    batches = array_batches(
+        train.images,
+        train.attributes,
+        train.labels,
+        batch_size=config.batch_size,
+        seed=seed,
+        shuffle=True,
+        num_epochs=None,
+    )
+
+    def look(params: Params) -> dict[str, dict[str, float]]:
+        if held_out is None:
+            return {}
+        images = decode_all(decoder, params, held_out.attributes)
+        return {"validation": {"reconstruction_psnr": mean_psnr(images, held_out.images)}}
+
+    record = Record(out, state, console=console)
+    with (
+        contextlib.closing(batches),
+        contextlib.closing(record),
+        stop_on_signals() as stop,
+        console.progress("training the decoder", config.steps, start=record.progress.step) as task,
+    ):
+        state, progress = fit(
+            record.state,
+            make_decoder_step(decoder, optimizer, config.noise),
+            batches,
+            num_steps=config.steps,
+            steps_per_epoch=batches.batches_per_epoch,
+            progress=record.progress,
+            log=record.log,
+            evaluate=look,
+            evaluate_every=EVERY,
+            save=record.save,
+            save_every=EVERY,
+            should_stop=stop,
+            on_step=lambda step: task.update(step, record.remark),
+        )
+    return state.params, 0 if progress.step == config.steps else stop.exit_code
+
+
+def make_decoder_step(
+    decoder: Decoder, optimizer: optax.GradientTransformation, noise: float
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step of a decoder alone; a batch holds images as inputs and the encoder's attributes.
+
+    Args:
+        decoder: what to train.
+        optimizer: of the decoder's parameters.
+        noise: standard deviation of the noise on the attributes, in their own spreads. The encoder is surer of the
+            images it was trained on than of others; without noise the decoder learns to rely on that.
+    """
+
+    def loss_fn(params: Params, batch: Batch, key: jax.Array) -> Float[Array, ""]:
+        shift = noise * params["feature_std"][None, :] * jax.random.normal(key, batch.attributes.shape)
+        images = decoder.decode(params, batch.attributes + shift)
+        return reconstruction_loss(images, batch.inputs, valid=batch.valid)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        loss, gradient = jax.value_and_grad(loss_fn)(state.params, batch, jax.random.fold_in(state.key, state.step))
+        norm = optax.tree.norm(gradient)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "gradient_norm": norm, "finite": jnp.isfinite(loss) & jnp.isfinite(norm)}
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def decode_all(decoder: Decoder, params: Params, attributes: Float[np.ndarray, "N n"]) -> Float[np.ndarray, "N h w 3"]:
+    """The decoder's images of any number of attribute vectors."""
+    return _in_chunks(jax.jit(decoder.decode), params, attributes)
+
+
+def _in_chunks(apply: Callable[[Params, Any], jax.Array], params: Params, rows: np.ndarray) -> np.ndarray:
+    """apply(params, rows) in padded chunks of one size, so that it is compiled once."""
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        padded = np.concatenate([part, np.zeros((CHUNK - len(part), *part.shape[1:]), part.dtype)])
+        parts.append(np.asarray(apply(params, padded))[: len(part)])
+    return np.concatenate(parts)
+
+
+def class_means(train: Examples, num_classes: int) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "c h w 3"]]:
+    """The mean training image, and that of each class (the overall mean for a class without images)."""
+    overall = train.images.mean(axis=0)
+    own = [train.images[train.labels == k] for k in range(num_classes)]
+    return overall, np.stack([images.mean(axis=0) if len(images) else overall for images in own])
+
+
+def mean_psnr(images: Float[np.ndarray, "N h w 3"], reference: Float[np.ndarray, "N h w 3"]) -> float:
+    """Mean over the images of their PSNR in dB."""
+    return float(np.mean(psnr(jnp.asarray(images), jnp.asarray(reference))))
+
+
+def reconstruction_figures(
+    run: _run.LoadedRun, decoder: Decoder, params: Params, train: Examples, test: Examples
+) -> dict[str, float]:
+    """How good the reconstructions of the test split are, each beside what knows less.
+
+    Returns:
+        PSNR in dB, mean over images: of the reconstructions, of the mean training image ("_baseline"), of the mean
+        training image of the predicted class ("_class_mean"), and of the training images themselves ("train/"); SSIM
+        likewise; and the model's class accuracy on reconstructions, beside that on the photographs shrunk to the same
+        size, over the first CLASSIFIED of an even choice of test images.
+    """
+    decoded = decode_all(decoder, params, test.attributes)
+    overall, means = class_means(train, run.info.num_classes)
+    flat, by_class = np.broadcast_to(overall, test.images.shape), means[test.predicted]
+    figures = {
+        "test/reconstruction_psnr": mean_psnr(decoded, test.images),
+        "test/reconstruction_psnr_baseline": mean_psnr(flat, test.images),
+        "test/reconstruction_psnr_class_mean": mean_psnr(by_class, test.images),
+        "train/reconstruction_psnr": mean_psnr(decode_all(decoder, params, train.attributes), train.images),
+    }
+    chosen = np.unique(np.linspace(0, len(test.labels) - 1, CLASSIFIED).astype(int))
+    if min(test.images.shape[1:3]) >= 11:  # the window of SSIM
+        for name, images in (("", decoded), ("_baseline", flat), ("_class_mean", by_class)):
+            values = ssim(jnp.asarray(images[chosen]), jnp.asarray(test.images[chosen]))
+            figures[f"test/reconstruction_ssim{name}"] = float(np.mean(values))
+    size = run.config.image_size
+
+    def classify(params: Params, images: Array) -> Array:
+        scaled = jax.image.resize(images, (len(images), size, size, 3), "bilinear")
+        return jnp.argmax(head_logits(run.model.head(params), run.model.encode(params, scaled)), axis=-1)
+
+    apply = jax.jit(classify)
+    for name, images in (("reconstruction", decoded), ("shrunk", test.images)):
+        said = _in_chunks(apply, run.params, images[chosen])
+        figures[f"test/{name}_class_accuracy"] = float(np.mean(said == test.labels[chosen]))
+    return figures
+
+
+def choose_attributes(
+    run: _run.LoadedRun, decoder: Decoder, params: Params, test: Examples, names: tuple[str, ...], count: int = 4
+) -> list[int]:
+    """The columns of `names`; without names, the ones whose change moves the decoded pictures most, a group each."""
+    if names:
+        return [run.info.find_attribute(name) for name in names]
+    rows = test.attributes[np.linspace(0, len(test.labels) - 1, 4).astype(int)]
+    step = SWEEP[-1] * test.attributes.std(axis=0)
+    # (n, 4, n): one attribute changed in each of the four.
+    changed = rows[None] + np.diag(step)[:, None, :].astype(rows.dtype)
+    images = decode_all(decoder, params, changed.reshape(-1, rows.shape[1]))
+    plain = decode_all(decoder, params, rows)
+    moved = np.square(images.reshape(len(step), *plain.shape) - plain[None]).mean(axis=(1, 2, 3, 4))
+    found: dict[str, int] = {}
+    for column in np.argsort(moved)[::-1]:
+        found.setdefault(run.info.attribute_names[column].partition("::")[0], int(column))
+    return list(found.values())[:count]
+
+
+def add_figures(report: Report, figures: dict[str, float]) -> None:
+    """The figures of `reconstruction_figures` and what they mean."""
+    report.define(
+        "Reconstruction PSNR",
+        "Mean over the held-out images of 10 log10(1 / MSE) between the photograph, shrunk to the decoder's size, and "
+        "what the decoder draws from the attributes that the model predicts for it.",
+        equation="Section 3.3",
+    )
+    report.define("Mean image PSNR", "The same for one picture, the mean of all training images: knowing nothing.")
+    report.define(
+        "Class mean PSNR", "The same for the mean training image of the class that the model names: knowing only that."
+    )
+    report.define(
+        "Recognised reconstructions",
+        "Class accuracy of the run's own model on the decoded pictures; beside it on the photographs shrunk to the "
+        "same size and enlarged again.",
+    )
+    rows = (
+        ("Reconstruction PSNR", "reconstruction_psnr", "dB", "test split"),
+        ("Class mean PSNR", "reconstruction_psnr_class_mean", "dB", "for comparison"),
+        ("Mean image PSNR", "reconstruction_psnr_baseline", "dB", "for comparison"),
+        ("Recognised reconstructions", "reconstruction_class_accuracy", "%", "class accuracy on decoded pictures"),
+        ("Class accuracy", "shrunk_class_accuracy", "%", "on the photographs at the same size"),
+    )
+    report.headline([Metric(title, figures[f"test/{name}"], unit, note=note) for title, name, unit, note in rows])
+    shown = [name for name in ("", "_class_mean", "_baseline") if f"test/reconstruction_ssim{name}" in figures]
+    titles = {"": "reconstruction", "_class_mean": "mean image of the class", "_baseline": "mean image"}
+    report.table(
+        "What the attributes know beyond the class",
+        ["picture", Column("PSNR", unit="dB"), "SSIM"],
+        [
+            (titles[name], *(figures[f"test/reconstruction_{figure}{name}"] for figure in ("psnr", "ssim")))
+            for name in shown
+        ],
+        caption=f"On training images the reconstructions reach {figures['train/reconstruction_psnr']:.2f} dB.",
+    )
+
+
+def add_pictures(
+    report: Report, run: _run.LoadedRun, decoder: Decoder, params: Params, test: Examples, columns: list[int]
+) -> None:
+    """Held-out birds beside their reconstructions, and what the decoder draws when one attribute is changed.
+
+    Args:
+        report: to add to.
+        run: for names.
+        decoder: with `params`.
+        params: of the decoder.
+        test: the held-out examples.
+        columns: attributes to sweep.
+    """
+    names, classes = run.info.attribute_names, run.info.class_names
+    rows = np.unique(np.linspace(0, len(test.labels) - 1, 16).astype(int))
+    decoded = decode_all(decoder, params, test.attributes[rows])
+    quality = np.asarray(psnr(jnp.asarray(decoded), jnp.asarray(test.images[rows])))
+    pictures = [
+        Picture(
+            np.concatenate([test.images[row], image], axis=1),
+            f"{classes[test.labels[row]]}: original, reconstruction; {value:.1f} dB",
+            f"A photograph of {classes[test.labels[row]]} and beside it what the decoder draws from its attributes",
+        )
+        for row, image, value in zip(rows, decoded, quality, strict=True)
+    ]
+    caption = "An even choice of the test split, not a selection of good ones. PSNR is of the image shown."
+    report.gallery("Held-out birds and their reconstructions", pictures, caption=caption)
+
+    spread = test.attributes.std(axis=0)
+    strips = []
+    for column in columns:
+        for row in rows[[2, len(rows) // 2, -3]]:
+            changed = np.repeat(test.attributes[row][None], len(SWEEP), axis=0)
+            changed[:, column] += np.asarray(SWEEP, np.float32) * spread[column]
+            images = decode_all(decoder, params, changed)
+            strips.append(
+                Picture(
+                    np.concatenate(list(images), axis=1),
+                    f"{names[column]} of a {classes[test.labels[row]]}",
+                    f"Five decoded pictures of a {classes[test.labels[row]]} with {names[column]} lowered to raised",
+                )
+            )
+    steps = ", ".join(f"{step:+d}" if step else "unchanged" for step in SWEEP)
+    report.gallery(
+        "One attribute changed, then decoded",
+        strips,
+        caption=f"From left to right the attribute is moved by {steps} of its standard deviations on the test split; "
+        "the other attributes stay. The decoder has seen few such combinations: what moves beyond the named part shows "
+        "what the attribute is entangled with.",
+        large=True,
+    )

@@ -1,0 +1,102 @@
+"""Draws the birds of a trained run back from their attributes: trains a decoder, measures it, shows its pictures."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from tyro.conf import OmitArgPrefixes
+
+from experiments import _folder, _run
+from experiments import _reconstruction as pictures
+from spectra_jax.checkpoint import CheckpointError
+from spectra_jax.logging import Console, duration, read_metrics, write_json
+from spectra_jax.models import build_decoder
+from spectra_jax.reporting import Report
+from spectra_jax.training import DECODER, NonFiniteError, training_decoder
+
+
+@dataclass(frozen=True)
+class Args:
+    """Reconstructs test images from nothing but a trained run's attributes (Section 3.3, Eq. 7).
+
+    python -m experiments.reconstruct --run-dir runs/cnn-synthetic-seed0 --out runs/reconstruct
+        synthetic birds at 64 pixels; about 3 minutes of processor time.
+    python -m experiments.reconstruct --run-dir runs/efficientnet_lite0-cub-seed0 --out runs/reconstruct-cub
+        real photographs, shrunk to 64 pixels; the features of the training are used again.
+
+    The encoder stays as it is; the decoder is trained on the training split. A run trained with --lambda-reconstruction
+    brings its own decoder, which is then measured as it is. Repeating the command resumes.
+
+    Attributes:
+        run_dir: the run folder of experiments.train or experiments.quickstart.
+        out: the folder to write.
+        attributes: names or 0-based ids of the attributes to change before decoding; by default those that show most.
+        seed: of initialisation, noise and the order of the examples.
+        quiet: show errors only.
+    """
+
+    run_dir: Path
+    out: Path
+    decoder: OmitArgPrefixes[pictures.DecoderConfig] = field(default_factory=pictures.DecoderConfig)
+    attributes: tuple[str, ...] = ()
+    seed: int = 0
+    quiet: bool = False
+
+
+def reconstruct(args: Args) -> tuple[Path, int]:
+    """Trains or takes the decoder, measures it and writes the out folder. Returns the report and the exit code."""
+    began = time.monotonic()
+    console = Console(quiet=args.quiet)
+    run = _run.load_run(args.run_dir)
+    brought = DECODER in run.params
+    if brought:
+        decoder = training_decoder(run.model, run.config)
+    else:
+        decoder = build_decoder(num_attributes=run.info.num_attributes, image_size=args.decoder.image_size)
+    # The decoder depends on these; which attributes are shown may change without training it again.
+    settings = {"decoder": dataclasses.asdict(args.decoder), "seed": args.seed, "run": _run.checksum(run)}
+    with _folder.owned_folder(args.out, "experiments.reconstruct", settings) as out:
+        load = pictures.load_examples(run, decoder.image_size, console=console)
+        train, test = load("train"), load("test")
+        if brought:
+            params = run.params[DECODER]
+        else:
+            held_out = load("validation") if run.dataset.num_examples("validation") else None
+            params, code = pictures.train_decoder(
+                decoder, train, held_out, args.decoder, out, seed=args.seed, console=console
+            )
+            if code:
+                console.say("stopped; repeat the command to go on from there")
+                return out, code
+        figures = pictures.reconstruction_figures(run, decoder, params, train, test)
+        columns = pictures.choose_attributes(run, decoder, params, test, args.attributes)
+        seconds = time.monotonic() - began
+        write_json(out / _folder.SUMMARY, figures | {"seconds": seconds})
+        report = Report("SPECTRA reconstruction", subtitle=f"{run.config.model} on {run.info.name}")
+        pictures.add_figures(report, figures)
+        pictures.add_pictures(report, run, decoder, params, test, columns)
+        if not brought:
+            report.curves("Training of the decoder", read_metrics(out / _folder.METRICS))
+        report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir))
+        psnr, baseline = (figures[f"test/reconstruction_psnr{name}"] for name in ("", "_baseline"))
+        console.say(f"{psnr:.2f} dB on the test split, the mean image {baseline:.2f} dB; {duration(seconds)}")
+        return report.write(out / "report.html"), 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    args = tyro.cli(Args, args=arguments, prog="python -m experiments.reconstruct")
+    _run.use_compilation_cache()
+    try:
+        path, code = reconstruct(args)
+    except (NonFiniteError, CheckpointError, ValueError) as error:
+        raise _folder.UserError(str(error)) from error
+    print(path)
+    return code
+
+
+if __name__ == "__main__":
+    _run.run_main(main)
