@@ -236,7 +236,9 @@ def _search(normals, heights, rivals, low, high, size) -> _Search:
         free = (pull > low) & (pull < high)
         members = jnp.where(free[None, :], normals, 0)
         curvature = jnp.matmul(members, members.T, precision=HIGHEST)
-        damping = jnp.maximum(32 * epsilon * jnp.trace(curvature), jnp.minimum(1e-3 * residual, 1e-3)) + epsilon
+        # Ever weaker damping: where there is no answer the steps must grow without end to show it.
+        caution = jnp.minimum(1e-3 * residual, 1e-3) * 0.5 ** state.steps.astype(dtype)
+        damping = jnp.maximum(32 * epsilon * jnp.trace(curvature), caution) + epsilon
         model = curvature + damping * jnp.eye(len(heights), dtype=dtype)
         pushed = jnp.where(rivals, jnp.matmul(model, multipliers, precision=HIGHEST) - slack, 0)
         newton = _nonnegative_minimum(model, pushed, rivals, rivals & ((multipliers > 0) | (slack < 0)))
