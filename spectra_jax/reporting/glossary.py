@@ -102,7 +102,7 @@ GLOSSARY: dict[str, Definition] = {
         "‖x′ − x‖₂ / ‖δ‖₂",
     ),
     "Pixels changed": Definition(
-        "L0 distance as a share of all pixels: a pixel counts if one of its channels changed by an 8-bit level or more.",
+        "L0 distance as a share of all pixels: a pixel counts if a channel of it changed by an 8-bit level or more.",
         "",
         "L0 / (height · width)",
     ),
