@@ -50,6 +50,11 @@ def solve_one_and_many(head: sj.Head, attributes: jax.Array) -> None:
     mutable = jnp.arange(attributes.shape[1]) > 1
     jax.jit(lambda e, m: sj.all_pairs_norms(head, e, margin=m, mutable=mutable))(attributes, jnp.float32(0.1))
     sj.best_single_attributes(head, attributes)
+    units = jnp.ones(attributes.shape[1])
+    sj.best_single_attributes(head, attributes, margin=0.1, scale=units, mutable=mutable)
+    sj.box_perturbation(head, attributes[0], 1, lower=attributes[0] - units, margin=0.1, mutable=mutable)
+    sj.sparse_perturbation(head, attributes[0], 1, max_changes=1, mutable=mutable)
+    sj.one_hot_perturbation(head, attributes[0], 1, groups=jnp.asarray([0, 0, 1, 1, -1]), threshold=0.1)
     sj.head_logits(head, attributes)
     sj.head_logits(head, attributes[0])
     values = sj.attackability(head, attributes)

@@ -151,9 +151,7 @@ def measure(args: Args) -> dict[str, float | int]:
     for name, timing in per_sample.items():
         print(f"{labels[name]:50s} {timing.text():>34s} us a sample")
     factor = per_sample["numpy"].median / per_sample["walk"].median
-    print(
-        f"{factor:,.0f} times faster than NumPy; {same.sum()} of {same.size} choices and deltas the same to the last bit"
-    )
+    print(f"{factor:,.0f} times faster than NumPy; {same.sum()} of {same.size} answers the same to the last bit")
     print(f"a single attribute reaches the target for {np.isfinite(delta).mean():.1%} of all pairs")
     figures = {
         f"{name}/{part}_us": 1e6 * value for name, t in per_sample.items() for part, value in t._asdict().items()

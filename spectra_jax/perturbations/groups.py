@@ -124,8 +124,8 @@ def one_hot_perturbation(
         high = jnp.where(active, change.on_high, change.off_high)
         return project_into_box(rows, gaps, low, high, size, broken)
 
-    still = jax.tree.map(fixed, (rows, gaps, change, size))
-    active, bound, impossible = _search(*still, groups, solve)
+    still = _Ranges(*map(fixed, change))
+    active, bound, impossible = _search(fixed(rows), fixed(gaps), still, fixed(size), groups, solve)
     result = solve(rows, gaps, change, size, active)
     feasible = result.feasible
     norm = jnp.where(feasible, result.norm, jnp.where(impossible, jnp.inf, jnp.nan))
