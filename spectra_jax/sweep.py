@@ -18,7 +18,7 @@ from spectra_jax.checks import check_choice, check_head, check_margin, check_mut
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
 from spectra_jax.perturbations.geometry import head_logits, safe_norm
 from spectra_jax.perturbations.pinv import pinv_perturbation
-from spectra_jax.perturbations.projection import projection_perturbation
+from spectra_jax.perturbations.projection import all_pairs_projection, projection_perturbation
 from spectra_jax.perturbations.single_attribute import single_attribute_perturbations
 from spectra_jax.sharding import BATCH_AXIS, data_mesh, replicated, row_sharded
 from spectra_jax.types import Head
@@ -143,6 +143,9 @@ def check_methods(methods: Sequence[str], mutable: object) -> None:
 
 
 def _projection(head, attributes, predicted, margin, mutable, deltas) -> PairAnswers:
+    if not deltas:
+        found = all_pairs_projection(head, attributes, margin=margin, mutable=mutable)
+        return PairAnswers(found.norms, found.num_active, found.feasible, found.kkt_residual, None)
     classes = _all_targets(head)
     own = classes == predicted[:, None]
     at_once = max(1, _HELD // head.weights.size)
@@ -153,7 +156,7 @@ def _projection(head, attributes, predicted, margin, mutable, deltas) -> PairAns
 
         found = jax.vmap(one_pair)(classes[0])
         active = jnp.sum(found.feasible[:, None] & (found.multipliers > 0), axis=-1, dtype=jnp.int32)
-        return found.norm, active, found.feasible, found.kkt_residual, found.delta if deltas else None
+        return found.norm, active, found.feasible, found.kkt_residual, found.delta
 
     norm, active, feasible, residual, delta = jax.lax.map(figures, attributes, batch_size=at_once)
     return PairAnswers(
@@ -161,7 +164,7 @@ def _projection(head, attributes, predicted, margin, mutable, deltas) -> PairAns
         active_constraints=jnp.where(own, 0, active),
         feasible=feasible | own,
         residual=jnp.where(own, 0, residual),
-        delta=None if delta is None else jnp.where(own[..., None], 0, delta),
+        delta=jnp.where(own[..., None], 0, delta),
     )
 
 

@@ -1,4 +1,4 @@
-"""Dual active-set solver for one (sample, target) pair, written to be vmapped (Goldfarb and Idnani 1983).
+"""One step of the dual active-set method (Goldfarb and Idnani 1983) for many (sample, target) pairs side by side.
 
 The nearest point of a decision region solves
 
@@ -11,6 +11,9 @@ It starts at delta = 0, adds the most violated rival, and drops rivals whose mul
 negative: every iterate is optimal for its own active set, so it ends after finitely many steps, either
 at the answer or at a rival whose normal is a non-positive combination of the active ones. That
 combination is the certificate that the region is empty.
+
+A pair occupies a lane: a few slots with its active rivals, their multipliers and the inverse of their Gram matrix.
+Only the search for the most violated rival looks at all classes, and it only adds up a few rows of K.
 """
 
 from typing import NamedTuple
@@ -21,196 +24,379 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.perturbations.geometry import HIGHEST, safe_sqrt
 
-RUNNING, OPTIMAL, INFEASIBLE, FULL, UNRESOLVED = range(5)
+IDLE, RUNNING, SOLVED, STUCK, OPTIMAL, INFEASIBLE, FULL, UNRESOLVED = range(8)
+# Up to here the active rows of K are added up one by one; beyond, one matrix product is cheaper.
+_FEW_SLOTS = 40
 
 
-class ActiveSet(NamedTuple):
-    """State of the solver, and its answer once `status` is no longer RUNNING.
+class Regions(NamedTuple):
+    """What all pairs share.
 
     Attributes:
-        multipliers: (c,) lambda >= 0, one per rival; if INFEASIBLE, the certificate of that.
-        slots: (m,) class index held by each slot of the working set.
-        used: (m,) which slots are occupied.
-        inverse: (m, m) inverse of the active rivals' Gram matrix, zero in unused rows and columns.
-        candidate: rival being added, -1 between additions.
-        status: OPTIMAL, INFEASIBLE (region empty, certified), FULL (needs more slots), UNRESOLVED (beyond this
-            precision, or the step limit).
-        settled: (c,) rivals not to be added: the active ones, and those found tight up to rounding.
-        steps: number of steps taken.
+        gram: (c, c) inner products of the (centred) weight rows.
+        lengths: (c, c) distances ||w_j - w_k||.
+        reach: (c, c) their reciprocals; 0 for rows closer than rounding can tell apart, which count as one row.
+        logits: (b, c) of the samples; -inf for a class that can never be predicted.
+        margin: (b,) required lead, in logits.
     """
 
-    multipliers: Float[Array, "c"]
-    slots: Int[Array, "m"]
-    used: Bool[Array, "m"]
-    inverse: Float[Array, "m m"]
-    settled: Bool[Array, "c"]
-    candidate: Int[Array, ""]
-    status: Int[Array, ""]
-    steps: Int[Array, ""]
+    gram: Float[Array, "c c"]
+    lengths: Float[Array, "c c"]
+    reach: Float[Array, "c c"]
+    logits: Float[Array, "b c"]
+    margin: Float[Array, "b"]
+
+    def answerable(self) -> Bool[Array, "b c"]:
+        """Whether the pair has an answer at all: no NaN, no +inf, and the target is no class that never wins."""
+        whole = jnp.all(self.logits < jnp.inf, axis=-1) & (self.margin < jnp.inf)
+        return whole[:, None] & (self.logits > -jnp.inf)
 
 
-def difference_product(
-    gram: Float[Array, "c c"], target: Int[Array, ""], multipliers: Float[Array, "c"]
-) -> Float[Array, "c"]:
-    """G G^T lambda with the rows g_k = w_target - w_k, from the Gram matrix alone."""
-    rows = jnp.matmul(gram, multipliers, precision=HIGHEST)
-    total = jnp.sum(multipliers)
-    return total * (gram[target, target] - gram[target]) - rows[target] + rows
+def make_regions(
+    gram: Float[Array, "c c"], squares: Float[Array, "c c"], logits: Float[Array, "b c"], margin: Float[Array, "b"]
+) -> Regions:
+    """The shared problem, from the Gram matrix and the squared distances of the rows."""
+    lengths = jnp.sqrt(squares)
+    same = lengths <= 4 * float(jnp.finfo(gram.dtype).eps) * jnp.sqrt(jnp.max(jnp.diagonal(gram)))
+    return Regions(gram, lengths, jnp.where(same, 0, 1 / jnp.where(same, 1, lengths)), logits, margin)
 
 
-def solve_active_set(
-    gram: Float[Array, "c c"],
-    squares: Float[Array, "c"],
-    gaps: Float[Array, "c"],
-    rounding: Float[Array, "c"],
-    target: Int[Array, ""],
-    *,
-    capacity: int,
-    complete: bool,
-    max_steps: int,
-) -> ActiveSet:
-    """Finds the active rivals and multipliers of the nearest point of the target's decision region.
+class Lanes(NamedTuple):
+    """Pairs being solved, one a lane.
+
+    Attributes:
+        sample: (p,) which pair, with `target`.
+        target: (p,).
+        slots: (p, m) class index of the active rival in each slot.
+        used: (p, m) which slots are occupied.
+        held: (p, m) multipliers lambda >= 0, 0 in free slots.
+        inverse: (p, m, m) inverse of the active rivals' Gram matrix, 0 in free rows and columns.
+        candidate: (p,) rival being added, -1 between additions.
+        push: (p,) its multiplier so far.
+        settled: (p, c) rivals not to be added: the target, the active ones, and those found tight up to rounding.
+        status: (p,) IDLE, RUNNING, or how the lane ended: SOLVED (nothing is violated any more), STUCK (the candidate
+            depends on the active rivals), FULL (needs more slots), UNRESOLVED (step limit). `conclude` turns the first
+            two into OPTIMAL, INFEASIBLE, UNRESOLVED or RUNNING again.
+        steps: (p,) steps taken.
+    """
+
+    sample: Int[Array, "p"]
+    target: Int[Array, "p"]
+    slots: Int[Array, "p m"]
+    used: Bool[Array, "p m"]
+    held: Float[Array, "p m"]
+    inverse: Float[Array, "p m m"]
+    candidate: Int[Array, "p"]
+    push: Float[Array, "p"]
+    settled: Bool[Array, "p c"]
+    status: Int[Array, "p"]
+    steps: Int[Array, "p"]
+
+
+class Conclusions(NamedTuple):
+    """What `conclude` says of each lane; only meaningful for lanes that ended.
+
+    Attributes:
+        norm: (p,) length of delta, from the dual objective, whose error is the square of the multipliers'.
+        residual: (p,) largest violation of the optimality conditions, as a distance in attribute space; for an empty
+            region the length of the certificate's combination relative to its terms.
+        num_active: (p,) rivals with a positive multiplier.
+    """
+
+    norm: Float[Array, "p"]
+    residual: Float[Array, "p"]
+    num_active: Int[Array, "p"]
+
+
+def pick(matrix: Array, *index: Array) -> Array:
+    """matrix[index] without the guard against indices out of bounds, which is what makes gathers slow."""
+    return matrix.at[index].get(mode="promise_in_bounds")
+
+
+def empty_lanes(regions: Regions, num_lanes: int, capacity: int) -> Lanes:
+    """Idle lanes with `capacity` slots each."""
+    num_classes, dtype = regions.gram.shape[0], regions.gram.dtype
+    return Lanes(
+        sample=jnp.zeros(num_lanes, jnp.int32),
+        target=jnp.zeros(num_lanes, jnp.int32),
+        slots=jnp.zeros((num_lanes, capacity), jnp.int32),
+        used=jnp.zeros((num_lanes, capacity), bool),
+        held=jnp.zeros((num_lanes, capacity), dtype),
+        inverse=jnp.zeros((num_lanes, capacity, capacity), dtype),
+        candidate=jnp.full(num_lanes, -1, jnp.int32),
+        push=jnp.zeros(num_lanes, dtype),
+        settled=jnp.zeros((num_lanes, num_classes), bool),
+        status=jnp.full(num_lanes, IDLE, jnp.int32),
+        steps=jnp.zeros(num_lanes, jnp.int32),
+    )
+
+
+def load(lanes: Lanes, chosen: Bool[Array, "p"], sample: Int[Array, "p"], target: Int[Array, "p"]) -> Lanes:
+    """Starts new pairs in the chosen lanes."""
+    classes = jnp.arange(lanes.settled.shape[1], dtype=jnp.int32)
+    fresh = jax.tree.map(jnp.zeros_like, lanes)._replace(
+        sample=sample,
+        target=target,
+        candidate=jnp.full_like(lanes.candidate, -1),
+        settled=classes[None, :] == target[:, None],
+        status=jnp.full_like(lanes.status, RUNNING),
+    )
+    return _where(chosen, fresh, lanes)
+
+
+def advance(regions: Regions, lanes: Lanes, *, complete: bool, max_steps: int) -> Lanes:
+    """One step of every running lane: add the candidate, or drop the rival that blocks it.
 
     Args:
-        gram: (c, c) inner products of the (centred) weight rows.
-        squares: (c,) squared distances ||w_target - w_k||^2.
-        gaps: (c,) l_k - l_target + margin; -inf at the target, and at classes that can never be predicted.
-        rounding: (c,) rounding error of each gap.
-        target: class index.
-        capacity: slots m of the working set.
-        complete: whether `capacity` reaches min(n, c - 1), so that a full working set spans everything and
-            any further rival depends on it.
-        max_steps: bound on additions plus removals.
+        regions: shared by all lanes.
+        lanes: in any state; those not RUNNING do not change.
+        complete: whether the slots reach min(n, c - 1), so that a full working set spans everything and any further
+            rival depends on it.
+        max_steps: bound on additions plus removals of a pair.
 
     Returns:
-        ActiveSet with a final status.
+        The lanes after the step.
     """
-    num_classes = gram.shape[0]
-    dtype, index = gram.dtype, jnp.asarray(target).dtype
-    epsilon = float(jnp.finfo(dtype).eps)
-    classes = jnp.arange(num_classes, dtype=index)
-    rivals = (classes != target) & (gaps != -jnp.inf)
-    heights = jnp.where(rivals, gaps, 0)
-    lengths = jnp.where(rivals, jnp.sqrt(squares), 0)
-    # Rows closer than rounding can tell apart are one row.
-    coincident = (squares <= (4 * epsilon) ** 2 * jnp.max(jnp.diagonal(gram))) | ~rivals
-    # A rival depends on the active ones when next to nothing of g_p is left over. What is left comes from a
-    # difference of numbers of size ||g_p||^2 through an inverse that may be ill-conditioned, hence far more
-    # than one rounding error: rivals closer than 5e-3 (float32) or 6e-6 (float64) radians count as dependent.
-    dependence = epsilon ** (2 / 3)
+    _, dependence = _precision(regions)
+    gram, target, slots, used, held = regions.gram, lanes.target, lanes.slots, lanes.used, lanes.held
+    capacity = slots.shape[1]
+    violated, found = _most_violated(regions, lanes)
+    fresh = lanes.candidate < 0
+    candidate = jnp.where(fresh, violated, lanes.candidate)
+    solved = fresh & ~found
 
-    def step(state: ActiveSet) -> ActiveSet:
-        multipliers = state.multipliers
-        product = difference_product(gram, target, multipliers)
-        slack = jnp.where(rivals, product - heights, jnp.inf)
-        noise = 8 * (rounding + epsilon * lengths * jnp.sum(multipliers * lengths))
+    # Direction: raise lambda_candidate by one and keep the active rivals tight.
+    cross, response = _response(regions, lanes, candidate)
+    length = pick(regions.lengths, target, candidate)
+    square = jnp.square(length)
+    left = square - jnp.sum(cross * response, axis=-1)
+    independent = (pick(regions.reach, target, candidate) > 0) & (left > dependence * square)
+    if complete:
+        independent = independent & ~jnp.all(used, axis=-1)
+    slack = jnp.sum(held * cross, axis=-1) + lanes.push * square - _height(regions, lanes.sample, target, candidate)
+    # A response that is zero but for rounding must not block, or divide: hence the relative threshold.
+    reaction = response * pick(regions.lengths, target[:, None], slots)
+    largest = jnp.maximum(jnp.max(jnp.abs(jnp.where(used, reaction, 0)), axis=-1), length)
+    falling = used & (reaction > dependence * largest[:, None])
+    ratios = jnp.where(falling, held / jnp.where(falling, response, 1), jnp.inf)
+    shortest = jnp.min(ratios, axis=-1)
+    full_step = jnp.where(independent, jnp.maximum(-slack, 0) / jnp.where(independent, left, 1), jnp.inf)
+    step = jnp.minimum(shortest, full_step)
+    stuck = ~jnp.isfinite(step) & ~solved
+    add = full_step <= shortest
+    no_room = add & jnp.all(used, axis=-1) & ~stuck & ~solved
+    go = (lanes.status == RUNNING) & ~solved & ~stuck & ~no_room
 
-        # A half-added rival stays the candidate until it is in; otherwise take the most violated one,
-        # in distance. Rivals whose row coincides with the target's come first: they decide feasibility.
-        shortfall = jnp.where(slack < -noise, -slack, 0)
-        shortfall = jnp.where(state.settled, 0, shortfall)
-        unreachable = jnp.where(shortfall > 0, jnp.inf, 0)
-        distance = jnp.where(coincident, unreachable, shortfall / jnp.where(coincident, 1, lengths))
-        fresh = state.candidate < 0
-        candidate = jnp.where(fresh, jnp.argmax(distance).astype(index), state.candidate)
-        done = fresh & ~(distance[candidate] > 0)
+    # One rank-one update serves both adding (append a row) and removing (pivot a row out).
+    slot = jnp.where(add, jnp.argmin(used, axis=-1), jnp.argmin(ratios, axis=-1)).astype(jnp.int32)
+    at_slot = jnp.arange(capacity, dtype=jnp.int32)[None, :] == slot[:, None]
+    column = jnp.sum(jnp.where(at_slot[:, None, :], lanes.inverse, 0), axis=-1)
+    pivot = jnp.sum(jnp.where(at_slot, column, 0), axis=-1)
+    vector = jnp.where(add[:, None], jnp.where(at_slot, -1, response), column)
+    factor = jnp.where(add, 1 / jnp.where(independent, left, 1), -1 / jnp.where(pivot > 0, pivot, 1))
+    keep = add[:, None] | ~at_slot
+    inverse = lanes.inverse + factor[:, None, None] * vector[:, :, None] * vector[:, None, :]
+    inverse = jnp.where(keep[:, :, None] & keep[:, None, :], inverse, 0)
 
-        # Direction: raise lambda_candidate by one and keep the active rivals tight.
-        cross = (
-            gram[target, target] - gram[target, candidate] - gram[target, state.slots] + gram[candidate, state.slots]
-        )
-        cross = jnp.where(state.used, cross, 0)
-        response = jnp.matmul(state.inverse, cross, precision=HIGHEST)
-        left = squares[candidate] - jnp.sum(cross * response)
-        independent = ~coincident[candidate] & (left > dependence * squares[candidate])
-        if complete:
-            independent = independent & ~jnp.all(state.used)
-        held = jnp.where(state.used, multipliers[state.slots], 0)
-        # A response that is zero but for rounding must not block, or divide: hence the relative threshold.
-        reaction = response * lengths[state.slots]
-        largest = jnp.maximum(jnp.max(jnp.where(state.used, jnp.abs(reaction), 0)), lengths[candidate])
-        falling = state.used & (reaction > dependence * largest)
-        ratios = jnp.where(falling, held / jnp.where(falling, response, 1), jnp.inf)
-        blocking = jnp.argmin(ratios).astype(index)
-        full_step = jnp.where(independent, jnp.maximum(-slack[candidate], 0) / jnp.where(independent, left, 1), jnp.inf)
-        length = jnp.minimum(ratios[blocking], full_step)
-        stuck = ~jnp.isfinite(length)
-        add = ~stuck & (full_step <= ratios[blocking])
-        no_room = add & jnp.all(state.used)
-
-        # One rank-one update serves both adding (append a row) and removing (pivot a row out).
-        slot = jnp.where(add, jnp.argmin(state.used).astype(index), blocking)
-        at_slot = jnp.arange(capacity, dtype=index) == slot
-        vector = jnp.where(add, jnp.where(at_slot, -1, response), state.inverse[:, slot])
-        pivot = state.inverse[slot, slot]
-        factor = jnp.where(add, 1 / jnp.where(independent, left, 1), -1 / jnp.where(pivot > 0, pivot, 1))
-        inverse = state.inverse + factor * vector[:, None] * vector[None, :]
-        keep = add | ~at_slot
-        inverse = jnp.where(keep[:, None] & keep[None, :], inverse, 0)
-
-        finite = jnp.where(stuck, 0, length)
-        held_after = jnp.where(state.used, jnp.maximum(held - finite * response, 0), 0)
-        moved = multipliers.at[state.slots].add(jnp.where(state.used, held_after - held, 0)).at[candidate].add(finite)
-        moved = moved.at[state.slots[slot]].multiply(jnp.where(add, 1, 0).astype(dtype))
-
-        # Stuck means no multiplier blocks and nothing is left of g_p: the gaps cannot all be closed.
-        # An excess that rounding explains is no evidence of that; such a rival is tight, not violated.
-        excuse = jnp.sum(jnp.abs(response * jnp.where(state.used, slack[state.slots], 0)))
-        evidence = -slack[candidate] > noise[candidate] + 4 * excuse
-        empty = stuck & evidence & ~done
-        go = ~done & ~stuck & ~no_room
-        enters = (classes == candidate) & ((go & add) | (stuck & ~done))
-        leaves = (classes == state.slots[slot]) & go & ~add
-        settled = (state.settled & ~leaves) | enters
-        # The certificate of an empty region: lambda >= 0 with G^T lambda = 0 and h . lambda > 0.
-        certificate = (
-            jnp.zeros_like(multipliers).at[state.slots].add(jnp.where(state.used, jnp.maximum(-response, 0), 0))
-        )
-        certificate = certificate.at[candidate].add(1)
-        # Active rivals must be tight. Where the built-up inverse no longer makes them so, say it.
-        size = safe_sqrt(jnp.maximum(jnp.sum(multipliers * heights), 0))
-        looseness = jnp.max(jnp.where(state.used, jnp.abs(slack[state.slots]) / lengths[state.slots], 0))
-        doubtful = done & (looseness > 1e-3 * size)
-        status = jnp.select(
-            [doubtful, done, empty, no_room & ~stuck, state.steps + 1 >= max_steps],
-            [jnp.asarray(code, jnp.int32) for code in (UNRESOLVED, OPTIMAL, INFEASIBLE, FULL, UNRESOLVED)],
-            jnp.asarray(RUNNING, jnp.int32),
-        )
-        return ActiveSet(
-            multipliers=jnp.where(go, moved, jnp.where(empty, certificate, multipliers)),
-            slots=jnp.where(go & add & at_slot, candidate, state.slots),
-            used=jnp.where(go & at_slot, add, state.used),
-            inverse=jnp.where(go, inverse, state.inverse),
-            settled=settled,
-            candidate=jnp.where(go & ~add, candidate, -1),
-            status=status,
-            steps=state.steps + 1,
-        )
-
-    start = ActiveSet(
-        multipliers=jnp.zeros(num_classes, dtype),
-        slots=jnp.zeros(capacity, index),
-        used=jnp.zeros(capacity, bool),
-        inverse=jnp.zeros((capacity, capacity), dtype),
-        settled=jnp.zeros(num_classes, bool),
-        candidate=jnp.asarray(-1, index),
-        status=jnp.where(jnp.all(jnp.isfinite(heights)), RUNNING, UNRESOLVED).astype(jnp.int32),
-        steps=jnp.asarray(0, jnp.int32),
+    step = jnp.where(go, step, 0)
+    push = lanes.push + step
+    after = jnp.where(used, jnp.maximum(held - step[:, None] * response, 0), 0)
+    after = jnp.where(at_slot, jnp.where(add, push, 0)[:, None], after)
+    changing = jnp.where(go, jnp.where(add, candidate, jnp.max(jnp.where(at_slot, slots, -1), axis=-1)), -1)
+    classes = jnp.arange(gram.shape[0], dtype=jnp.int32)
+    settled = jnp.where(classes[None, :] == changing[:, None], add[:, None], lanes.settled)
+    steps = lanes.steps + 1
+    status = jnp.select(
+        [solved, stuck, no_room, steps >= max_steps],
+        [jnp.asarray(code, jnp.int32) for code in (SOLVED, STUCK, FULL, UNRESOLVED)],
+        jnp.asarray(RUNNING, jnp.int32),
     )
-    end = jax.lax.while_loop(lambda state: state.status == RUNNING, step, start)
-    certified = _certifies(gram, heights, lengths, target, end.multipliers)
-    return end._replace(status=jnp.where((end.status == INFEASIBLE) & ~certified, UNRESOLVED, end.status))
+    moved = lanes._replace(
+        slots=jnp.where(at_slot & add[:, None], candidate[:, None], slots),
+        used=jnp.where(at_slot, add[:, None], used),
+        held=after,
+        inverse=inverse,
+        push=jnp.where(add, 0, push),
+        settled=settled,
+    )
+    lanes_after = _where(go, moved, lanes)
+    running = lanes.status == RUNNING
+    return lanes_after._replace(
+        candidate=jnp.where(go & add, -1, jnp.where(running & ~solved, candidate, lanes.candidate)),
+        status=jnp.where(running, status, lanes.status),
+        steps=jnp.where(running, steps, lanes.steps),
+    )
 
 
-def _certifies(gram, heights, lengths, target, certificate) -> Bool[Array, ""]:
-    """Whether the certificate proves the region empty, or at least out of reach.
+def conclude(regions: Regions, lanes: Lanes) -> tuple[Lanes, Conclusions]:
+    """Checks lanes that are SOLVED or STUCK and gives the figures of all that ended."""
+    epsilon, _ = _precision(regions)
+    solved, stuck = lanes.status == SOLVED, lanes.status == STUCK
+    target, slots, used = lanes.target, lanes.slots, lanes.used
+    own = pick(regions.gram, target, target)[:, None]
+    to_target = pick(regions.gram, target[:, None], slots)
+    between = pick(regions.gram, slots[:, :, None], slots[:, None, :])
+    between = own[:, :, None] - to_target[:, :, None] - to_target[:, None, :] + between
+    between = jnp.where(used[:, :, None] & used[:, None, :], between, 0)
+    heights = jnp.where(used, _height(regions, lanes.sample[:, None], target[:, None], slots), 0)
+    lengths = pick(regions.lengths, target[:, None], slots)
 
-    Any delta in the region satisfies ||delta|| >= h.lambda / ||G^T lambda||, infinite for an exact certificate.
-    Rounding leaves a finite bound; it counts as proof when it exceeds the farthest single boundary by
-    0.01 / sqrt(epsilon), 29 times in float32. Rivals that merely nearly depend on each other do not pass.
+    # Stuck means no multiplier blocks and nothing is left of g_p: the gaps cannot all be closed.
+    # An excess that rounding explains is no evidence of that; such a rival is tight, not violated.
+    candidate = jnp.maximum(lanes.candidate, 0)
+    cross, response = _response(regions, lanes, candidate)
+    length = pick(regions.lengths, target, candidate)
+    height = _height(regions, lanes.sample, target, candidate)
+    slack = jnp.sum(lanes.held * cross, axis=-1) + lanes.push * jnp.square(length) - height
+    tightness = _times(between, lanes.held) + lanes.push[:, None] * cross - heights
+    excuse = jnp.sum(jnp.abs(response * tightness), axis=-1)
+    spread = jnp.sum(lanes.held * lengths, axis=-1) + lanes.push * length
+    rounding = _rounding(regions, lanes.sample, target, candidate)
+    noise = 8 * (rounding + epsilon * length * spread)
+    empty = stuck & (-slack > noise + 4 * excuse)
+    excused = stuck & ~empty
+    certificate = jnp.where(used, jnp.maximum(-response, 0), 0)
+
+    # A multiplier half given to an excused rival goes to those it depends on: g_p = sum_s response_s g_s.
+    held = lanes.held + jnp.where(excused, lanes.push, 0)[:, None] * response
+    # The inverse was built up step by step: one Newton step against the true Gram matrix takes its rounding out.
+    correction = _times(lanes.inverse, heights - _times(between, held))
+    held = jnp.where(solved[:, None], held + correction, held)
+    held = jnp.where(used, jnp.maximum(held, 0), 0)
+    held = jnp.where(empty[:, None], certificate, held)
+    push = jnp.where(empty, 1, jnp.where(solved | excused, 0, lanes.push)).astype(held.dtype)
+    classes = jnp.arange(regions.gram.shape[0], dtype=jnp.int32)
+    settled = lanes.settled | (excused[:, None] & (classes[None, :] == candidate[:, None]))
+    ended = lanes._replace(held=held, push=push, settled=settled)
+
+    product = _times(between, held)
+    norm = safe_sqrt(jnp.maximum(jnp.sum(held * (2 * heights - product), axis=-1), 0))
+    violation, excess, farthest = _violations(regions, ended)
+    apart = jnp.where(used, jnp.abs(product - heights) / jnp.where(used, lengths, 1), 0)
+    violation = jnp.maximum(violation, jnp.max(apart, axis=-1))
+    # "Never a wrong number": an answer that rounding has spoilt (near-dependent rivals in float32) is unresolved.
+    # What the rounding of the logits themselves explains is no such thing.
+    trusted = excess <= 1e-2 * norm
+
+    # The certificate of an empty region: lambda >= 0 with G^T lambda = 0 and h . lambda > 0. Any delta in the region
+    # satisfies ||delta|| >= h.lambda / ||G^T lambda||, infinite for an exact certificate. Rounding leaves a finite
+    # bound; it counts as proof when it exceeds the farthest single boundary by 0.01 / sqrt(epsilon), 29 times in
+    # float32. Rivals that merely nearly depend on each other do not pass.
+    gain = jnp.sum(certificate * heights, axis=-1) + height
+    combination = jnp.sum(certificate * (_times(between, certificate) + 2 * cross), axis=-1) + jnp.square(length)
+    combination = jnp.sqrt(jnp.maximum(combination, 0))
+    certified = (gain > 0) & (gain * epsilon**0.5 > 0.01 * farthest * combination)
+    terms = jnp.sum(certificate * lengths, axis=-1) + length
+
+    status = jnp.select(
+        [solved & trusted, empty & certified, excused, solved | stuck],
+        [jnp.asarray(code, jnp.int32) for code in (OPTIMAL, INFEASIBLE, RUNNING, UNRESOLVED)],
+        lanes.status,
+    )
+    keep_candidate = jnp.where(excused, -1, lanes.candidate)
+    infeasible = status == INFEASIBLE
+    return ended._replace(status=status, candidate=keep_candidate), Conclusions(
+        norm=jnp.where(status == OPTIMAL, norm, jnp.where(infeasible, jnp.inf, jnp.nan)),
+        residual=jnp.where(
+            status == OPTIMAL, violation, jnp.where(infeasible, combination / jnp.where(terms > 0, terms, 1), jnp.nan)
+        ),
+        num_active=jnp.sum(held > 0, axis=-1, dtype=jnp.int32) + infeasible.astype(jnp.int32),
+    )
+
+
+def dense_multipliers(lanes: Lanes, num_classes: int) -> Float[Array, "p c"]:
+    """(p, c) multipliers, the candidate's included: the certificate where the region is empty."""
+    rows = jnp.arange(len(lanes.target), dtype=jnp.int32)
+    dense = jnp.zeros((len(rows), num_classes), lanes.held.dtype)
+    dense = dense.at[rows[:, None], lanes.slots].add(jnp.where(lanes.used, lanes.held, 0))
+    return dense.at[rows, jnp.maximum(lanes.candidate, 0)].add(jnp.where(lanes.candidate >= 0, lanes.push, 0))
+
+
+def _where(chosen: Bool[Array, "p"], ours: Lanes, theirs: Lanes) -> Lanes:
+    return jax.tree.map(lambda a, b: jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b), ours, theirs)
+
+
+def _precision(regions: Regions) -> tuple[float, float]:
+    """Machine epsilon, and the relative size below which a rival depends on the active ones.
+
+    Next to nothing of g_p is left over then. What is left comes from a difference of numbers of size ||g_p||^2 through
+    an inverse that may be ill-conditioned, hence far more than one rounding error: rivals closer than 5e-3 (float32)
+    or 6e-6 (float64) radians count as dependent.
     """
-    gain = jnp.sum(certificate * heights)
-    square = jnp.maximum(jnp.sum(certificate * difference_product(gram, target, certificate)), 0)
-    apart = (lengths > 0) & (heights > 0)
-    farthest = jnp.max(jnp.where(apart, heights / jnp.where(apart, lengths, 1), 0))
-    return (gain > 0) & (gain * float(jnp.finfo(gram.dtype).eps) ** 0.5 > 0.01 * farthest * jnp.sqrt(square))
+    epsilon = float(jnp.finfo(regions.gram.dtype).eps)
+    return epsilon, epsilon ** (2 / 3)
+
+
+def _height(regions: Regions, sample: Array, target: Array, rival: Array) -> Array:
+    return pick(regions.logits, sample, rival) - pick(regions.logits, sample, target) + pick(regions.margin, sample)
+
+
+def _rounding(regions: Regions, sample: Array, target: Array, rival: Array) -> Array:
+    epsilon, _ = _precision(regions)
+    own = jnp.abs(pick(regions.logits, sample, target))
+    return epsilon * (jnp.abs(pick(regions.logits, sample, rival)) + own + pick(regions.margin, sample))
+
+
+def _times(matrices: Float[Array, "p m m"], vectors: Float[Array, "p m"]) -> Float[Array, "p m"]:
+    return jnp.einsum("pst,pt->ps", matrices, vectors, precision=HIGHEST)
+
+
+def _response(regions: Regions, lanes: Lanes, rival: Int[Array, "p"]) -> tuple[Array, Array]:
+    """g_s . g_rival of the active rivals s, and how their multipliers fall as that of `rival` rises."""
+    gram, target = regions.gram, lanes.target
+    cross = pick(gram, target, target) - pick(gram, target, rival)
+    cross = cross[:, None] - pick(gram, target[:, None], lanes.slots) + pick(gram, rival[:, None], lanes.slots)
+    cross = jnp.where(lanes.used, cross, 0)
+    return cross, _times(lanes.inverse, cross)
+
+
+def _slack(regions: Regions, lanes: Lanes) -> tuple[Float[Array, "p c"], Float[Array, "p c"], Float[Array, "p c"]]:
+    """g_k . delta - h_k of every rival, the rounding to expect in h_k, and in all of it."""
+    gram, target = regions.gram, lanes.target
+    epsilon, _ = _precision(regions)
+    # v = lambda - sum(lambda) at the target turns G G^T lambda into differences of K v.
+    candidate, total = jnp.maximum(lanes.candidate, 0), jnp.sum(lanes.held, axis=-1) + lanes.push
+    if lanes.slots.shape[1] <= _FEW_SLOTS:
+        rows = sum(held[:, None] * pick(gram, slot) for held, slot in zip(lanes.held.T, lanes.slots.T, strict=True))
+        rows = rows + lanes.push[:, None] * pick(gram, candidate)
+    else:
+        rows = jnp.matmul(dense_multipliers(lanes, gram.shape[0]), gram, precision=HIGHEST)
+    rows = rows - total[:, None] * pick(gram, target)
+    at_target = jnp.sum(lanes.held * pick(gram, target[:, None], lanes.slots), axis=-1)
+    at_target = at_target + lanes.push * pick(gram, candidate, target) - total * pick(gram, target, target)
+    spread = jnp.sum(lanes.held * pick(regions.lengths, target[:, None], lanes.slots), axis=-1)
+    spread = spread + lanes.push * pick(regions.lengths, target, candidate)
+    logits, own = pick(regions.logits, lanes.sample), pick(regions.logits, lanes.sample, target)[:, None]
+    margin = pick(regions.margin, lanes.sample)[:, None]
+    rounding = epsilon * (jnp.abs(logits) + jnp.abs(own) + margin)
+    slack = (rows - at_target[:, None]) - (logits - own + margin)
+    return slack, rounding, 8 * (rounding + epsilon * pick(regions.lengths, target) * spread[:, None])
+
+
+def _most_violated(regions: Regions, lanes: Lanes) -> tuple[Int[Array, "p"], Bool[Array, "p"]]:
+    """The rival violated most, in distance, and whether there is one."""
+    slack, _, noise = _slack(regions, lanes)
+    reach = pick(regions.reach, lanes.target)
+    violated = ~lanes.settled & (slack < -noise)
+    # Rivals whose row coincides with the target's come first: they decide feasibility.
+    distance = jnp.where(violated, jnp.where(reach > 0, -slack * reach, float(jnp.finfo(slack.dtype).max)), 0)
+    # The bits of a positive float order like an integer. With the index in its lowest bits one maximum finds both; an
+    # argmax is several times slower. Distances that agree in their leading bits are as good as each other.
+    num_classes = distance.shape[1]
+    mask = (1 << (num_classes - 1).bit_length()) - 1
+    bits = jnp.int32 if distance.dtype == jnp.float32 else jnp.int64
+    classes = mask - jnp.arange(num_classes, dtype=bits)
+    keys = (jax.lax.bitcast_convert_type(distance, bits) & ~mask) | classes[None, :]
+    best = jnp.max(jnp.where(violated, keys, -1), axis=-1)
+    return (mask - (best & mask)).astype(jnp.int32) % num_classes, best >= 0
+
+
+def _violations(regions: Regions, lanes: Lanes) -> tuple[Array, Array, Array]:
+    """Over all rivals: largest violation, the same less what the logits' rounding explains, farthest boundary."""
+    slack, rounding, _ = _slack(regions, lanes)
+    reach = pick(regions.reach, lanes.target)
+    logits, own = pick(regions.logits, lanes.sample), pick(regions.logits, lanes.sample, lanes.target)[:, None]
+    violation = jnp.maximum(-slack, 0) * reach
+    excess = jnp.max(jnp.where(violation > 0, violation - 64 * rounding * reach, violation), axis=-1)
+    heights = jnp.maximum(logits - own + pick(regions.margin, lanes.sample)[:, None], 0)  # -inf: a class without a say
+    return jnp.max(violation, axis=-1), excess, jnp.max(heights * reach, axis=-1)

@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool, Float
 
 from spectra_jax.checks import as_problem, check_choice, check_margin, check_mutable
 from spectra_jax.perturbations.boundary import boundary_norms
-from spectra_jax.perturbations.geometry import head_logits, squared_distances
+from spectra_jax.perturbations.geometry import head_logits, relative_logits, squared_distances
 from spectra_jax.perturbations.pinv import pinv_norms
 from spectra_jax.perturbations.projection import projection_norms
 from spectra_jax.types import Head
@@ -49,7 +49,8 @@ def all_pairs_norms(
     if method == "pinv" and mutable is not None:
         raise ValueError('mutable does not apply to method="pinv"; use "boundary" or "projection"')
     own_logits = logits is None
-    logits = head_logits(head, attributes) if logits is None else logits
+    if logits is None:  # the exact differences cost about twenty matrix products, little beside the projection
+        logits = relative_logits(head, attributes) if method == "projection" else head_logits(head, attributes)
     wanted = (attributes.shape[0], head.weights.shape[0])
     if logits.shape != wanted:
         raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row a sample")

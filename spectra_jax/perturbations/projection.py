@@ -1,39 +1,31 @@
 """The exact minimal change that makes the target win: projection onto its decision region."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import as_pair, check_mutable
-from spectra_jax.perturbations.active_set import (
-    FULL,
-    INFEASIBLE,
-    OPTIMAL,
-    ActiveSet,
-    difference_product,
-    solve_active_set,
-)
+from spectra_jax.checks import as_pair, as_problem, check_margin, check_mutable
+from spectra_jax.perturbations.active_set import INFEASIBLE, OPTIMAL, make_regions
+from spectra_jax.perturbations.batching import over_members, where_rare
 from spectra_jax.perturbations.geometry import (
     HIGHEST,
     centred,
     gap_rounding,
     gram_matrix,
-    head_logits,
     logit_gaps,
+    relative_logits,
     safe_norm,
-    safe_sqrt,
     squared_distances,
 )
-from spectra_jax.perturbations.rare import where_rare
+from spectra_jax.perturbations.pair_queue import Solutions, solve_pairs
 from spectra_jax.types import Head
 
-# Trained and random heads at 100-200 classes have 2 to 17 active rivals; pairs that need more are
-# re-solved with as many slots as they can ever use.
-_USUAL_CAPACITY = 32
-# Pairs of a sweep solved side by side: enough to fill a machine, little enough to stay in memory.
-_PAIRS_AT_ONCE = 16_384
+# Trained and random heads at 100-200 classes have 2 to 17 active rivals; pairs with more than this many are solved
+# on one after another.
+_USUAL_ACTIVE = 32
 
 
 class ProjectionResult(NamedTuple):
@@ -57,15 +49,6 @@ class ProjectionResult(NamedTuple):
     multipliers: Float[Array, "c"]
     feasible: Bool[Array, ""]
     kkt_residual: Float[Array, ""]
-
-
-class _Solution(NamedTuple):
-    """What the search found: multipliers, which rivals are active, the status and how to solve on them."""
-
-    multipliers: Float[Array, "c"]
-    active: Bool[Array, "c"]
-    status: Int[Array, ""]
-    usual: ActiveSet
 
 
 def projection_perturbation(
@@ -103,7 +86,7 @@ def projection_perturbation(
     """
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
     check_mutable(head, mutable)
-    logits = head_logits(head, attributes)
+    logits = relative_logits(head, attributes[None])[0]
     gaps = logit_gaps(logits, target, margin)
     rows = centred(head.weights)
     rows = rows if mutable is None else jnp.where(mutable[None, :], rows, 0)
@@ -112,12 +95,12 @@ def projection_perturbation(
     gram, squares = fixed(gram_matrix(head.weights, mutable)), fixed(squared_distances(head.weights, mutable))
     rank = min(head.weights.shape[1], head.weights.shape[0] - 1)
     rounding = fixed(gap_rounding(logits, target, margin))
-    solution = _search(gram, squares, fixed(gaps), rounding, target, rank=rank)
-    feasible = solution.status == OPTIMAL
-    empty = solution.status == INFEASIBLE
+    search = over_members(lambda shared, members: _search_pairs(*shared, *members, rank=rank))
+    found = search((gram, squares), (fixed(logits), target, fixed(margin)))
+    feasible, empty = found.status == OPTIMAL, found.status == INFEASIBLE
 
     # The search fixes WHICH rivals are active. Solving for the multipliers on them is the smooth part.
-    active = solution.active & feasible
+    active = (found.multipliers > 0) & feasible
     heights = jnp.where(active, gaps, 0)
 
     def combine(multipliers):
@@ -133,7 +116,7 @@ def projection_perturbation(
     multipliers = jax.lax.custom_linear_solve(
         active_product,
         heights,
-        solve=lambda product, right: _solve_on_active(gram, target, solution, product, right, rank=rank),
+        solve=lambda product, right: _solve_on_active(gram, target, active, product, right, rank=rank),
         symmetric=True,
     )
     delta = combine(multipliers)
@@ -150,7 +133,7 @@ def projection_perturbation(
     # rounding of the logits themselves explains is no such thing.
     excess = violations - 64 * rounding / jnp.where(lengths > 0, lengths, jnp.inf)
     feasible = feasible & (jnp.max(excess) <= 1e-2 * norm)
-    certificate = solution.multipliers
+    certificate = found.multipliers
     terms = jnp.sum(certificate * lengths)
     certificate_residual = safe_norm(combine(certificate)) / jnp.where(terms > 0, terms, 1)
     return ProjectionResult(
@@ -159,6 +142,68 @@ def projection_perturbation(
         multipliers=jnp.where(empty, certificate, multipliers),
         feasible=feasible,
         kkt_residual=fixed(jnp.where(feasible, residual, jnp.where(empty, certificate_residual, jnp.nan))),
+    )
+
+
+class AllPairsResult(NamedTuple):
+    """`projection_perturbation` of every sample for every target, without the changes themselves.
+
+    Attributes:
+        norms: (b, c) as `all_pairs_norms` gives them.
+        feasible: (b, c) whether the target can win by the margin at all; the predicted class counts as feasible.
+        num_active: (b, c) rivals that bound the region at the nearest point, or make up an empty one's certificate.
+        kkt_residual: (b, c) as in `ProjectionResult`.
+    """
+
+    norms: Float[Array, "b c"]
+    feasible: Bool[Array, "b c"]
+    num_active: Int[Array, "b c"]
+    kkt_residual: Float[Array, "b c"]
+
+
+def all_pairs_projection(
+    head: Head,
+    attributes: Float[Array, "b n"],
+    *,
+    margin: float | Float[Array, ""] = 0.0,
+    mutable: Bool[Array, "n"] | None = None,
+) -> AllPairsResult:
+    """Length of the smallest change of every sample for every target, with the evidence for it.
+
+    Args:
+        head: weights (c, n), optional bias (c,).
+        attributes: (b, n) unnormalised attributes.
+        margin: required lead over every other class, in logits.
+        mutable: (n,) attributes that may change; all of them by default.
+
+    Returns:
+        AllPairsResult.
+
+    Raises:
+        ValueError: shapes do not match, margin negative.
+    """
+    head, attributes = as_problem(head, attributes, ndim=2)
+    check_margin(margin)
+    check_mutable(head, mutable)
+    logits = relative_logits(head, attributes)
+    rank = min(head.weights.shape[1], head.weights.shape[0] - 1)
+    found = _all_targets(
+        gram_matrix(head.weights, mutable),
+        squared_distances(head.weights, mutable),
+        logits,
+        jnp.asarray(margin, attributes.dtype),
+        rank=rank,
+        want_multipliers=False,
+    )
+    predicted = _is_predicted(logits)
+    scale = safe_norm(attributes)[:, None] + jnp.where(jnp.isfinite(found.norm), found.norm, 0)
+    # The residual of an optimum is a distance; that of a certificate is relative already.
+    relative = jnp.where(found.status == INFEASIBLE, 1, jnp.where(scale > 0, scale, 1))
+    return AllPairsResult(
+        norms=jnp.where(predicted, 0, found.norm),
+        feasible=predicted | (found.status == OPTIMAL),
+        num_active=jnp.where(predicted, 0, found.num_active),
+        kkt_residual=jnp.where(predicted, 0, found.residual / relative),
     )
 
 
@@ -171,89 +216,90 @@ def projection_norms(
 ) -> Float[Array, "b c"]:
     """||projection_perturbation|| for all samples and targets, from the Gram matrix alone.
 
-    The squared norm is the dual objective at the optimal multipliers, whose error is the square of theirs;
-    by the envelope theorem its first derivative with the multipliers held fixed is exact. For second
-    derivatives use `projection_perturbation`.
+    By the envelope theorem the first derivative of the squared norm is that of the dual objective with the multipliers
+    held fixed. For second derivatives use `projection_perturbation`.
 
     Returns:
         (b, c); 0 for the predicted class, inf where the target's region is empty, NaN where this precision cannot tell.
     """
-    num_classes, num_attributes = head.weights.shape
-    gram, squares = gram_matrix(head.weights, mutable), squared_distances(head.weights, mutable)
-    fixed, rank = jax.lax.stop_gradient, min(num_attributes, num_classes - 1)
-
-    def one_pair(logits, target):
-        gaps = logit_gaps(logits, target, margin)
-        rounding = fixed(gap_rounding(logits, target, margin))
-        solution = _search(fixed(gram), fixed(squares), fixed(gaps), rounding, target, rank=rank)
-        multipliers = fixed(solution.multipliers)
-        feasible = solution.status == OPTIMAL
-        product = difference_product(gram, target, multipliers)
-        dual = jnp.sum(multipliers * (2 * jnp.where(gaps == -jnp.inf, 0, gaps) - product))
-        norm = safe_sqrt(jnp.where(feasible, jnp.maximum(dual, 0), 0))
-        return jnp.where(feasible, norm, jnp.where(solution.status == INFEASIBLE, jnp.inf, jnp.nan))
-
-    classes = jnp.arange(num_classes, dtype=jnp.int32)
-
-    def one_sample(logits):
-        return jax.vmap(one_pair, in_axes=(None, 0))(logits, classes)
-
-    norms = jax.lax.map(one_sample, logits, batch_size=max(1, _PAIRS_AT_ONCE // num_classes))
-    predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jnp.where(classes[None, :] == predicted[:, None], 0, norms)
+    rank = min(head.weights.shape[1], head.weights.shape[0] - 1)
+    gram = gram_matrix(head.weights, mutable)
+    squares = jax.lax.stop_gradient(squared_distances(head.weights, mutable))
+    norms = _norms(rank, gram, squares, logits, margin)
+    return jnp.where(_is_predicted(logits), 0, norms)
 
 
-def _search(gram, squares, gaps, rounding, target, *, rank: int) -> _Solution:
-    """Active set of one pair, re-solved with full capacity in the rare case that the usual one overflows."""
-    num_classes = gram.shape[0]
-    capacity = min(rank, _USUAL_CAPACITY)
-    max_steps = 64 + 8 * rank
-    usual = solve_active_set(
-        gram, squares[target], gaps, rounding, target, capacity=capacity, complete=capacity == rank, max_steps=max_steps
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _norms(rank, gram, squares, logits, margin):
+    return _all_targets(gram, squares, logits, margin, rank=rank, want_multipliers=False).norm
+
+
+@_norms.defjvp
+def _norms_jvp(rank, primals, tangents):
+    gram_dot, _, logits_dot, margin_dot = tangents
+    found = _all_targets(*primals, rank=rank, want_multipliers=True)
+    feasible = found.status == OPTIMAL
+    assert found.multipliers is not None
+    multipliers = jnp.where(feasible[..., None], found.multipliers, 0)
+    # ||delta||^2 = 2 lambda . h - v^T K v with v = lambda - sum(lambda) at the target.
+    total = jnp.sum(multipliers, axis=-1)
+    signed = multipliers - total[..., None] * jnp.eye(total.shape[1], dtype=total.dtype)[None]
+    heights_dot = jnp.einsum("bjk,bk->bj", signed, logits_dot, precision=HIGHEST) + total * margin_dot
+    product_dot = jnp.sum(jnp.einsum("bjk,km->bjm", signed, gram_dot, precision=HIGHEST) * signed, axis=-1)
+    moving = feasible & (found.norm > 0)
+    change = (heights_dot - product_dot / 2) / jnp.where(moving, found.norm, 1)
+    return found.norm, jnp.where(moving, change, 0)
+
+
+def _is_predicted(logits: Float[Array, "b c"]) -> Bool[Array, "b c"]:
+    classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    return classes[None, :] == jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
+
+
+def _all_targets(gram, squares, logits, margin, *, rank: int, want_multipliers: bool) -> Solutions:
+    """Solutions with leading axes (b, c)."""
+    num_samples, num_classes = logits.shape
+    pairs = jnp.arange(num_samples * num_classes, dtype=jnp.int32)
+    regions = make_regions(gram, squares, logits, jnp.broadcast_to(margin, num_samples))
+    found = solve_pairs(
+        regions, pairs // num_classes, pairs % num_classes, rank=rank, want_multipliers=want_multipliers
     )
-
-    def outcome(result: ActiveSet):
-        occupied = (result.slots[:, None] == jnp.arange(num_classes, dtype=jnp.int32)[None, :]) & result.used[:, None]
-        return result.multipliers, jnp.any(occupied, axis=0), result.status
-
-    def wide(shared, pair):
-        gram, squares = shared
-        gaps, rounding, target = pair
-        return outcome(
-            solve_active_set(
-                gram, squares[target], gaps, rounding, target, capacity=rank, complete=True, max_steps=max_steps
-            )
-        )
-
-    multipliers, active, status = outcome(usual)
-    if capacity < rank:
-        multipliers, active, status = where_rare(
-            usual.status == FULL, wide, (multipliers, active, status), (gram, squares), (gaps, rounding, target)
-        )
-    return _Solution(multipliers, active, status, usual)
+    return jax.tree.map(lambda leaf: leaf.reshape(num_samples, num_classes, *leaf.shape[1:]), found)
 
 
-def _solve_on_active(gram, target, solution: _Solution, product, right, *, rank: int):
+def _search_pairs(gram, squares, logits, targets, margins, *, rank: int) -> Solutions:
+    """Each row of logits with its own target."""
+    samples = jnp.arange(len(targets), dtype=jnp.int32)
+    regions = make_regions(gram, squares, logits, margins)
+    return solve_pairs(regions, samples, targets, rank=rank, want_multipliers=True)
+
+
+def _solve_on_active(gram, target, active, product, right, *, rank: int):
     """Solves product(x) = right on the active rivals, refined against the true product."""
-    usual = solution.usual
+    num_slots = min(rank, _USUAL_ACTIVE)
+    slots = jnp.nonzero(active, size=num_slots, fill_value=0)[0].astype(jnp.int32)
+    used = jnp.arange(num_slots, dtype=jnp.int32) < jnp.sum(active, dtype=jnp.int32)
 
-    def approximate(right):
-        held = jnp.matmul(usual.inverse, jnp.where(usual.used, right[usual.slots], 0), precision=HIGHEST)
-        return jnp.where(solution.active, 0, right).at[usual.slots].add(jnp.where(usual.used, held, 0))
+    def differences(shared, target, rivals, mask):
+        own = shared[target, rivals]
+        matrix = shared[target, target] - own[:, None] - own[None, :] + shared[rivals[:, None], rivals[None, :]]
+        return jnp.where(mask[:, None] & mask[None, :], matrix, jnp.eye(len(rivals), dtype=shared.dtype))
+
+    def few(right):
+        held = jnp.linalg.solve(differences(gram, target, slots, used), jnp.where(used, right[slots], 0))
+        return jnp.where(active, 0, right).at[slots].add(jnp.where(used, held, 0))
 
     def wide(shared, member):
         target, active, right = member
-        differences = shared[target, target] - shared[target][:, None] - shared[target][None, :] + shared
-        both = active[:, None] & active[None, :]
-        return jnp.linalg.solve(jnp.where(both, differences, jnp.eye(len(active), dtype=shared.dtype)), right)
+        return jnp.linalg.solve(differences(shared, target, jnp.arange(len(active), dtype=jnp.int32), active), right)
 
     def inverse(right):
-        answer = approximate(right)
-        if usual.used.shape[0] < rank:
-            answer = where_rare(usual.status == FULL, wide, answer, gram, (target, solution.active, right))
+        answer = few(right)
+        if num_slots < rank:
+            answer = where_rare(jnp.sum(active) > num_slots, wide, answer, gram, (target, active, right))
         return answer
 
     answer = inverse(right)
-    for _ in range(2):  # each pass squares away the rounding of the inverse built up step by step
+    for _ in range(2):  # each pass squares away the rounding of the solution before
         answer = answer + inverse(right - product(answer))
     return answer

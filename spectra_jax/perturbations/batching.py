@@ -1,0 +1,75 @@
+"""Functions that want their whole batch at once, however deeply they are vmapped."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+
+def over_members(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Turns a function of a stack of members into one of a single member that sees all vmapped members at once.
+
+    Not differentiable: use it under stop_gradient or inside lax.custom_linear_solve.
+
+    Args:
+        function: (shared, members) -> results; every leaf of members and results has the members along axis 0, shared
+            is the same for all of them, e.g. a Gram matrix, and stays unbatched.
+
+    Returns:
+        (shared, member) -> result, without that axis. Nested vmaps are merged into one stack. Where `shared` is
+        batched too (several heads), the heads are handled one after another, each with its own members.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def stacked(shared, members):
+        return function(shared, members)
+
+    @stacked.def_vmap
+    def _(size, batched, shared, members):
+        def spread(leaf, has_axis):
+            return leaf if has_axis else jnp.broadcast_to(leaf, (size, *leaf.shape))
+
+        members = jax.tree.map(spread, members, batched[1])
+        if any(jax.tree.leaves(batched[0])):
+            shared = jax.tree.map(spread, shared, batched[0])
+            result = jax.lax.map(lambda arguments: stacked(*arguments), (shared, members))
+        else:
+            merged = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), members)
+            result = stacked(shared, merged)
+            result = jax.tree.map(lambda leaf: leaf.reshape(size, -1, *leaf.shape[1:]), result)
+        return result, jax.tree.map(lambda _: True, result)
+
+    def single(shared, member):
+        lifted = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], member)
+        return jax.tree.map(lambda leaf: leaf[0], stacked(shared, lifted))
+
+    return single
+
+
+def where_rare(flag: Bool[Array, ""], rare: Callable[[Any, Any], Any], default: Any, shared: Any, operands: Any) -> Any:
+    """rare(shared, operands) where `flag` is set, `default` elsewhere.
+
+    Under vmap a plain lax.cond evaluates both branches for every member and holds their memory at once.
+    Here flagged members are handled one after another and the others cost nothing, at any depth of vmap.
+    Not differentiable, as `over_members`.
+
+    Args:
+        flag: whether this member needs the rare branch.
+        rare: function of (shared, operands) returning the structure of `default`.
+        default: pytree returned where the flag is not set.
+        shared: pytree that is the same for all members; kept unbatched.
+        operands: pytree of per-member arguments.
+
+    Returns:
+        Pytree like `default`.
+    """
+
+    def over_batch(shared, members):
+        def one(member):
+            return jax.lax.cond(member[0], lambda: rare(shared, member[2]), lambda: member[1])
+
+        return jax.lax.cond(jnp.any(members[0]), lambda: jax.lax.map(one, members), lambda: members[1])
+
+    return over_members(over_batch)(shared, (flag, default, operands))
