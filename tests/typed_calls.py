@@ -48,6 +48,7 @@ def solve_one_and_many(head: sj.Head, attributes: jax.Array) -> None:
     for method in ("boundary", "pinv", "projection"):
         sj.all_pairs_norms(head, attributes, method=method)
     mutable = jnp.arange(attributes.shape[1]) > 1
+    sj.all_pairs_projection(head, attributes, margin=0.1, mutable=mutable)
     jax.jit(lambda e, m: sj.all_pairs_norms(head, e, margin=m, mutable=mutable))(attributes, jnp.float32(0.1))
     sj.best_single_attributes(head, attributes)
     units = jnp.ones(attributes.shape[1])

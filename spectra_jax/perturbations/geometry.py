@@ -53,7 +53,8 @@ def relative_logits(head: Head, attributes: Float[Array, "b n"]) -> Float[Array,
     if plain.dtype != jnp.float32:
         return plain
     exact = _exact_differences(*jax.lax.stop_gradient((head, attributes)))
-    return exact + (plain - jax.lax.stop_gradient(plain))
+    # The value of the one with the derivative of the other; -inf, a class that never wins, has none.
+    return jnp.where(jnp.isfinite(plain), exact + (plain - jax.lax.stop_gradient(plain)), exact)
 
 
 def _exact_differences(head: Head, attributes: Float[Array, "b n"]) -> Float[Array, "b c"]:

@@ -1,0 +1,100 @@
+"""Every benchmark of the geometry, and the table of README made from them."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.benchmarks import attackability, pinv, projection, single_attribute
+from spectra_jax.reporting.page import write_atomically
+from spectra_jax.reporting.provenance import device, versions
+
+
+@dataclass(frozen=True)
+class Args:
+    """Runs the benchmarks one after another and writes benchmarks.json and table.md.
+
+    python -m experiments.benchmarks --run-dir runs/efficientnet_lite0-cub-seed0 --out runs/benchmarks
+        the table of README; 10 minutes on 2 free CPU cores. Nothing else should run meanwhile.
+
+    Attributes:
+        out: the folder to write.
+        run_dir: a run folder of experiments.train, for the rows on a trained head; left out if not given.
+    """
+
+    out: Path
+    run_dir: Path | None = None
+
+
+def times(figures: dict[str, Any], name: str) -> str:
+    """median (smallest - largest)."""
+    median, low, high = (figures[f"{name}/{part}_us"] for part in ("median", "low", "high"))
+    return f"{median:,.3g} ({low:,.3g} - {high:,.3g}) us"
+
+
+def projection_row(what: str, figures: dict[str, Any]) -> tuple[str, ...]:
+    """One line of the table."""
+    error, double = figures["spectra_jax, all pairs/norm_error"], figures["spectra_jax, float64/norm_error"]
+    peer = figures["best_peer"]
+    agreement = f"{error:.0e} (float32), {double:.0e} (float64); KKT residual {figures['residual']:.0e}"
+    ours, theirs = times(figures, "spectra_jax, all pairs"), f"{peer}: {times(figures, peer)}"
+    return what, ours, theirs, f"{figures['speed_up']:.1f}", agreement
+
+
+def single_row(what: str, figures: dict[str, Any]) -> tuple[str, ...]:
+    """One line of the table."""
+    agreement = f"{figures['same']} of {figures['compared']} choices and changes the same to the last bit"
+    theirs = f"NumPy, all crossings: {times(figures, 'numpy')}"
+    return what, f"{times(figures, 'walk')} a sample", f"{theirs} a sample", f"{figures['speed_up']:,.0f}", agreement
+
+
+def measure(args: Args) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
+    """All figures by benchmark, and the lines of the table."""
+    figures: dict[str, Any] = {}
+    rows = []
+    heads: list[tuple[str, Path | None]] = [("random head", None)]
+    if args.run_dir is not None:
+        heads.append(("trained head", args.run_dir))
+    for name, run_dir in heads:
+        figures[f"projection, {name}"] = projection.measure(projection.Args(run_dir=run_dir))
+        rows.append(projection_row(f"projection, {name}, per pair", figures[f"projection, {name}"]))
+    found = figures["pinv"] = pinv.measure(pinv.Args())
+    peer = "numpy.linalg.pinv, pair by pair"
+    error = f"{found['spectra_jax, all pairs/norm_error']:.0e} of float64"
+    pair_times = times(found, "spectra_jax, all pairs"), f"{peer}: {times(found, peer)}"
+    rows.append(("pinv, per pair", *pair_times, f"{found['speed_up']:,.0f}", error))
+    for name, run_dir in heads:
+        found = single_attribute.measure(single_attribute.Args(run_dir=run_dir))
+        figures[f"single attribute, {name}"] = found
+        rows.append(single_row(f"best single attribute, {name}", found))
+    found = figures["attackability"] = attackability.measure(attackability.Args())
+    ours, product = (f"{found[f'{name}/median_s']:.2f} s" for name in ("attackability", "product"))
+    error = f"relative margin within {found['largest_margin_error']:.0e} of float64"
+    cost = f"{1 / found['products']:.2f} (costs {found['products']:.2f} products)"
+    rows.append(("attackability, 50,000 x 1,000 x 2,048", ours, f"one matrix product: {product}", cost, error))
+    return figures, rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks")
+    figures, rows = measure(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    heading = ("what", "spectra_jax", "best peer", "times faster", "agreement")
+    lines = [" | ".join(("", *row, "")).strip() for row in (heading, ("---",) * len(heading), *rows)]
+    hardware = f"{os.cpu_count()} cores, {platform.machine()}, {device()}, {versions()}"
+    figures["hardware"] = hardware
+    write_atomically(args.out / "benchmarks.json", json.dumps(figures, indent=1) + "\n")
+    write_atomically(args.out / "table.md", "\n".join([*lines, "", f"Measured on {hardware}."]) + "\n")
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
