@@ -288,16 +288,17 @@ def test_a_group_that_cannot_be_put_in_order_has_no_answer():
     assert np.all(np.asarray(result.active)[1:][np.asarray(result.feasible)[1:], 0])
 
 
+@pytest.mark.usefixtures("x64")
 def test_a_nan_is_never_answered_with_a_number():
     weights, bias, attributes, targets = draw(51)
-    broken = np.float32(attributes)
+    broken = attributes.copy()
     broken[0, 3] = np.nan
-    head, plain = as_head(np.float32(weights), np.float32(bias)), np.ones(N, bool)
-    ends = np.float32(np.full((B, N), 5))
+    head, plain = as_head(weights, bias), np.ones(N, bool)
+    ends = np.full((B, N), 5.0)
     for result in (
-        box(head, broken, targets, -ends, ends, np.float32(0), plain),
-        sparse(2)(head, broken, targets, np.float32(0), plain),
-        one_hot(head, broken, targets, GROUPS, np.float32(0), np.float32(0), plain),
+        box(head, broken, targets, -ends, ends, 0.0, plain),
+        sparse(2)(head, broken, targets, 0.0, plain),
+        one_hot(head, broken, targets, GROUPS, 0.0, 0.0, plain),
     ):
         assert np.isnan(result.norm[0]) and not result.feasible[0] and np.isfinite(result.norm[1:]).any()
 

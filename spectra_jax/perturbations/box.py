@@ -121,16 +121,17 @@ def project_into_box(
     dtype, fixed = rows.dtype, jax.lax.stop_gradient
     epsilon = float(jnp.finfo(dtype).eps)
     lengths = safe_norm(rows)
-    apart = (lengths > 8 * epsilon * jnp.max(lengths)) & (gaps > -jnp.inf)
+    apart = (lengths > 8 * epsilon * jnp.max(lengths)) & (gaps != -jnp.inf)
     divisors = jnp.where(apart, lengths, 1)
     normals = jnp.where(apart[:, None], rows / divisors[:, None], 0)
     heights = jnp.where(apart, gaps / divisors, 0)
     # A row that coincides with the target's keeps its gap for ever.
     behind = (gaps > 0) & ~apart
-    hopeless = fixed(hopeless | jnp.any(behind))
+    told = ~(jnp.any(jnp.isnan(gaps)) | jnp.any(jnp.isnan(low)) | jnp.any(jnp.isnan(high)))
+    hopeless = fixed((hopeless | jnp.any(behind)) & told)
 
     found = _search(*map(fixed, (normals, heights, apart, low, high, size)))
-    solved = (found.status == _SOLVED) & ~hopeless
+    solved = (found.status == _SOLVED) & ~hopeless & told
     active = (found.multipliers > 0) & solved
     pull = jnp.matmul(found.multipliers, fixed(normals), precision=HIGHEST)
     free = (pull > fixed(low)) & (pull < fixed(high))
@@ -170,7 +171,7 @@ def project_into_box(
     scale = size + norm
     residual = fixed(violation / jnp.where(scale > 0, scale, 1))
     feasible = solved & (residual <= epsilon**0.5 * 0.03)
-    empty = hopeless | (found.status == _EMPTY)
+    empty = hopeless | ((found.status == _EMPTY) & told)
     nothing = jnp.where(empty, jnp.inf, jnp.nan)
     # Evidence of an empty problem: the search's own multipliers, or the one row that can never be closed.
     proof = jnp.where(jnp.any(behind), behind.astype(dtype), found.multipliers)

@@ -20,7 +20,7 @@ from spectra_jax.perturbations.geometry import HIGHEST
 def unit_rows(rows: Float[Array, "c n"], gaps: Float[Array, "c"]) -> tuple[Array, Array, Array]:
     """Rows of length 1, their heights, and the lengths; rows that ask for nothing become zero."""
     lengths = jnp.sqrt(jnp.sum(jnp.square(rows), axis=-1))
-    asked = (lengths > 0) & (gaps > -jnp.inf)
+    asked = (lengths > 0) & (gaps != -jnp.inf)
     divisors = jnp.where(asked, lengths, 1)
     return jnp.where(asked[:, None], rows / divisors[:, None], 0), jnp.where(asked, gaps / divisors, 0), divisors
 
