@@ -87,7 +87,8 @@ def test_every_import_is_declared():
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names = [node.module]
             for module in {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - set(PACKAGES):
-                providers = {canonicalize_name(name) for name in distributions.get(module, ())}
+                # A package under its own name may be installed where packages_distributions does not look.
+                providers = {canonicalize_name(name) for name in distributions.get(module, (module,))}
                 if not providers & declared:
                     undeclared.setdefault(module, []).append(str(path.relative_to(ROOT)))
     assert not undeclared
