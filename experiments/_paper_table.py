@@ -275,6 +275,7 @@ def pair_figures(found: Counterfactuals) -> dict[str, Any]:
         **rate("success_rate", int(won.sum()), len(won)),
         **rate("survives_rounding_rate", int(found.survives_rounding.sum()), len(won)),
         **median_interval("psnr_median", found.psnr[won]),
+        "psnr_lower_quartile": float(np.quantile(found.psnr[won], 0.25)) if won.any() else float("nan"),
         **median_interval("ssim_median", found.ssim[won]),
         **median_interval("noise_ratio_realised_median", np.asarray(realised)),
         **median_interval("noise_ratio_requested_median", np.asarray(requested)),
