@@ -34,7 +34,7 @@ def random_problem(num_classes, num_attributes, num_samples, seed=0):
 def test_pairs_queue_for_lanes_and_float32_keeps_its_digits():
     head, attributes = random_problem(60, 12, 40)
     num_pairs = 60 * 40
-    assert num_pairs > 2 * pair_queue._LANES, "each lane must take several pairs"
+    assert num_pairs > 2 * pair_queue._LANES_ON_CPU, "each lane must take several pairs"
     found = jax.jit(sj.all_pairs_projection)(head, attributes)
     weights, samples = np.asarray(head.weights, np.float64), np.asarray(attributes, np.float64)
     expected = np.array([[nearest_point_norm(weights, row, target) for target in range(60)] for row in samples])

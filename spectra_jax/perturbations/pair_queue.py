@@ -26,8 +26,9 @@ from spectra_jax.perturbations.active_set import (
 )
 
 # Slots of a lane, stage by stage; the last stage has as many as a pair can ever use.
-_CAPACITIES = (12, 32)
-_LANES = 1024
+_CAPACITIES = (10, 24)
+# Enough lanes to fill the machine: on CPUs all of their state should fit into the cache.
+_LANES, _LANES_ON_CPU = 16_384, 256
 # A lane's inverse and rows may fill this many numbers over all lanes.
 _LANE_MEMORY = 16_000_000
 _STEPS_BETWEEN_RELOADS = 4
@@ -88,7 +89,8 @@ def _run_queue(
     *, capacity: int, rank: int,
 ) -> Solutions:  # fmt: skip
     num_classes = regions.gram.shape[0]
-    num_lanes = max(1, min(len(queue), _LANES, _LANE_MEMORY // (capacity * capacity + num_classes)))
+    most = _LANES_ON_CPU if jax.default_backend() == "cpu" else _LANES
+    num_lanes = max(1, min(len(queue), most, _LANE_MEMORY // (capacity * capacity + num_classes)))
 
     def reload(state):
         lanes, pair, taken, solutions = state
