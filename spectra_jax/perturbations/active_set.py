@@ -110,7 +110,7 @@ class Conclusions(NamedTuple):
 
 def pick(matrix: Array, *index: Array) -> Array:
     """matrix[index] without the guard against indices out of bounds, which is what makes gathers slow."""
-    return matrix.at[index].get(mode="promise_in_bounds")
+    return matrix.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def empty_lanes(regions: Regions, num_lanes: int, capacity: int) -> Lanes:
