@@ -23,8 +23,8 @@ class TrainConfig:
           lambda_stability=0.1                                    0.904 / 0.92 /  7.7 / 0.131
           lambda_stability=0.2                                    0.906 / 0.90 /  6.0 / 0.165
 
-    The gradient of -log r grows as 1 / r, also for samples that are still on the wrong side: from scratch it can freeze
-    early mistakes, and clip_norm then leaves little of the other terms. The hinge has no such pull.
+    These are one seed each, compared on the test split. A guess at the collapse from scratch: the gradient of -log r
+    grows as 1 / r, also for samples still on the wrong side. The hinge has no such pull.
 
     Attributes:
         model: architecture, one of the names `build_model` knows.
