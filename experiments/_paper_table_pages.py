@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,9 +150,9 @@ def table_markdown(results: Results, data: _run.DataConfig) -> str:
     head = ["Model", "Training"]
     names = [[row.model, row.variant] for row in attacked]
     parts = [
-        f"`{command_line()}`: {len(results)} trainings, {duration(seconds)} in all, {device()}, {versions()}. "
-        f"Data: {data.name}, {one['num_test']:,} test images. Seed 0, 95 % intervals in brackets (Wilson for shares, "
-        "bootstrap over images or pairs for the others).",
+        f"`{command_line()}`: {len(results)} trainings, {duration(seconds)} in all, {device()}, {os.cpu_count()} "
+        f"cores, {versions()}. Data: {data.name}, {one['num_test']:,} test images. Seed 0, 95 % intervals in brackets "
+        "(Wilson for shares, bootstrap over images or pairs for the others).",
         _markdown(
             [*head, *map(_heading, QUALITY)],
             [
