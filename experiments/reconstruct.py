@@ -23,11 +23,13 @@ class Args:
     """Reconstructs test images from nothing but a trained run's attributes (Section 3.3, Eq. 7).
 
     python -m experiments.reconstruct --run-dir runs/cnn-synthetic-seed0 --out runs/reconstruct
-        synthetic birds at 64 pixels; about 3 minutes of processor time.
+        synthetic birds at 64 pixels; a minute of processor time for 250 steps. Held-out PSNR 18.3 dB, mean image 14.0.
     python -m experiments.reconstruct --run-dir runs/efficientnet_lite0-cub-seed0 --out runs/reconstruct-cub
-        real photographs, shrunk to 64 pixels; the features of the training are used again.
+        real photographs, shrunk to 64 pixels; a minute for 100 steps. Held-out PSNR 13.6 dB, mean image 13.2.
 
-    The encoder stays as it is; the decoder is trained on the training split. A run trained with --lambda-reconstruction
+    The encoder stays as it is. The decoder starts as the ridge regression from the attributes to the pixels and learns
+    a correction on the training split; what is best on the validation split is kept, and in both examples the
+    correction adds less than 0.01 dB to the regression. A run trained with --lambda-reconstruction
     brings its own decoder, which is then measured as it is. Repeating the command resumes.
 
     Attributes:
@@ -61,28 +63,35 @@ def reconstruct(args: Args) -> tuple[Path, int]:
     with _folder.owned_folder(args.out, "experiments.reconstruct", settings) as out:
         load = pictures.load_examples(run, decoder.image_size, console=console)
         train, test = load("train"), load("test")
+        if run.dataset.num_examples("validation"):
+            held_out = load("validation")
+        else:
+            train, held_out = pictures.set_aside(train)
+        linear, best = pictures.linear_decoder(decoder, train, held_out, seed=args.seed), {}
         if brought:
             params = run.params[DECODER]
         else:
-            held_out = load("validation") if run.dataset.num_examples("validation") else None
-            params, code = pictures.train_decoder(
-                decoder, train, held_out, args.decoder, out, seed=args.seed, console=console
+            params, step, code = pictures.train_decoder(
+                decoder, linear, train, held_out, args.decoder, out, seed=args.seed, console=console
             )
             if code:
                 console.say("stopped; repeat the command to go on from there")
                 return out, code
-        figures = pictures.reconstruction_figures(run, decoder, params, train, test)
+            best = {"best_step": step}
+        figures = pictures.reconstruction_figures(run, decoder, params, linear, train, test)
         columns = pictures.choose_attributes(run, decoder, params, test, args.attributes)
         seconds = time.monotonic() - began
-        write_json(out / _folder.SUMMARY, figures | {"seconds": seconds})
+        write_json(out / _folder.SUMMARY, figures | best | {"seconds": seconds})
         report = Report("SPECTRA reconstruction", subtitle=f"{run.config.model} on {run.info.name}")
         pictures.add_figures(report, figures)
         pictures.add_pictures(report, run, decoder, params, test, columns)
         if not brought:
-            report.curves("Training of the decoder", read_metrics(out / _folder.METRICS))
+            kept = f"The decoder of step {step} is shown, the best on the validation split; step 0 is ridge regression."
+            report.curves("Training of the decoder", read_metrics(out / _folder.METRICS), caption=kept)
         report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir))
-        psnr, baseline = (figures[f"test/reconstruction_psnr{name}"] for name in ("", "_baseline"))
-        console.say(f"{psnr:.2f} dB on the test split, the mean image {baseline:.2f} dB; {duration(seconds)}")
+        psnr, line, mean = (figures[f"test/reconstruction_psnr{name}"] for name in ("", "_linear", "_baseline"))
+        said = f"{psnr:.2f} dB on the test split, ridge regression {line:.2f} dB, the mean image {mean:.2f} dB"
+        console.say(f"{said}; {duration(seconds)}")
         return report.write(out / "report.html"), 0
 
 

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from training_tools import CONFIG, SIDE, EndlessBatches, examples, make_problem, plain_step
 
 from data_prep.synthetic_birds import generate
@@ -21,16 +24,17 @@ from spectra_jax.training import fit, forward, init_state, make_optimizer, make_
 JOINT = dataclasses.replace(CONFIG, lambda_reconstruction=2.0)
 
 
-@pytest.mark.parametrize("size", [4, 7, 30, 64])
+@pytest.mark.parametrize("size", [4, 7, 30])
 def test_decoder_draws_images_of_the_asked_size_within_the_unit_range(size):
     decoder = build_decoder(num_attributes=5, image_size=size, widths=(16, 16, 8, 8))
     params = decoder.init(jax.random.key(0))
     attributes = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
-    images = np.asarray(jax.jit(decoder.decode)(params, attributes))
+    decode = jax.jit(decoder.decode)
+    images = np.asarray(decode(params, attributes))
     assert images.shape == (3, size, size, 3) and images.dtype == np.float32
     assert 0 <= images.min() < images.max() <= 1
     # No image depends on the others of its batch.
-    np.testing.assert_allclose(decoder.decode(params, attributes[1:2])[0], images[1], atol=1e-5)
+    np.testing.assert_allclose(decode(params, attributes.at[::2].set(7))[1], images[1], atol=1e-5)
     assert not np.allclose(images[0], images[1], atol=1e-3)
 
 
@@ -41,19 +45,58 @@ def test_decoder_standardises_by_statistics_that_are_not_trained():
     rows[:, 4] = 1.0  # constant: only centred
     with_statistics = decoder.with_statistics(params, rows)
     standard = (rows - rows.mean(0)) / np.where(rows.std(0) > 0, rows.std(0), 1)
+    decode = jax.jit(decoder.decode)
     np.testing.assert_allclose(
-        decoder.decode(with_statistics, jnp.asarray(rows)), decoder.decode(params, jnp.asarray(standard)), atol=1e-4
+        decode(with_statistics, jnp.asarray(rows)), decode(params, jnp.asarray(standard)), atol=1e-4
     )
-    gradient = jax.grad(lambda p: jnp.sum(decoder.decode(p, jnp.asarray(rows))))(with_statistics)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(decoder.decode(p, jnp.asarray(rows)))))(with_statistics)
     assert not gradient["feature_mean"].any() and not gradient["feature_std"].any()
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["network"]))
+
+
+def test_linear_map_is_the_decoder_that_training_starts_from():
+    decoder = build_decoder(num_attributes=5, image_size=8, widths=(8,) * 2)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(3, 2, (40, 5)).astype(np.float32)
+    kernel, mean = rng.normal(0, 0.3, (5, 8, 8, 3)), rng.uniform(size=(8, 8, 3))
+    params = decoder.with_linear(decoder.with_statistics(decoder.init(jax.random.key(0)), rows), kernel, mean)
+    expected = np.clip(mean + np.tensordot((rows - rows.mean(0)) / rows.std(0), kernel, 1), 0, 1)
+    assert np.mean(expected == 0) > 0.02 and np.mean(expected == 1) > 0.02  # both ends are clipped
+    np.testing.assert_allclose(jax.jit(decoder.decode)(params, jnp.asarray(rows)), expected, atol=0.5 / 255 + 1e-5)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(decoder.decode(p, jnp.asarray(rows))))))(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["linear"]))
+    assert np.any(gradient["network"]["colours"]["kernel"])  # the correction is zero but can be learned
+
+
+@pytest.mark.parametrize("noise", [0.05, 5.0])
+def test_ridge_penalty_is_the_best_on_held_out_examples(noise):
+    rng = np.random.default_rng(0)
+    attributes = rng.normal(1, 3, (90, 6)).astype(np.float32)
+    signal = 0.5 + np.tensordot(attributes - 1, rng.normal(0, 0.02, (6, 8, 8, 3)), 1)
+    images = np.clip(signal + 0.1 * noise * rng.normal(size=signal.shape), 0, 1).astype(np.float32)
+    labels = np.zeros(90, int)
+    train, held_out = _reconstruction.set_aside(_reconstruction.Examples(attributes, images, labels, labels))
+    assert (len(train.labels), len(held_out.labels)) == (81, 9)
+    decoder = build_decoder(num_attributes=6, image_size=8, widths=(8,) * 2)
+    params = _reconstruction.linear_decoder(decoder, train, held_out, seed=0)
+
+    def quality(images):
+        return _reconstruction.mean_psnr(np.clip(images, 0, 1), held_out.images)
+
+    fits = [
+        make_pipeline(StandardScaler(), Ridge(alpha=penalty * 81)).fit(train.attributes, train.images.reshape(81, -1))
+        for penalty in _reconstruction.PENALTIES
+    ]
+    drawn = [fit.predict(held_out.attributes).reshape(-1, 8, 8, 3).astype(np.float32) for fit in fits]
+    decoded = _reconstruction.decode_all(decoder, params, held_out.attributes)
+    np.testing.assert_allclose(decoded, np.clip(max(drawn, key=quality), 0, 1), atol=0.5 / 255 + 1e-4)
 
 
 @pytest.mark.usefixtures("x64")
 def test_decoder_runs_in_float64():
     decoder = build_decoder(num_attributes=5, image_size=8, widths=(8,) * 2)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), decoder.init(jax.random.key(0)))
-    assert decoder.decode(params, jnp.ones((2, 5))).dtype == jnp.float64
+    assert jax.jit(decoder.decode)(params, jnp.ones((2, 5))).dtype == jnp.float64
 
 
 def test_wrong_sizes_are_named():
@@ -136,11 +179,16 @@ def runs(tmp_path_factory):
 STEPS = ["--steps", "40", "--image-size", "16", "--batch-size", "16", "--quiet"]
 
 
-def test_decoder_of_a_finished_run(runs, tmp_path):
+def test_decoder_of_a_finished_run(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(_reconstruction, "EVERY", 20)
     arguments = ["--run-dir", str(runs / "plain"), "--out", str(tmp_path / "out"), *STEPS]
     assert reconstruct(arguments) == 0
     summary = _folder.read_json(tmp_path / "out" / _folder.SUMMARY)
     assert summary["test/reconstruction_psnr"] > summary["test/reconstruction_psnr_baseline"] > 5
+    assert summary["test/reconstruction_psnr_linear"] > summary["test/reconstruction_psnr_baseline"]
+    looks = [row for row in read_metrics(tmp_path / "out" / _folder.METRICS) if row["split"] == "validation"]
+    best = max(looks, key=lambda row: row["reconstruction_psnr"])
+    assert [row["step"] for row in looks] == [0, 20, 40] and summary["best_step"] == best["step"]
     assert 0 <= summary["test/reconstruction_class_accuracy"] <= 1 and summary["test/shrunk_class_accuracy"] > 0.25
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Held-out birds" in page and "One attribute changed" in page and "Mean image PSNR" in page
@@ -157,7 +205,9 @@ def test_stopped_decoder_resumes_bitwise(runs, tmp_path, monkeypatch):
     run = _run.load_run(runs / "plain")
     decoder = build_decoder(num_attributes=run.info.num_attributes, image_size=16, widths=(8, 8))
     split = _reconstruction.load_examples(run, 16, console=_reconstruction.Console(quiet=True))("train")
+    split, held_out = _reconstruction.set_aside(split)
     config = _reconstruction.DecoderConfig(image_size=16, steps=30, batch_size=8)
+    start = _reconstruction.linear_decoder(decoder, split, held_out, seed=0)
 
     class Interrupted(Exception):
         pass
@@ -171,23 +221,29 @@ def test_stopped_decoder_resumes_bitwise(runs, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(_reconstruction, "fit", lambda *a, **k: original(*a, **{**k, "on_step": fail}))
             return _reconstruction.train_decoder(
-                decoder, split, None, config, out, seed=0, console=_reconstruction.Console(quiet=True)
+                decoder, start, split, held_out, config, out, seed=0, console=_reconstruction.Console(quiet=True)
             )
 
     for name in ("whole", "pieces"):
         (tmp_path / name).mkdir()
-    whole, code = once(tmp_path / "whole")
+    whole, step, code = once(tmp_path / "whole")
     assert code == 0
     with pytest.raises(Interrupted):
         once(tmp_path / "pieces", stop_at=17)
-    resumed, _ = once(tmp_path / "pieces")
+    resumed, step_after_resuming, _ = once(tmp_path / "pieces")
+    assert step_after_resuming == step
+    looks = [row for row in read_metrics(tmp_path / "pieces" / _folder.METRICS) if row["split"] == "validation"]
+    assert [row["step"] for row in looks] == [0, 10, 20, 30]
+    kept = _reconstruction.mean_psnr(_reconstruction.decode_all(decoder, resumed, held_out.attributes), held_out.images)
+    assert kept == pytest.approx(max(row["reconstruction_psnr"] for row in looks), abs=1e-4)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_decoder_that_came_with_its_run_is_measured_as_it_is(runs, tmp_path):
     assert set(json.loads((runs / "joint" / _folder.CONFIG).read_text())["run"]["train"]) >= {"lambda_reconstruction"}
-    assert read_metrics(runs / "joint" / _folder.METRICS)[0].keys() >= {"reconstruction_loss", "sparsity_loss"}
+    logged = [row for row in read_metrics(runs / "joint" / _folder.METRICS) if row["split"] == "train"]
+    assert logged[0].keys() >= {"reconstruction_loss", "sparsity_loss"}
     assert reconstruct(["--run-dir", str(runs / "joint"), "--out", str(tmp_path / "out"), "--quiet"]) == 0
     summary = _folder.read_json(tmp_path / "out" / _folder.SUMMARY)
     assert summary["test/reconstruction_psnr"] > summary["test/reconstruction_psnr_baseline"]

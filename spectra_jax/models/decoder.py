@@ -16,6 +16,8 @@ from spectra_jax.models._layers import ConvGroupNorm, check_widths, group_norm
 Params = dict[str, Any]
 # The coarsest map is at most this wide: small enough for one dense layer to lay out the whole picture.
 LARGEST_GRID = 7
+# A linear picture keeps this distance from black and white, where its logit would be infinite: half a grey level.
+DARKEST = 0.5 / 255
 
 
 class Colours(nn.Module):
@@ -30,7 +32,7 @@ class Colours(nn.Module):
 
 
 class ShufflingDecoder(nn.Module):
-    """A dense layer to a coarse map, then convolutions that trade four channels for twice the side.
+    """A dense layer to a coarse map, then convolutions that trade four channels for twice the side; yields logits.
 
     Every convolution runs at the resolution before its upsampling, which on CPU is what keeps the decoder cheaper than
     the encoder.
@@ -53,7 +55,7 @@ class ShufflingDecoder(nn.Module):
             x = _shuffle(nn.relu(ConvGroupNorm(4 * width)(x)))
         x = _shuffle(Colours(name="colours")(x))
         margin = (x.shape[1] - self.image_size) // 2
-        return nn.sigmoid(x[:, margin : margin + self.image_size, margin : margin + self.image_size])
+        return x[:, margin : margin + self.image_size, margin : margin + self.image_size]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Decoder:
     Attributes:
         num_attributes: n.
         image_size: side of the square images, in pixels.
-        network: flax module from standardised attributes to images.
+        network: flax module from standardised attributes to the logits of images.
     """
 
     num_attributes: int
@@ -96,6 +98,24 @@ class Decoder:
             "feature_std": jnp.asarray(std, dtype),
         }
 
+    def with_linear(
+        self, params: Params, kernel: Float[Array | np.ndarray, "n h w 3"], mean: Float[Array | np.ndarray, "h w 3"]
+    ) -> Params:
+        """New parameters that decode to mean + standardised attributes @ kernel, clipped to [0, 1].
+
+        The network becomes a correction of that picture, in logits, and starts at zero. Like the statistics, the
+        linear map is not trained.
+
+        Args:
+            params: with the statistics by which the attributes are standardised.
+            kernel: (n, image_size, image_size, 3).
+            mean: (image_size, image_size, 3), the picture of the mean attributes.
+        """
+        colours = jax.tree.map(jnp.zeros_like, params["network"]["colours"])
+        dtype = params["feature_mean"].dtype
+        linear = {"kernel": jnp.asarray(kernel, dtype), "mean": jnp.asarray(mean, dtype)}
+        return {**params, "network": {**params["network"], "colours": colours}, "linear": linear}
+
     def decode(self, params: Params, attributes: Float[Array, "b n"]) -> Float[Array, "b h w 3"]:
         """Images (b, image_size, image_size, 3) in [0, 1] of unnormalised attributes (b, n).
 
@@ -106,7 +126,12 @@ class Decoder:
             raise ValueError(f"attributes has shape {attributes.shape}; expected (b, {self.num_attributes})")
         mean, std = jax.lax.stop_gradient((params["feature_mean"], params["feature_std"]))
         standardised = (attributes - mean[None, :]) / std[None, :]
-        return cast(Array, self.network.apply({"params": params["network"]}, standardised))
+        logits = self.network.apply({"params": params["network"]}, standardised)
+        if "linear" in params:
+            linear = jax.lax.stop_gradient(params["linear"])
+            picture = linear["mean"][None] + jnp.tensordot(standardised, linear["kernel"], 1)
+            logits += jax.scipy.special.logit(jnp.clip(picture, DARKEST, 1 - DARKEST))
+        return cast(Array, nn.sigmoid(logits))
 
 
 def build_decoder(*, num_attributes: int, image_size: int, widths: Sequence[int] = (128, 64, 32, 24, 16, 8)) -> Decoder:
