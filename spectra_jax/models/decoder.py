@@ -126,12 +126,12 @@ class Decoder:
             raise ValueError(f"attributes has shape {attributes.shape}; expected (b, {self.num_attributes})")
         mean, std = jax.lax.stop_gradient((params["feature_mean"], params["feature_std"]))
         standardised = (attributes - mean[None, :]) / std[None, :]
-        logits = self.network.apply({"params": params["network"]}, standardised)
+        logits = cast(Array, self.network.apply({"params": params["network"]}, standardised))
         if "linear" in params:
             linear = jax.lax.stop_gradient(params["linear"])
             picture = linear["mean"][None] + jnp.tensordot(standardised, linear["kernel"], 1)
             logits += jax.scipy.special.logit(jnp.clip(picture, DARKEST, 1 - DARKEST))
-        return cast(Array, nn.sigmoid(logits))
+        return nn.sigmoid(logits)
 
 
 def build_decoder(*, num_attributes: int, image_size: int, widths: Sequence[int] = (128, 64, 32, 24, 16, 8)) -> Decoder:
