@@ -22,9 +22,9 @@ from spectra_jax.training import DECODER, NonFiniteError, training_decoder
 class Args:
     """Reconstructs test images from nothing but a trained run's attributes (Section 3.3, Eq. 7).
 
-    python -m experiments.reconstruct --run-dir runs/cnn-synthetic-seed0 --out runs/reconstruct
+    python -m experiments.reconstruct --run-dir runs/cnn-synthetic-seed0 --out runs/reconstruct --steps 250
         synthetic birds at 64 pixels; a minute of processor time for 250 steps. Held-out PSNR 18.3 dB, mean image 14.0.
-    python -m experiments.reconstruct --run-dir runs/efficientnet_lite0-cub-seed0 --out runs/reconstruct-cub
+    python -m experiments.reconstruct --run-dir runs/efficientnet_lite0-cub-seed0 --out runs/reconstruct-cub --steps 100
         real photographs, shrunk to 64 pixels; a minute for 100 steps. Held-out PSNR 13.6 dB, mean image 13.2.
 
     The encoder stays as it is. The decoder starts as the ridge regression from the attributes to the pixels and learns
