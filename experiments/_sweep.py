@@ -24,6 +24,7 @@ from spectra_jax.sweep_sources import SourceError, check_floats
 MADE_BY = "experiments.sweep_attackability"
 # Pairs a file: a few MB, and seconds to a minute of work that a kill can cost.
 _PAIRS_PER_PARTITION = 1 << 18
+_ROWS_IN_A_GROUP = 1 << 26  # of a Parquet file; pyarrow would split what is larger
 # Numbers a file where deltas are written too: 256 MB in float32.
 _DELTAS_PER_PARTITION = 1 << 26
 # Pairs a device solves at once: an accelerator wants many, a CPU's cache and the progress bar few.
@@ -82,6 +83,11 @@ def make_plan(problem: Problem, config: SolveConfig, fingerprint: str) -> Plan:
         numbers = num_classes * width * len(config.methods) if config.deltas else 0
         size = max(1, min(_PAIRS_PER_PARTITION // num_classes, _DELTAS_PER_PARTITION // max(numbers, 1)))
     size = min(size, num_samples)
+    if size * num_classes > _ROWS_IN_A_GROUP:
+        raise UserError(
+            f"--samples-per-partition {size} times {num_classes} classes is more than the {_ROWS_IN_A_GROUP:,} rows "
+            f"that a Parquet row group holds. Choose {_ROWS_IN_A_GROUP // num_classes} or fewer."
+        )
     options = {
         **{name: value for name, value in dataclasses.asdict(config).items() if name != "samples_per_partition"},
         "samples_per_partition": size,

@@ -11,7 +11,7 @@ from scipy.stats import bootstrap
 
 from spectra_jax.checks import as_problem, check_choice
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
-from spectra_jax.perturbations.geometry import HIGHEST, centred, head_logits, safe_norm, safe_sqrt
+from spectra_jax.perturbations.geometry import HIGHEST, centred, relative_logits, safe_norm, safe_sqrt
 from spectra_jax.types import Head
 
 # Logits of a block of samples: few enough for the cache of a CPU, many enough to fill an accelerator.
@@ -49,8 +49,8 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
     if method == "boundary":
         nearest = _nearest_boundaries(head, attributes)
     else:
-        logits = head_logits(head, attributes)
-        norms = all_pairs_norms(head, attributes, method=method, logits=logits)
+        logits = relative_logits(head, attributes)
+        norms = all_pairs_norms(head, attributes, method=method)
         others = jnp.arange(logits.shape[-1])[None, :] != jnp.argmax(logits, axis=-1)[:, None]
         nearest = jnp.min(jnp.where(others, norms, jnp.inf), axis=-1)
     on_boundary = nearest == 0

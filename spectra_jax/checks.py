@@ -183,16 +183,15 @@ def check_ranges(head: Head, lower: Any, upper: Any) -> tuple[jax.Array, jax.Arr
     for name, end, absent in (("lower", lower, -np.inf), ("upper", upper, np.inf)):
         if end is not None and jnp.shape(end) != wanted:
             raise ValueError(f"{name} has shape {jnp.shape(end)}; expected {wanted}, one end per attribute")
-        ends.append(jnp.full(wanted, absent, dtype) if end is None else jnp.asarray(end, dtype))
-    if all(end is None or is_concrete(end) for end in (lower, upper)):
-        with jax.ensure_compile_time_eval():
-            wrong = np.flatnonzero(~np.asarray(ends[0] <= ends[1]))
+        ends.append(np.full(wanted, absent, dtype) if end is None else end)
+    if all(is_concrete(end) for end in ends):
+        wrong = np.flatnonzero(~(np.asarray(ends[0]) <= np.asarray(ends[1])))
         if wrong.size:
             raise ValueError(
                 f"the range of attribute {wrong[0]} is [{float(ends[0][wrong[0]])}, {float(ends[1][wrong[0]])}]; "
                 "expected lower <= upper and no NaN"
             )
-    return ends[0], ends[1]
+    return jnp.asarray(ends[0], dtype), jnp.asarray(ends[1], dtype)
 
 
 def check_groups(head: Head, groups: Any, threshold: Any) -> jax.Array:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from spectra_jax.checks import check_unit_scale, is_concrete
 
 ONE_LEVEL = 1 / 255
-_ROUNDING = 1e-6  # a difference of two 8-bit values, computed in float32, misses a whole level by less
+_ROUNDING = 1e-4  # a difference of two 8-bit values, computed in float32, misses a whole level by a smaller share
 
 
 class ImageDistances(NamedTuple):
@@ -95,7 +95,7 @@ def image_distances(
         raise ValueError(f"threshold is {threshold}; expected a number in (0, 1], such as 1 / 255 for one 8-bit level")
     size = jnp.abs(change)
     axes = (1, 2, 3)
-    changed = jnp.any(~(size < threshold - _ROUNDING), axis=-1)
+    changed = jnp.any(~(size < threshold * (1 - _ROUNDING)), axis=-1)
     return ImageDistances(
         l0=jnp.sum(changed, axis=(1, 2), dtype=jnp.int32),
         l1=jnp.sum(size, axis=axes),

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import check_choice, check_head, check_margin, check_mutable, is_concrete
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
-from spectra_jax.perturbations.geometry import head_logits, safe_norm
+from spectra_jax.perturbations.geometry import relative_logits, safe_norm
 from spectra_jax.perturbations.pinv import pinv_perturbation
 from spectra_jax.perturbations.projection import all_pairs_projection, projection_perturbation
 from spectra_jax.perturbations.single_attribute import single_attribute_perturbations
@@ -120,7 +120,7 @@ def sweep_block(
     # Without a margin the nearest exit of a convex region is through a single facet: the boundary's answer is exact.
     one_facet = "projection" not in methods or (is_concrete(margin) and float(margin) == 0)
     margin = jnp.asarray(margin, attributes.dtype)
-    logits = head_logits(head, attributes)
+    logits = relative_logits(head, attributes)
     predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     solve = {"projection": _projection, "boundary": _boundary, "pinv": _pinv}
     pairs = tuple(solve[method](head, attributes, predicted, margin, mutable, deltas) for method in methods)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import Mesh, PartitionSpec
 from scipy.optimize import nnls
 
@@ -119,3 +120,23 @@ def test_devices_that_solve_their_own_rows_agree_with_one():
     solve = functools.partial(sj.all_pairs_norms, margin=0.1)
     spread = jax.jit(jax.shard_map(solve, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows))
     np.testing.assert_allclose(spread(head, attributes), jax.jit(solve)(head, attributes), rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_classes", [30, 120])
+def test_float32_says_where_it_cannot_tell(num_classes):
+    """Class directions around a circle: neighbours nearly coincide, and most of the dual sum cancels."""
+    angles = 2 * np.pi * np.arange(num_classes) / num_classes
+    weights = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    samples = np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)
+    found = np.asarray(sj.all_pairs_norms(sj.Head(jnp.asarray(weights)), jnp.asarray(samples)), np.float64)
+    doubles = weights.astype(np.float64), samples.astype(np.float64)
+    expected = [[nearest_point_norm(doubles[0], row, target) for target in range(num_classes)] for row in doubles[1]]
+    told = np.isfinite(found)
+    assert told.mean() > 0.2
+    np.testing.assert_allclose(found[told], np.array(expected)[told], rtol=2e-3, atol=1e-6)
+    assert not np.any(np.isinf(found))
+
+
+def test_no_samples_have_no_norms():
+    head, attributes = random_problem(5, 4, 0)
+    assert sj.all_pairs_norms(head, attributes).shape == (0, 5)

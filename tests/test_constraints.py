@@ -320,3 +320,16 @@ def test_bad_input_is_named(call, message):
     weights, bias, attributes, _ = draw(52)
     with pytest.raises(ValueError, match=message):
         call(as_head(weights, bias), jnp.asarray(attributes[0], jnp.float32))
+
+
+def test_ranges_under_jit_with_one_end_or_numpy_ends():
+    weights, bias, attributes, _ = draw(21)
+    head, e = (
+        sj.Head(jnp.asarray(weights, jnp.float32), jnp.asarray(bias, jnp.float32)),
+        attributes[0].astype(np.float32),
+    )
+    low, high = e - 9, e + 9
+    both = jax.jit(lambda e: sj.box_perturbation(head, e, 2, lower=low, upper=high, margin=0.1).norm)(jnp.asarray(e))
+    one = jax.jit(lambda e: sj.box_perturbation(head, e, 2, lower=low, margin=0.1).norm)(jnp.asarray(e))
+    free = sj.projection_perturbation(head, jnp.asarray(e), 2, margin=0.1).norm
+    np.testing.assert_allclose([both, one], [free, free], rtol=1e-4)

@@ -276,7 +276,11 @@ def conclude(regions: Regions, lanes: Lanes) -> tuple[Lanes, Conclusions]:
     violation = jnp.maximum(violation, jnp.max(apart, axis=-1))
     # "Never a wrong number": an answer that rounding has spoilt (near-dependent rivals in float32) is unresolved.
     # What the rounding of the logits themselves explains is no such thing.
-    trusted = excess <= 1e-2 * norm
+    # The squared norm is a sum over products of weight rows, whose rounding must stay small beside it: rows that lie
+    # close together need large multipliers, and nearly all of the sum cancels.
+    sizes = jnp.sqrt(own) + jnp.sqrt(pick(regions.gram, slots, slots))
+    terms_square = jnp.square(jnp.sum(held * sizes, axis=-1))
+    trusted = (excess <= 1e-3 * norm) & (2 * epsilon * terms_square <= 1e-3 * jnp.square(norm))
 
     # The certificate of an empty region: lambda >= 0 with G^T lambda = 0 and h . lambda > 0. Any delta in the region
     # satisfies ||delta|| >= h.lambda / ||G^T lambda||, infinite for an exact certificate. Rounding leaves a finite

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_pair, check_mutable, check_ranges
-from spectra_jax.perturbations.geometry import HIGHEST, head_logits, logit_gaps, safe_norm
+from spectra_jax.perturbations.geometry import HIGHEST, logit_gaps, relative_logits, safe_norm
 from spectra_jax.types import Head
 
 _RUNNING, _SOLVED, _EMPTY, _UNRESOLVED = range(4)
@@ -84,7 +84,8 @@ def box_perturbation(
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
     check_mutable(head, mutable)
     lower, upper = check_ranges(head, lower, upper)
-    gaps = logit_gaps(head_logits(head, attributes), target, margin)
+    # Exact differences: the gap to a class of equal weights is 0 and not one rounding error.
+    gaps = logit_gaps(relative_logits(head, attributes[None])[0], target, margin)
     low, high = lower - attributes, upper - attributes
     if mutable is not None:
         # Held where they are: their own range can then only be met or not.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_pair, check_groups, check_mutable
 from spectra_jax.perturbations.box import BoxResult, project_into_box
-from spectra_jax.perturbations.geometry import head_logits, logit_gaps, safe_norm
+from spectra_jax.perturbations.geometry import logit_gaps, relative_logits, safe_norm
 from spectra_jax.perturbations.lagrangian import raise_bound, unit_rows
 from spectra_jax.types import Head
 
@@ -115,7 +115,7 @@ def one_hot_perturbation(
     off_low, off_high, can_off = ranges(-jnp.inf, -threshold, grouped)
     change = _Ranges(on_low, on_high, off_low, off_high, can_on, can_off)
     rows = head.weights[target][None, :] - head.weights
-    gaps = logit_gaps(head_logits(head, attributes), target, margin)
+    gaps = logit_gaps(relative_logits(head, attributes[None])[0], target, margin)
     size = safe_norm(attributes)
 
     def solve(rows, gaps, change, size, active) -> BoxResult:

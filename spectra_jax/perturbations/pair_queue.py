@@ -76,6 +76,8 @@ def solve_pairs(
         num_active=jnp.zeros(num_pairs, jnp.int32),
         multipliers=jnp.zeros((num_pairs, num_classes), dtype) if want_multipliers else None,
     )
+    if not num_pairs:
+        return solutions
     for capacity in [*(size for size in _CAPACITIES if 2 * size < rank), rank]:
         waiting = solutions.status == FULL
         (queue,) = jnp.nonzero(waiting, size=num_pairs, fill_value=0)
@@ -134,5 +136,6 @@ def _varying_like(reference: Any, tree: Any) -> Any:
 
     A zero made from the data carries the mark on every version of JAX.
     """
-    zero = sum(jnp.where(leaf.ravel()[0] > 0, 0, 0) for leaf in jax.tree.leaves(reference))
+    seen = [jnp.any(leaf.ravel()[:1] > 0) for leaf in jax.tree.leaves(reference)]
+    zero = jnp.where(jnp.any(jnp.stack(seen)), 0, 0)
     return jax.tree.map(lambda leaf: leaf ^ (zero > 0) if leaf.dtype == bool else leaf + zero.astype(leaf.dtype), tree)
