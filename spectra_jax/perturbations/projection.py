@@ -34,7 +34,7 @@ class ProjectionResult(NamedTuple):
     Attributes:
         delta: (n,) smallest change; inf where the region is empty.
         norm: its Euclidean length; inf where the region is empty, NaN where this precision cannot tell (rivals
-            that depend on each other up to rounding; float64 settles it).
+            that depend on each other up to rounding; float64 settles most of these).
         multipliers: (c,) Lagrange multipliers, delta = sum_k multipliers_k (w_target - w_k); positive only
             for the rivals that bound the region at this point. For an empty region: the certificate,
             non-negative with sum_k multipliers_k (w_target - w_k) = 0 and a positive sum of gaps.
