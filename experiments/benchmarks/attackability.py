@@ -1,6 +1,5 @@
 """Attackability of many samples against one matrix product of the same size."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +8,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import spectra_jax as sj
+from experiments.benchmarks._command import run
 from experiments.benchmarks._timing import interleaved
 from spectra_jax.perturbations.geometry import squared_distances
 
@@ -87,11 +86,7 @@ def measure(args: Args) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks.attackability")
-    figures = measure(args)
-    if args.out is not None:
-        args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return run("attackability", Args, measure, arguments)
 
 
 if __name__ == "__main__":

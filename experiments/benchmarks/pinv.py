@@ -1,6 +1,5 @@
 """The paper's pseudoinverse for all (sample, target) pairs: one factorisation against one a pair."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import spectra_jax as sj
+from experiments.benchmarks._command import run
 from experiments.benchmarks._timing import interleaved
 
 
@@ -101,11 +100,7 @@ def measure(args: Args) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks.pinv")
-    figures = measure(args)
-    if args.out is not None:
-        args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return run("pinv", Args, measure, arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Exact projection of all (sample, target) pairs against quadratic programming solvers and other algorithms."""
 
 import functools
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import spectra_jax as sj
 from experiments.benchmarks import _solvers
+from experiments.benchmarks._command import run
 from experiments.benchmarks._timing import interleaved
 from spectra_jax.perturbations import active_set, all_pairs_projection
 from spectra_jax.perturbations.geometry import gram_matrix, squared_distances
@@ -144,11 +143,7 @@ def _in_x64(call: Callable[[], Any]) -> Callable[[], Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks.projection")
-    figures = measure(args)
-    if args.out is not None:
-        args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return run("projection", Args, measure, arguments)
 
 
 if __name__ == "__main__":

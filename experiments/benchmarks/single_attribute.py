@@ -1,6 +1,5 @@
 """Best single attribute of all (sample, target) pairs: the envelope walk against other ways of finding it."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +8,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import spectra_jax as sj
+from experiments.benchmarks._command import run
 from experiments.benchmarks._timing import interleaved
 
 
@@ -161,11 +160,7 @@ def measure(args: Args) -> dict[str, float | int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks.single_attribute")
-    figures = measure(args)
-    if args.out is not None:
-        args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return run("single_attribute", Args, measure, arguments)
 
 
 if __name__ == "__main__":
