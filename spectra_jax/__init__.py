@@ -14,6 +14,12 @@ from spectra_jax.inversion import InversionConfig as InversionConfig
 from spectra_jax.inversion import InversionReason as InversionReason
 from spectra_jax.inversion import InversionResult as InversionResult
 from spectra_jax.inversion import invert as invert
+from spectra_jax.localization import CausalSplit as CausalSplit
+from spectra_jax.localization import EnergyLift as EnergyLift
+from spectra_jax.localization import causal_split as causal_split
+from spectra_jax.localization import energy_lift as energy_lift
+from spectra_jax.localization import part_discs as part_discs
+from spectra_jax.localization import pointing_hit as pointing_hit
 from spectra_jax.losses import LossTerms as LossTerms
 from spectra_jax.losses import attribute_loss as attribute_loss
 from spectra_jax.losses import classification_loss as classification_loss

@@ -1,0 +1,208 @@
+"""Is the change of an image where the attribute's part is, and does the part carry it (Section 5.2.2)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from spectra_jax.checks import check_attributes, check_images, check_targets, check_unit_scale
+from spectra_jax.perturbations.geometry import head_logits
+from spectra_jax.types import Head
+
+
+class EnergyLift(NamedTuple):
+    """How much of a change lies in a region, measured against chance.
+
+    Attributes:
+        share: (b,) energy of the change inside the region over its energy everywhere, in [0, 1].
+        area: (b,) pixels of the region over all pixels, in [0, 1].
+        lift: (b,) share / area: 1 is what a change scattered evenly has, 1 / area the most there can be.
+    """
+
+    share: Float[Array, "b"]
+    area: Float[Array, "b"]
+    lift: Float[Array, "b"]
+
+
+class CausalSplit(NamedTuple):
+    """What the change inside a region does alone, and what the rest of it does alone.
+
+    Attributes:
+        flips_inside: (b,) whether the change inside the region alone makes the classifier name the target.
+        flips_outside: (b,) whether the change outside of it alone does.
+        share_inside: (b,) the attribute's change by the inside alone over its change by all of it.
+        share_outside: (b,) the same for the outside alone. The two need not add up to 1: encoders are not linear.
+    """
+
+    flips_inside: Bool[Array, "b"]
+    flips_outside: Bool[Array, "b"]
+    share_inside: Float[Array, "b"]
+    share_outside: Float[Array, "b"]
+
+
+def part_discs(
+    centres: Float[Array, "b p 2"],
+    visible: Bool[Array, "b p"],
+    radius: Float[Array, "b"],
+    *,
+    height: int,
+    width: int,
+) -> Bool[Array, "b h w"]:
+    """The pixels within a radius of any visible part of each image.
+
+    A pixel lies where its centre is: the first one at (0.5, 0.5). CUB locates parts by points; a disc is a guess at
+    their extent. Where masks are known, as for drawn birds, use those instead.
+
+    Args:
+        centres: (b, p, 2) x, y of every part in pixels.
+        visible: (b, p) parts to draw; an image without any gets an empty region.
+        radius: (b,) of the discs in pixels.
+        height, width: of the images.
+
+    Returns:
+        (b, h, w) booleans.
+
+    Raises:
+        ValueError: shapes disagree, or height or width is not positive.
+    """
+    shape = jnp.shape(centres)
+    if len(shape) != 3 or shape[2] != 2 or jnp.shape(visible) != shape[:2] or jnp.shape(radius) != shape[:1]:
+        raise ValueError(
+            f"centres {shape}, visible {jnp.shape(visible)} and radius {jnp.shape(radius)} disagree; expected "
+            "(b, p, 2), (b, p) and (b,)"
+        )
+    if height < 1 or width < 1:
+        raise ValueError(f"height {height}, width {width}: expected positive numbers of pixels")
+    dtype = jnp.result_type(centres)
+    columns = jnp.arange(width, dtype=dtype)[None, None, None, :] + 0.5
+    rows = jnp.arange(height, dtype=dtype)[None, None, :, None] + 0.5
+    x, y = centres[:, :, 0, None, None], centres[:, :, 1, None, None]
+    near = jnp.hypot(columns - x, rows - y) <= radius[:, None, None, None]
+    return jnp.any(near & visible[:, :, None, None], axis=1)
+
+
+def energy_lift(
+    images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], region: Bool[Array, "b h w"]
+) -> EnergyLift:
+    """Share of the energy of images - reference inside a region, over the region's share of the area.
+
+    The energy of a pixel is the sum of its squared changes over the channels. A lift says where a change is, not that
+    it matters there: see `causal_split`. Networks favour places such as heads whatever they are asked for, so compare
+    with the lift at the same place of a change that was asked of another part.
+
+    Args:
+        images: (b, h, w, channels) changed, in [0, 1].
+        reference: same shape, the originals.
+        region: (b, h, w) booleans, such as a part's mask or `part_discs`.
+
+    Returns:
+        EnergyLift; NaN share and lift where nothing changed, NaN lift where the region is empty.
+
+    Raises:
+        ValueError: shapes disagree, integer or 0-255 images.
+    """
+    energy = _energy(images, reference, region)
+    inside = region.astype(energy.dtype)
+    share = jnp.sum(energy * inside, axis=(1, 2)) / jnp.sum(energy, axis=(1, 2))
+    area = jnp.mean(inside, axis=(1, 2))
+    return EnergyLift(share, area, share / jnp.where(area > 0, area, jnp.nan))
+
+
+def pointing_hit(
+    images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], region: Bool[Array, "b h w"]
+) -> Bool[Array, "b"]:
+    """Whether the pixel that changed most lies in the region: the pointing game.
+
+    By chance it does as often as the region's share of the area says. Of several pixels that changed equally, the first
+    one in reading order counts.
+
+    Args:
+        images: (b, h, w, channels) changed, in [0, 1].
+        reference: same shape, the originals.
+        region: (b, h, w) booleans.
+
+    Returns:
+        (b,) booleans; False where nothing changed.
+
+    Raises:
+        ValueError: shapes disagree, integer or 0-255 images.
+    """
+    energy = _energy(images, reference, region).reshape(len(images), -1)
+    place = jnp.argmax(energy, axis=-1)
+    hit = jnp.take_along_axis(region.reshape(len(images), -1), place[:, None], axis=-1)[:, 0]
+    return hit & (jnp.max(energy, axis=-1) > 0)
+
+
+def causal_split(
+    encode_fn: Callable[[Float[Array, "b h w k"]], Float[Array, "b n"]],
+    head: Head,
+    images: Float[Array, "b h w k"],
+    reference: Float[Array, "b h w k"],
+    region: Bool[Array, "b h w"],
+    targets: Int[Array, "b"],
+    attributes: Int[Array, "b"],
+) -> CausalSplit:
+    """Applies only the change inside a region, then only the change outside of it, and asks the model again.
+
+    Four passes of the encoder. Unlike `energy_lift` this says which pixels matter, not which ones moved.
+
+    Args:
+        encode_fn: images -> attributes (b, n).
+        head: classifier on the attributes.
+        images: (b, h, w, channels) changed, in [0, 1].
+        reference: same shape, the originals.
+        region: (b, h, w) booleans.
+        targets: (b,) class that the change is to reach.
+        attributes: (b,) index f of the attribute whose change is divided up.
+
+    Returns:
+        CausalSplit; NaN shares where the whole change does not move the attribute.
+
+    Raises:
+        ValueError: shapes disagree (the encoder's with the head's included), images not in [0, 1], target out of range.
+    """
+    check_images(images)
+    _energy(images, reference, region)  # for its checks
+    check_targets(head, targets)
+    batch = (len(images),)
+    if jnp.shape(targets) != batch or jnp.shape(attributes) != batch:
+        raise ValueError(
+            f"targets {jnp.shape(targets)} and attributes {jnp.shape(attributes)} disagree with {batch[0]} images"
+        )
+    chosen = region[..., None]
+    before, after, inside, outside = (
+        encode_fn(pixels)
+        for pixels in (
+            reference,
+            images,
+            jnp.where(chosen, images, reference),
+            jnp.where(chosen, reference, images),
+        )
+    )
+    check_attributes(head, before, ndim=2)
+
+    def named(encoded: Float[Array, "b n"]) -> Bool[Array, "b"]:
+        return jnp.argmax(head_logits(head, encoded), axis=-1).astype(targets.dtype) == targets
+
+    def moved(encoded: Float[Array, "b n"]) -> Float[Array, "b"]:
+        return jnp.take_along_axis(encoded - before, attributes[:, None], axis=-1)[:, 0]
+
+    whole = jnp.where(moved(after) != 0, moved(after), jnp.nan)
+    return CausalSplit(named(inside), named(outside), moved(inside) / whole, moved(outside) / whole)
+
+
+def _energy(
+    images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], region: Bool[Array, "b h w"]
+) -> Float[Array, "b h w"]:
+    shape = jnp.shape(images)
+    if len(shape) != 4 or jnp.shape(reference) != shape or jnp.shape(region) != shape[:3]:
+        raise ValueError(
+            f"images {shape}, reference {jnp.shape(reference)} and region {jnp.shape(region)} disagree; expected "
+            "(b, h, w, channels) twice and (b, h, w)"
+        )
+    if jnp.result_type(region) != jnp.bool_:
+        raise ValueError(f"region has type {jnp.result_type(region)}; expected booleans, True inside")
+    check_unit_scale("images", images)
+    check_unit_scale("reference", reference)
+    return jnp.sum(jnp.square(images - reference), axis=-1)
