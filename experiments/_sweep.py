@@ -22,16 +22,16 @@ from spectra_jax.sweep_files import FORMAT, Partition, finished, partitions, rem
 from spectra_jax.sweep_sources import SourceError, check_floats
 
 MADE_BY = "experiments.sweep_attackability"
-# Pairs a file: a few MB, and seconds to a minute of work that a kill can cost.
-_PAIRS_PER_PARTITION = 1 << 18
 _ROWS_IN_A_GROUP = 1 << 26  # of a Parquet file; pyarrow would split what is larger
 # Numbers a file where deltas are written too: 256 MB in float32.
 _DELTAS_PER_PARTITION = 1 << 26
 # Pairs a device solves at once: an accelerator wants many, a CPU's cache and the progress bar few.
 _PAIRS_ON_CPU, _PAIRS_ON_ACCELERATOR = 1 << 15, 1 << 18
+# Blocks of a CPU in a file: 262,144 pairs, a few MB, and seconds of work that a kill can cost. The cores share them.
+_BLOCKS_PER_PARTITION = 8
 
 _T = TypeVar("_T")
-Solver = Callable[[Partition, Callable[[int], None]], dict[str, Any]]
+Solver = Callable[[list[Partition], Callable[[int], None]], Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SolveConfig:
         immutable: names or indices of attributes that must not change; not with pinv.
         deltas: also write the changes themselves, n numbers a row; with pinv a factorisation a class and block more.
         precision: float32, or float64 for pairs that float32 leaves unresolved (about 2 times slower on a CPU).
-        samples_per_partition: 0 for files of about 262,144 pairs a method; Ctrl-C and kills cost at most one.
+        samples_per_partition: 0 for files of about 262,144 pairs a method; Ctrl-C and kills cost at most those in work.
     """
 
     methods: tuple[Literal["projection", "boundary", "pinv"], ...] = ("projection", "boundary")
@@ -64,12 +64,14 @@ class Plan(NamedTuple):
         options: the same as JSON-able facts, for config.json.
         partitions: of the samples.
         rows_per_device: samples a device solves at once.
+        together: partitions that are solved at once, so that every device has work.
     """
 
     identity: str
     options: dict[str, Any]
     partitions: list[Partition]
     rows_per_device: int
+    together: int
 
 
 def make_plan(problem: Problem, config: SolveConfig, fingerprint: str) -> Plan:
@@ -81,7 +83,8 @@ def make_plan(problem: Problem, config: SolveConfig, fingerprint: str) -> Plan:
         raise UserError(f"--samples-per-partition {size}: expected 1 or more, or 0 to have it chosen")
     if not size:
         numbers = num_classes * width * len(config.methods) if config.deltas else 0
-        size = max(1, min(_PAIRS_PER_PARTITION // num_classes, _DELTAS_PER_PARTITION // max(numbers, 1)))
+        size = _BLOCKS_PER_PARTITION * max(1, _PAIRS_ON_CPU // num_classes)
+        size = max(1, min(size, _DELTAS_PER_PARTITION // max(numbers, 1)))
     size = min(size, num_samples)
     if size * num_classes > _ROWS_IN_A_GROUP:
         raise UserError(
@@ -100,7 +103,9 @@ def make_plan(problem: Problem, config: SolveConfig, fingerprint: str) -> Plan:
     options = json.loads(json.dumps(options))
     identity = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
     at_once = _PAIRS_ON_CPU if jax.default_backend() == "cpu" else _PAIRS_ON_ACCELERATOR
-    return Plan(identity, options, partitions(num_samples, size), min(size, max(1, at_once // num_classes)))
+    num_blocks = -(-size // max(1, at_once // num_classes))
+    devices = jax.device_count() // jax.process_count()  # the same number on all processes
+    return Plan(identity, options, partitions(num_samples, size), -(-size // num_blocks), max(1, devices // num_blocks))
 
 
 @contextlib.contextmanager
@@ -154,7 +159,8 @@ def solve(problem: Problem, config: SolveConfig, plan: Plan, found: Scan, folder
     done = [finished(folder, partition, plan.identity) for partition in plan.partitions]
     missing = _agreed([p for p, record in zip(plan.partitions, done, strict=True) if record is None], plan)
     process, processes = jax.process_index(), jax.process_count()
-    mine, rounds = missing[process::processes], -(-len(missing) // processes)
+    mine = missing[process::processes]
+    rounds = -(-len(missing) // (processes * plan.together))
     with contextlib.ExitStack() as stack:
         metrics = together(lambda: _open_metrics(folder, done))
         if metrics is not None:
@@ -163,7 +169,7 @@ def solve(problem: Problem, config: SolveConfig, plan: Plan, found: Scan, folder
             return 0
         if len(missing) < len(plan.partitions):
             console.say(f"{len(plan.partitions) - len(missing)} of {len(plan.partitions)} files are finished already")
-        solve_one = _make_solver(problem, config, plan, found, folder)
+        solve_some = _make_solver(problem, config, plan, found, folder)
         total, before = sum(p.stop - p.start for p in mine), 0
         title = "sweeping" if processes == 1 else f"sweeping, process {process} of {processes}"
         stop = stack.enter_context(stop_on_signals())
@@ -173,13 +179,14 @@ def solve(problem: Problem, config: SolveConfig, plan: Plan, found: Scan, folder
             # All processes take the same number of turns, so that they meet here and stop together.
             if any_process(stop() or failure is not None):
                 break
-            if turn >= len(mine):
+            some = mine[turn * plan.together : (turn + 1) * plan.together]
+            if not some:
                 continue
             try:
-                record = solve_one(mine[turn], _ahead(task.update, before))
-                before += record["samples"]
-                if metrics is not None:
-                    metrics.append(_metrics_record(record))
+                for record in solve_some(some, _ahead(task.update, before)):
+                    before += record["samples"]
+                    if metrics is not None:
+                        metrics.append(_metrics_record(record))
             except SourceError as error:
                 failure = UserError(f"{error} Finished files are kept.")
             except OSError as error:
@@ -255,7 +262,7 @@ def _metrics_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make_solver(problem: Problem, config: SolveConfig, plan: Plan, found: Scan, folder: Path) -> Solver:
-    """Compiles the sweep; the result solves and writes a partition, tells of finished rows and returns a record."""
+    """Compiles the sweep; the result solves and writes partitions, tells of finished rows and gives their records."""
     features, dtype = problem.features, problem.head.weights.dtype
     sweep = make_sweep(
         problem.head,
@@ -267,24 +274,34 @@ def _make_solver(problem: Problem, config: SolveConfig, plan: Plan, found: Scan,
         deltas=config.deltas,
     )
 
-    def solve_one(partition: Partition, on_rows: Callable[[int], None]) -> dict[str, Any]:
-        began, (_, start, stop) = time.monotonic(), partition
-        rows = check_floats(features.read(start, stop), start=start, dtype=dtype, title=features.title)
-        labels = None if problem.labels is None else read_labels(problem, start, stop)
-        answers = sweep(rows, on_rows=on_rows)
-        record = _record(config, partition, answers, labels) | {"seconds": time.monotonic() - began}
-        write_partition(
-            folder,
-            partition,
-            identity=plan.identity,
-            methods=config.methods,
-            pairs=[pair._asdict() for pair in answers.pairs],
-            samples={"label": labels, **answers.samples._asdict()},
-            record=record,
-        )
-        return {**record, "start": start, "stop": stop}
+    def read(partition: Partition) -> np.ndarray:
+        _, start, stop = partition
+        return check_floats(features.read(start, stop), start=start, dtype=dtype, title=features.title)
 
-    return solve_one
+    def solve_some(some: list[Partition], on_rows: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+        began = time.monotonic()
+        labels = [None if problem.labels is None else read_labels(problem, start, stop) for _, start, stop in some]
+        answers = sweep(*map(read, some), on_rows=on_rows)
+        seconds = (time.monotonic() - began) / len(jax.tree.leaves(answers)[0])
+        first = 0
+        for partition, named in zip(some, labels, strict=True):
+            _, start, stop = partition
+            rows = slice(first, first + stop - start)
+            first = rows.stop
+            own = jax.tree.map(lambda leaf, rows=rows: leaf[rows], answers)
+            record = _record(config, partition, own, named) | {"seconds": seconds * (stop - start)}
+            write_partition(
+                folder,
+                partition,
+                identity=plan.identity,
+                methods=config.methods,
+                pairs=[pair._asdict() for pair in own.pairs],
+                samples={"label": named, **own.samples._asdict()},
+                record=record,
+            )
+            yield {**record, "start": start, "stop": stop}
+
+    return solve_some
 
 
 def _record(

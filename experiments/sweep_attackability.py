@@ -29,8 +29,9 @@ class Args:
         pandas.read_parquet("runs/sweep/pairs")   polars.scan_parquet("runs/sweep/pairs/*.parquet")
         duckdb.sql("select * from 'runs/sweep/pairs/*.parquet'")
 
-    Memory does not depend on the number of samples. After Ctrl-C or a kill, repeat the command: finished files are
-    kept. On several hosts start it once on each with the same --out on a shared disk.
+    Memory does not depend on the number of samples. On a CPU every core solves samples of its own, with the same
+    answers; JAX_NUM_CPU_DEVICES=1 makes one device of all cores. After Ctrl-C or a kill, repeat the command: finished
+    files are kept. On several hosts start it once on each with the same --out on a shared disk.
 
     Attributes:
         out: the folder to write; made if absent.
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.sweep_attackability"
     )
     _run.use_compilation_cache()
+    _run.one_device_a_core()
     _run.join_hosts(args.hosts)
     if args.questions.precision == "float64":
         jax.config.update("jax_enable_x64", True)

@@ -282,8 +282,10 @@ def make_sweep(
         devices: of this process; all of them by default.
 
     Returns:
-        A function of attributes (k, n), any k >= 1, giving SweepAnswers with k rows as NumPy arrays. It takes
-        `on_rows`, called with the number of rows finished whenever there are more.
+        A function of attributes (k, n), any k >= 1, giving SweepAnswers with k rows as NumPy arrays. Given several such
+        arrays, it answers all their rows in order; each is cut into the blocks that it is cut into alone, so that what
+        is solved together does not show. It takes `on_rows`, called with the number of rows finished whenever there
+        are more.
 
     Raises:
         ValueError: as `sweep_block`.
@@ -293,7 +295,6 @@ def make_sweep(
     check_margin(margin)
     check_mutable(head, mutable)
     mesh = data_mesh(jax.local_devices() if devices is None else devices)
-    rows_per_block = rows_per_device * mesh.size
     dtype = np.asarray(head.weights).dtype
     fixed = (
         head,
@@ -316,27 +317,40 @@ def make_sweep(
         out_specs=PartitionSpec(BATCH_AXIS),
         check_vma=False,
     )
-    rows = jax.ShapeDtypeStruct((rows_per_block, head.weights.shape[1]), dtype, sharding=row_sharded(mesh))
+    rows = jax.ShapeDtypeStruct((rows_per_device * mesh.size, head.weights.shape[1]), dtype, sharding=row_sharded(mesh))
     solve = jax.jit(by_device).lower(constants, rows).compile()
 
-    def launch(rows: np.ndarray) -> SweepAnswers:
+    def padded(block: np.ndarray) -> np.ndarray:
         # Padding repeats the first row: a row of zeros would be a sample of its own kind, slow to solve for nothing.
-        padded = np.concatenate([rows, np.broadcast_to(rows[:1], (rows_per_block - len(rows), rows.shape[1]))])
-        return solve(constants, jax.device_put(padded.astype(dtype, copy=False), row_sharded(mesh)))
+        missing = np.broadcast_to(block[:1], (rows_per_device - len(block), block.shape[1]))
+        return np.concatenate([block, missing]).astype(dtype, copy=False)
 
-    def run(attributes: np.ndarray, *, on_rows: Callable[[int], None] = lambda rows: None) -> SweepAnswers:
+    def launch(blocks: list[np.ndarray]) -> SweepAnswers:
+        idle = [blocks[-1]] * (mesh.size - len(blocks))  # only the last blocks of all leave a device without its own
+        rows = np.concatenate([padded(block) for block in (*blocks, *idle)])
+        return solve(constants, jax.device_put(rows, row_sharded(mesh)))
+
+    def fetch(answers: SweepAnswers, blocks: list[np.ndarray]) -> SweepAnswers:
+        kept = np.concatenate([np.arange(rows_per_device) < len(block) for block in blocks])
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(kept)][kept], answers)
+
+    def run(*attributes: np.ndarray, on_rows: Callable[[int], None] = lambda rows: None) -> SweepAnswers:
+        blocks = [
+            part[start : start + rows_per_device]
+            for part in attributes
+            for start in range(0, len(part), rows_per_device)
+        ]
+        turns = [blocks[start : start + mesh.size] for start in range(0, len(blocks), mesh.size)]
         parts: list[SweepAnswers] = []
-        ahead: list[tuple[SweepAnswers, int]] = []  # launched, not fetched: the devices need not wait for the host
+        ahead = launch(turns[0])  # launched, not fetched: the devices need not wait for the host
         finished = 0
-        for start in range(0, len(attributes) + rows_per_block, rows_per_block):
-            rows = attributes[start : start + rows_per_block]
-            if len(rows):
-                ahead.append((launch(rows), len(rows)))
-            if start and ahead:
-                answers, count = ahead.pop(0)
-                parts.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], answers))
-                finished += count
-                on_rows(finished)
+        for turn, following in zip(turns, [*turns[1:], None], strict=True):
+            answers = ahead
+            if following is not None:
+                ahead = launch(following)
+            parts.append(fetch(answers, turn))
+            finished += sum(len(block) for block in turn)
+            on_rows(finished)
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     return run

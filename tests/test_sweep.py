@@ -133,6 +133,18 @@ def test_four_devices_equal_one_and_each_shape_is_compiled_once(monkeypatch):
     assert found.pairs[0].norm.shape == (29, 6) and isinstance(found.pairs[0].norm, np.ndarray)
 
 
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four (virtual) devices")
+def test_what_is_solved_together_does_not_show():
+    head, attributes = problem(num_samples=29)
+    solve_rows = make_sweep(head, rows_per_device=3, devices=jax.devices()[:4])
+    told: list[int] = []
+    parts = attributes[:10], attributes[10:11], attributes[11:]
+    whole = solve_rows(*parts, on_rows=told.append)
+    assert told == [10, 20, 29]  # blocks of 3, 3, 3, 1 | 1, 3, 3, 3 | 3, 3, 3: none reaches over the end of its part
+    alone = make_sweep(head, rows_per_device=3, devices=jax.devices()[:1])
+    assert_same(whole, jax.tree.map(lambda *leaves: np.concatenate(leaves), *map(alone, parts)))
+
+
 def test_in_float64(x64):
     head, attributes = problem()
     head = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), head)

@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
@@ -174,7 +175,8 @@ def test_stop_keeps_what_is_finished_and_goes_on(tmp_path, source, monkeypatch):
 
     monkeypatch.setattr(_sweep, "write_partition", stop_after_two)
     assert run(out, source) == 130
-    assert len(list(out.glob("pairs/*.parquet"))) == 2 and not (out / "summary.json").exists()
+    together = max(2, min(jax.device_count(), 4))  # what was solved side by side is written before it stops
+    assert len(list(out.glob("pairs/*.parquet"))) == together and not (out / "summary.json").exists()
     monkeypatch.undo()
     assert run(out, source) == 0
     assert tables(out) == tables(whole)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_multiprocess import ENVIRONMENT, HERE, free_port
 
+from experiments._run import num_cores
 from experiments.benchmarks.sweep_kills import Args, command, differences, kills
 
 
@@ -52,6 +53,23 @@ def test_two_processes_and_four_devices_equal_one(tmp_path):
     four = together([command(args, tmp_path, tmp_path / "four")], devices=4)
     assert four[0][0] == 0, four
     assert differences(tmp_path / "one", tmp_path / "four") == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, None),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, 1),
+    ],
+)
+def test_a_cpu_is_one_device_a_core_unless_the_user_says_otherwise(chosen, expected):
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "XLA_FLAGS"} | chosen
+    text = "import jax; from experiments import _run; _run.one_device_a_core(); print(jax.device_count())"
+    said = subprocess.run(
+        [sys.executable, "-c", text], env=environment, cwd=HERE.parent, capture_output=True, text=True
+    )
+    assert said.stdout.strip() == str(expected or num_cores()), said
 
 
 def test_processes_that_disagree_or_fail_all_end(tmp_path):
