@@ -23,6 +23,7 @@ from spectra_jax.localization import pointing_hit as pointing_hit
 from spectra_jax.losses import LossTerms as LossTerms
 from spectra_jax.losses import attribute_loss as attribute_loss
 from spectra_jax.losses import classification_loss as classification_loss
+from spectra_jax.losses import consistency_loss as consistency_loss
 from spectra_jax.losses import loss_terms as loss_terms
 from spectra_jax.losses import reconstruction_loss as reconstruction_loss
 from spectra_jax.losses import sparsity_loss as sparsity_loss

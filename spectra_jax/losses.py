@@ -1,4 +1,4 @@
-"""Training losses: attribute BCE, class CE, stability, and their weighted sum (Sections 2.3, 3.1-3.3)."""
+"""Training losses: attribute BCE, class CE, stability, consistency, and their weighted sum (Sections 2.3, 3.1-3.3)."""
 
 from typing import NamedTuple
 
@@ -79,6 +79,32 @@ def classification_loss(
     return masked_mean(optax.softmax_cross_entropy(logits, targets), valid)
 
 
+def consistency_loss(
+    logits: Float[Array, "b c"], attacked_logits: Float[Array, "b c"], *, valid: Bool[Array, "b"] | None = None
+) -> Float[Array, ""]:
+    """How far an attack moved the class probabilities: mean KL(softmax(logits) || softmax(attacked_logits)).
+
+    The second term of TRADES (Zhang et al., 2019), which asks that images near each other are named alike, whatever
+    their name. The gradient reaches both arguments.
+
+    Args:
+        logits: (b, c) of the images.
+        attacked_logits: (b, c) of the images under attack.
+        valid: (b,) rows to count.
+
+    Returns:
+        Scalar in nats, at least 0.
+    """
+    logits, attacked_logits = _without_padding(logits, valid), _without_padding(attacked_logits, valid)
+    return masked_mean(divergence(logits, attacked_logits), valid)
+
+
+def divergence(logits: Float[Array, "b c"], other_logits: Float[Array, "b c"]) -> Float[Array, "b"]:
+    """KL(softmax(logits) || softmax(other_logits)) of each row, in nats."""
+    log_p, log_q = jax.nn.log_softmax(logits, axis=-1), jax.nn.log_softmax(other_logits, axis=-1)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
 def stability_loss(
     head: Head,
     attributes: Float[Array, "b n"],
@@ -150,7 +176,7 @@ class LossTerms(NamedTuple):
     Attributes:
         total: the weighted sum that training lowers.
         terms: each active term by name, before its weight: "attribute_loss" and "class_loss" always; "stability_loss",
-            "sparsity_loss" and "reconstruction_loss" where their weight is not 0.
+            "sparsity_loss", "reconstruction_loss" and "consistency_loss" where their weight is not 0.
     """
 
     total: Float[Array, ""]
@@ -168,8 +194,10 @@ def loss_terms(
     lambda_stability: float = 0.0,
     lambda_sparsity: float = 0.0,
     lambda_reconstruction: float = 0.0,
+    lambda_consistency: float = 0.0,
     images: Float[Array, "b h w k"] | None = None,
     reconstructions: Float[Array, "b h w k"] | None = None,
+    attacked_logits: Float[Array, "b c"] | None = None,
     positive_weight: Float[Array, "n"] | None = None,
     label_smoothing: float = 0.0,
     stability_method: str = "boundary",
@@ -193,8 +221,10 @@ def loss_terms(
         lambda_stability: weight of `stability_loss`.
         lambda_sparsity: weight of `sparsity_loss`.
         lambda_reconstruction: weight of `reconstruction_loss`.
+        lambda_consistency: weight of `consistency_loss`.
         images: (b, h, w, channels), for the reconstruction term.
         reconstructions: (b, h, w, channels), a decoder's output, for the reconstruction term.
+        attacked_logits: (b, c) of the same images under attack, for the consistency term.
         positive_weight: see `attribute_loss`.
         label_smoothing: see `classification_loss`.
         stability_method: `method` of `stability_loss`.
@@ -208,8 +238,8 @@ def loss_terms(
         LossTerms: scalars.
 
     Raises:
-        ValueError: attributes do not match the head, or a reconstruction is asked for without images and
-            reconstructions.
+        ValueError: attributes do not match the head, a reconstruction is asked for without images and
+            reconstructions, or consistency without attacked_logits.
     """
     check_attributes(head, attributes, ndim=2)
     attributes = _without_padding(attributes, valid)
@@ -239,6 +269,11 @@ def loss_terms(
             raise ValueError("lambda_reconstruction is set; pass both images and reconstructions")
         weights["reconstruction_loss"] = lambda_reconstruction
         terms["reconstruction_loss"] = reconstruction_loss(reconstructions, images, valid=valid)
+    if lambda_consistency:
+        if attacked_logits is None:
+            raise ValueError("lambda_consistency is set; pass attacked_logits")
+        weights["consistency_loss"] = lambda_consistency
+        terms["consistency_loss"] = consistency_loss(logits, attacked_logits, valid=valid)
     total = jnp.zeros((), attributes.dtype)
     for name, term in terms.items():
         total = total + weights[name] * term
@@ -256,8 +291,10 @@ def total_loss(
     lambda_stability: float = 0.0,
     lambda_sparsity: float = 0.0,
     lambda_reconstruction: float = 0.0,
+    lambda_consistency: float = 0.0,
     images: Float[Array, "b h w k"] | None = None,
     reconstructions: Float[Array, "b h w k"] | None = None,
+    attacked_logits: Float[Array, "b c"] | None = None,
     positive_weight: Float[Array, "n"] | None = None,
     label_smoothing: float = 0.0,
     stability_method: str = "boundary",
@@ -279,8 +316,10 @@ def total_loss(
         lambda_stability: weight of `stability_loss`.
         lambda_sparsity: weight of `sparsity_loss`.
         lambda_reconstruction: weight of `reconstruction_loss`.
+        lambda_consistency: weight of `consistency_loss`.
         images: (b, h, w, channels), for the reconstruction term.
         reconstructions: (b, h, w, channels), a decoder's output, for the reconstruction term.
+        attacked_logits: (b, c) of the same images under attack, for the consistency term.
         positive_weight: see `attribute_loss`.
         label_smoothing: see `classification_loss`.
         stability_method, stability_form, stability_distance, stability_logits, stability_detach: see `loss_terms`.
@@ -290,8 +329,8 @@ def total_loss(
         Scalar.
 
     Raises:
-        ValueError: attributes do not match the head, or a reconstruction is asked for without images and
-            reconstructions.
+        ValueError: attributes do not match the head, a reconstruction is asked for without images and
+            reconstructions, or consistency without attacked_logits.
     """
     return loss_terms(
         head,
@@ -303,8 +342,10 @@ def total_loss(
         lambda_stability=lambda_stability,
         lambda_sparsity=lambda_sparsity,
         lambda_reconstruction=lambda_reconstruction,
+        lambda_consistency=lambda_consistency,
         images=images,
         reconstructions=reconstructions,
+        attacked_logits=attacked_logits,
         positive_weight=positive_weight,
         label_smoothing=label_smoothing,
         stability_method=stability_method,

@@ -72,6 +72,8 @@ def losses(head: sj.Head, attributes: jax.Array) -> None:
         lambda_stability=0.1,
         lambda_sparsity=0.1,
         lambda_reconstruction=0.1,
+        lambda_consistency=0.1,
+        attacked_logits=array(3, 4),
         images=images,
         reconstructions=images + 0.1,
         positive_weight=jnp.ones(attributes.shape[1]),

@@ -4,6 +4,7 @@ The loss is that of the paper's Eq. 7, composed in `spectra_jax.losses.loss_term
 Nothing here touches files: where batches come from and where metrics and checkpoints go is handed to `fit`.
 """
 
+from spectra_jax.training._adversarial import attack_images as attack_images
 from spectra_jax.training._config import PRESETS as PRESETS
 from spectra_jax.training._config import TrainConfig as TrainConfig
 from spectra_jax.training._evaluation import EvalStep as EvalStep
@@ -20,6 +21,7 @@ from spectra_jax.training._step import Metrics as Metrics
 from spectra_jax.training._step import Regularizer as Regularizer
 from spectra_jax.training._step import TrainState as TrainState
 from spectra_jax.training._step import balanced_positive_weight as balanced_positive_weight
+from spectra_jax.training._step import check_adversarial as check_adversarial
 from spectra_jax.training._step import forward as forward
 from spectra_jax.training._step import init_state as init_state
 from spectra_jax.training._step import learning_rate_schedule as learning_rate_schedule

@@ -56,6 +56,14 @@ class TrainConfig:
         lambda_reconstruction: weight of the mean squared error of a decoder from attributes to images, trained together
             with the model (Section 3.3). 0: no decoder. For images only: the batches of a frozen backbone hold
             features; experiments.reconstruct trains a decoder for those afterwards.
+        adversarial_radius: trains on images attacked within a ball of this radius around the given ones (Madry et al.,
+            2018), in units of [0, 1], see `attack_images`. 0: off. Every step costs adversarial_steps further passes.
+            For images only, like the decoder.
+        adversarial_norm: "l2", Euclidean length over all pixels and channels, or "linf", the largest change of one.
+        adversarial_steps: gradient steps of the attack.
+        lambda_consistency: 0 puts the attacked images in the place of the given ones in every term of the loss. More
+            than 0 keeps the given ones there and adds, with this weight, how far the attack moves the class
+            probabilities (TRADES; Zhang et al., 2019; their 1 to 6 times the class loss are 0.3 to 2 here).
         attribute_weighting: "balanced" weighs the present answers of a rare attribute up, see
             `balanced_positive_weight`.
         flip: mirror training images with probability 1/2 (not for features of a frozen backbone).
@@ -84,23 +92,33 @@ class TrainConfig:
     stability_logits: Literal["own", "detached", "learned"] = "own"
     lambda_sparsity: float = 0.0
     lambda_reconstruction: float = 0.0
+    adversarial_radius: float = 0.0
+    adversarial_norm: Literal["l2", "linf"] = "l2"
+    adversarial_steps: int = 3
+    lambda_consistency: float = 0.0
     attribute_weighting: Literal["none", "balanced"] = "none"
     flip: bool = True
     train_split: Literal["train", "train+validation"] = "train"
     non_finite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "learning_rate", "clip_norm", "stability_distance"):
+        for name in ("batch_size", "epochs", "learning_rate", "clip_norm", "stability_distance", "adversarial_steps"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
-        for name in ("image_size", "weight_decay", *(name for name in vars(self) if name.startswith("lambda_"))):
+        lambdas = (name for name in vars(self) if name.startswith("lambda_"))
+        for name in ("image_size", "weight_decay", "adversarial_radius", *lambdas):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
         for name in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.lambda_consistency and not self.adversarial_radius:
+            raise ValueError(
+                f"lambda_consistency={self.lambda_consistency:g} compares images with attacked ones; set "
+                "adversarial_radius as well"
+            )
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 choices = ", ".join(map(repr, get_args(kind)))

@@ -11,15 +11,18 @@ import optax
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from spectra_jax.losses import loss_terms
+from spectra_jax.losses import divergence, loss_terms
 from spectra_jax.metrics import class_accuracy
 from spectra_jax.models import Decoder, Model, Params, build_decoder
 from spectra_jax.perturbations import head_logits
+from spectra_jax.training._adversarial import attack_images
 from spectra_jax.training._config import TrainConfig
 from spectra_jax.types import Batch, Head
 
 # Parameters that only a loss uses, beside those of the model.
 FREE_LOGITS, DECODER = "free_logits", "decoder"
+# Folded into a step's key for the attack's random start: dropout keeps the keys it has without one.
+ATTACK_KEY = 2
 
 Metrics = dict[str, Any]
 Regularizer = Callable[[Params, Head, Float[Array, "b n"], Batch, PRNGKeyArray], Float[Array, ""]]
@@ -153,6 +156,39 @@ def forward(
     return attributes, head_logits(model.head(params), attributes)
 
 
+def check_adversarial(model: Model, config: TrainConfig) -> None:
+    """Raises a ValueError where `config` attacks images that the batches of `model` do not hold."""
+    if config.adversarial_radius and model.frozen_backbone:
+        raise ValueError(
+            f"adversarial_radius={config.adversarial_radius:g} needs images, but the backbone of {model.name!r} is "
+            "frozen and its batches hold features. Train the backbone too (model_options frozen_backbone=False, at "
+            "many times the cost) or choose another model."
+        )
+
+
+def _attacked(model: Model, params: Params, batch: Batch, config: TrainConfig, key: PRNGKeyArray) -> Array:
+    """The batch's images, attacked where the loss of `config` looks: at the class, or at the change of its naming."""
+    # Without dropout: the model that will be used is the one to be attacked. Constants: training lowers the loss at
+    # the attacked images, it does not learn to lead the attack astray.
+    params = jax.lax.stop_gradient(params)
+    given = forward(model, params, batch.inputs)[1]
+
+    def loss_fn(images: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
+        logits = forward(model, params, images)[1]
+        if config.lambda_consistency:
+            return divergence(given, logits)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+
+    return attack_images(
+        loss_fn,
+        batch.inputs,
+        key,
+        radius=config.adversarial_radius,
+        norm=config.adversarial_norm,
+        steps=config.adversarial_steps,
+    )
+
+
 def make_train_step(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -178,16 +214,27 @@ def make_train_step(
         sharding: of state and metrics, replicated over the devices when there are several.
 
     Returns:
-        The step. Its metrics are device scalars: loss, every active term of `loss_terms` by name, class_accuracy,
-        gradient_norm, finite and, with a regulariser, regularization.
-    """
+        The step. Its metrics are device scalars: loss, every active term of `loss_terms` by name, class_accuracy (of
+        the attacked images where they take the place of the given ones), gradient_norm, finite and, with a
+        regulariser, regularization.
 
+    Raises:
+        ValueError: attacks or a reconstruction are asked for where the batches hold no images.
+    """
+    check_adversarial(model, config)
     decoder = training_decoder(model, config) if config.lambda_reconstruction else None
 
     def loss_fn(trained: Params, rest: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], Metrics]:
         params = {**rest, **trained}
         dropout_key, regularizer_key = jax.random.split(key)
-        attributes, logits = forward(model, params, batch.inputs, key=dropout_key)
+        inputs, attacked_logits = batch.inputs, None
+        if config.adversarial_radius:
+            attacked = _attacked(model, params, batch, config, jax.random.fold_in(key, ATTACK_KEY))
+            if config.lambda_consistency:
+                _, attacked_logits = forward(model, params, attacked, key=dropout_key)
+            else:
+                inputs = attacked
+        attributes, logits = forward(model, params, inputs, key=dropout_key)
         free = config.lambda_stability and config.stability_logits == "learned"
         loss, terms = loss_terms(
             model.head(params),
@@ -199,8 +246,10 @@ def make_train_step(
             lambda_stability=config.lambda_stability,
             lambda_sparsity=config.lambda_sparsity,
             lambda_reconstruction=config.lambda_reconstruction,
+            lambda_consistency=config.lambda_consistency,
             images=None if decoder is None else batch.inputs,
             reconstructions=None if decoder is None else decoder.decode(params[DECODER], attributes),
+            attacked_logits=attacked_logits,
             positive_weight=positive_weight,
             label_smoothing=config.label_smoothing,
             stability_method=config.stability_method,
