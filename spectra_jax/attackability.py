@@ -14,8 +14,9 @@ from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
 from spectra_jax.perturbations.geometry import HIGHEST, centred, relative_logits, safe_norm, safe_sqrt
 from spectra_jax.types import Head
 
-# Logits of a block of samples: few enough for the cache of a CPU, many enough to fill an accelerator.
-_LOGITS_ON_CPU, _LOGITS_ON_ACCELERATOR = 64_000, 4_000_000
+# Logits of a block of samples: on a CPU 4 MB, which stay in its cache and are as fast a product as the whole, which
+# smaller blocks are not; many enough to fill an accelerator.
+_LOGITS_ON_CPU, _LOGITS_ON_ACCELERATOR = 1_000_000, 4_000_000
 # Squared distances below this part of ||w_i||^2 + ||w_k||^2 are not taken from the Gram matrix.
 _CLOSE = 0.05
 # Bootstrap draws held in memory together: 32 MB of doubles.
