@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import tyro
 
+from experiments._run import one_device_a_core
 from spectra_jax.reporting.page import write_atomically
 
 
@@ -25,6 +26,7 @@ def run(
 ) -> int:
     """Reads the options, measures, and writes the figures where --out says."""
     args = tyro.cli(options, args=arguments, prog=f"python -m experiments.benchmarks.{name}")
+    one_device_a_core()
     figures = measure(args)
     if args.out is not None:
         write_atomically(args.out, json.dumps(figures, indent=1) + "\n")

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 import spectra_jax as sj
 from experiments.benchmarks import _solvers
@@ -17,6 +18,9 @@ from experiments.benchmarks._command import run
 from experiments.benchmarks._timing import interleaved
 from spectra_jax.perturbations import active_set, all_pairs_projection
 from spectra_jax.perturbations.geometry import gram_matrix, squared_distances
+from spectra_jax.sharding import BATCH_AXIS, data_mesh, replicated, row_sharded
+
+ONE, ALL = "spectra_jax, one device", "spectra_jax, all devices"
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,9 @@ class Args:
     python -m experiments.benchmarks.projection --run-dir runs/efficientnet_lite0-cub-seed0
         the head and all test samples of a trained run.
 
-    Prints microseconds a pair, median (smallest - largest). The other solvers run in one process, as they come, on
-    `pairs` pairs of one target; building their matrices is not timed.
+    Prints microseconds a pair, median (smallest - largest): of one program on one device, and of jax.shard_map over
+    all devices, which on a CPU are its cores. The other solvers run in one process, as they come, on `pairs` pairs of
+    one target; building their matrices is not timed.
 
     Attributes:
         run_dir: a run folder of experiments.train; a random head if not given.
@@ -76,6 +81,8 @@ def problem(args: Args) -> tuple[np.ndarray, np.ndarray]:
 def measure(args: Args) -> dict[str, Any]:
     """Runs the comparison; times are microseconds a pair."""
     weights, samples = problem(args)
+    mesh = data_mesh(jax.local_devices())
+    samples = samples[: len(samples) // mesh.size * mesh.size]
     rng = np.random.default_rng(args.seed)
     target = int(rng.integers(len(weights)))
     away = np.flatnonzero((samples @ weights.T).argmax(axis=1) != target)
@@ -85,10 +92,15 @@ def measure(args: Args) -> dict[str, Any]:
 
     head, batch = sj.Head(jnp.asarray(weights)), jnp.asarray(samples)
     solve = jax.jit(all_pairs_projection)
+    by_rows = PartitionSpec(BATCH_AXIS)
+    spread = jax.shard_map(all_pairs_projection, mesh=mesh, in_specs=(PartitionSpec(), by_rows), out_specs=by_rows)
+    solve_spread = jax.jit(spread)
+    everywhere = jax.device_put(head, replicated(mesh)), jax.device_put(samples, row_sharded(mesh))
     some, targets = batch[rows], jnp.full(len(rows), target, jnp.int32)
     gram, logits = gram_matrix(head.weights), sj.head_logits(head, some)
     ours: dict[str, Callable[[], Any]] = {
-        "spectra_jax, all pairs": lambda: solve(head, batch),
+        ONE: lambda: solve(head, batch),
+        ALL: lambda: solve_spread(*everywhere),
         "same steps without the queue": functools.partial(jax.jit(lockstep), head, some, targets),
         "coordinate ascent to 1e-5": functools.partial(jax.jit(_solvers.coordinate_ascent), gram, logits, targets),
         "block pivoting": functools.partial(jax.jit(_solvers.block_pivoting), gram, logits, targets),
@@ -97,16 +109,17 @@ def measure(args: Args) -> dict[str, Any]:
         others = {name: solver(pairs) for name, solver in _solvers.peers().items()}
         norms = {name: call() for name, call in others.items()}
     times = interleaved({**ours, **{name: _in_x64(call) for name, call in others.items()}}, repeats=args.repeats)
-    count = {name: len(rows) for name in times} | {"spectra_jax, all pairs": len(samples) * len(weights)}
+    count = dict.fromkeys(times, len(rows)) | dict.fromkeys((ONE, ALL), len(samples) * len(weights))
     times = {name: timing.per(count[name]) for name, timing in times.items()}
 
-    found = solve(head, batch)
+    found, found_spread = solve(head, batch), solve_spread(*everywhere)
     with jax.enable_x64(True):
         double = jax.jit(all_pairs_projection)(sj.Head(jnp.asarray(exact[0])), jnp.asarray(exact[1][rows]))
     norms = {
-        "spectra_jax, all pairs": np.asarray(found.norms)[rows, target],
+        ONE: np.asarray(found.norms)[rows, target],
+        ALL: np.asarray(found_spread.norms)[rows, target],
         "spectra_jax, float64": np.asarray(double.norms)[:, target],
-        **{name: np.asarray(call()) for name, call in list(ours.items())[1:]},
+        **{name: np.asarray(call()) for name, call in list(ours.items())[2:]},
         **norms,
     }
     oracle = norms["DAQP"]  # exact to rounding, as quadprog confirms below
@@ -116,16 +129,19 @@ def measure(args: Args) -> dict[str, Any]:
         took = f"{times[name].text():>30s} us a pair" if name in times else " " * 40
         print(f"{name:30s} {took}   norm within {error:.1e} of DAQP's")
     best = min((name for name in others if name in times), key=lambda name: times[name].median)
-    factor = times[best].median / times["spectra_jax, all pairs"].median
+    factors = {name: times[best].median / times[name].median for name in (ONE, ALL)}
     active, infeasible = np.asarray(found.num_active), int(np.isinf(np.asarray(found.norms)).sum())
     residual = float(np.nanmax(np.asarray(found.kkt_residual)))
     unresolved = int(np.isnan(np.asarray(found.norms)).sum())
-    print(f"{factor:.1f} times the best peer, {best}; {active.mean():.2f} active rivals, {active.max()} at most")
+    print(f"{factors[ALL]:.1f} times the best peer, {best}, on {mesh.size} devices, {factors[ONE]:.1f} times on one")
+    print(f"{active.mean():.2f} active rivals, {active.max()} at most")
     print(f"largest KKT residual {residual:.1e}; {infeasible} infeasible, {unresolved} unresolved pairs")
     figures = {f"{name}/{part}_us": 1e6 * value for name, t in times.items() for part, value in t._asdict().items()}
     figures |= {f"{name}/norm_error": error for name, error in errors.items()}
     return figures | {
-        "speed_up": factor,
+        "devices": mesh.size,
+        "speed_up": factors[ALL],
+        "speed_up_one_device": factors[ONE],
         "best_peer": best,
         "residual": residual,
         "infeasible": infeasible,
