@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from spectra_jax.checks import check_attributes, check_images, check_mutable, check_targets, is_concrete
-from spectra_jax.inversion.encoder import EncodeFn, as_partial, in_bfloat16
+from spectra_jax.inversion.encoder import EncodeFn, as_partial, in_bfloat16, lead_of, per_sample
 from spectra_jax.inversion.finish import Finished, finish, finishing_passes
-from spectra_jax.inversion.search import passes, search
+from spectra_jax.inversion.search import Found, passes, search
 from spectra_jax.inversion.step import Sample
 from spectra_jax.inversion.types import InversionConfig, InversionReason, InversionResult
 from spectra_jax.similarity import WINDOW
@@ -98,8 +98,17 @@ def invert(
         budgets=jnp.asarray(jnp.full(batch, config.max_steps) if max_steps is None else max_steps, jnp.int32),
         region=None if region is None else jnp.asarray(region, images.dtype)[..., None],
     )
-    searched = in_bfloat16(encode) if config.encoder_dtype == "bfloat16" else encode
-    found = search(searched, head, queue, mutable, num_lanes, config, stepwise=on_cpu and concrete)
+    explore = functools.partial(search, config=config, stepwise=on_cpu and concrete)
+    if config.encoder_dtype == "same":
+        found = explore(encode, head, queue, mutable, num_lanes)
+    else:
+        coarse = explore(in_bfloat16(encode), head, queue, mutable, num_lanes)
+        attributes = in_chunks(functools.partial(_encode, encode), coarse.images)
+        confirmed = (coarse.reason == InversionReason.SUCCESS) & lead_of(head, attributes, queue.targets).by(
+            config.margin
+        )
+        rest = queue._replace(aims=jnp.where(confirmed[:, None], jnp.nan, queue.aims))  # NaN: nothing to search for
+        found = _merged(confirmed, coarse, explore(encode, head, rest, mutable, num_lanes))
     success = found.reason == InversionReason.SUCCESS
     requested = queue.aims - before
     end: Finished = in_chunks(
@@ -118,7 +127,7 @@ def invert(
         survives_rounding=end.survives_rounding,
         images_8bit=end.images_8bit,
         success_8bit=end.success_8bit,
-        forward_passes=found.evaluations * forward + 1 + finishing_passes(config),
+        forward_passes=found.evaluations * forward + 1 + int(config.encoder_dtype != "same") + finishing_passes(config),
         backward_passes=found.evaluations * backward,
         distances=end.distances,
         ssim=end.ssim,
@@ -132,6 +141,16 @@ def invert(
 @jax.jit
 def _encode(encode: jax.tree_util.Partial, images: Float[Array, "b h w k"]) -> Float[Array, "b n"]:
     return encode(images)
+
+
+def _merged(first_counts: Bool[Array, "b"], first: Found, second: Found) -> Found:
+    """The first search's answer where it counts, else the second's; the cost of both."""
+
+    def choose(one, other):
+        return jnp.where(per_sample(first_counts, one), one, other)
+
+    merged = jax.tree.map(choose, first, second)
+    return merged._replace(evaluations=first.evaluations + second.evaluations)
 
 
 def _in_chunks(size: int, function: Callable[..., PyTree], *columns: PyTree) -> PyTree:

@@ -103,11 +103,11 @@ def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], st
 
     missing = config.margin - lead.lead
     clearance = jnp.where(state.clearance < 0, _CLEARANCE * jnp.maximum(missing, 0), state.clearance)
-    wanted = config.margin + clearance + _OVERSHOOT * jnp.maximum(missing + clearance, 0)
-    offset = wanted - lead.lead + jnp.sum(gradient * change, axis=-1)
+    offset = missing + clearance + jnp.sum(gradient * change, axis=-1)
     state = _with_cut(state, lead.rival, gradient, offset)
-    nearest_here, _ = _project(state, here, origin)
-    nearest, multipliers = _project(state, origin, origin)
+    extra = _OVERSHOOT * jnp.maximum(missing + clearance, 0)
+    nearest_here, _ = _project(state, state.offsets + extra[:, None], here, origin)
+    nearest, multipliers = _project(state, state.offsets, origin, origin)
     share = jnp.where(holds, mix, 0)[:, None]
     moved = (nearest_here + share * (nearest - nearest_here)).reshape(images.shape)
 
@@ -143,7 +143,7 @@ def _with_cut(state: Search, rival: Int[Array, "b"], normal: Float[Array, "b p"]
 
 
 def _project(
-    state: Search, point: Float[Array, "b p"], origin: Float[Array, "b p"]
+    state: Search, offsets: Float[Array, "b cuts"], point: Float[Array, "b p"], origin: Float[Array, "b p"]
 ) -> tuple[Float[Array, "b p"], Float[Array, "b cuts"]]:
     """The point of the half-spaces and of [0, 1] nearest to `point`, and its multipliers.
 
@@ -157,7 +157,7 @@ def _project(
         free = state.normals * inside[:, None, :]
         gram = jnp.einsum("bip,bjp->bij", free, state.normals, precision=jax.lax.Precision.HIGHEST)
         reached = jnp.einsum("bip,bp->bi", state.normals, base, precision=jax.lax.Precision.HIGHEST)
-        multipliers = _non_negative(gram, state.offsets - reached, state.rivals >= 0)
+        multipliers = _non_negative(gram, offsets - reached, state.rivals >= 0)
         raw = point + jnp.einsum("bi,bip->bp", multipliers, state.normals, precision=jax.lax.Precision.HIGHEST)
     return jnp.clip(raw, 0, 1), multipliers
 

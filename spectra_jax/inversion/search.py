@@ -69,7 +69,7 @@ def passes(config: InversionConfig) -> tuple[int, int]:
 
 def search(
     encode: jax.tree_util.Partial, head: Head, queue: Sample, mutable: Bool[Array, "n"] | None, num_lanes: int,
-    config: InversionConfig, *, stepwise: bool,
+    *, config: InversionConfig, stepwise: bool,
 ) -> Found:  # fmt: skip
     """Searches for every sample of the queue; rows of aims that are not finite are infeasible.
 

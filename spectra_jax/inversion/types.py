@@ -33,7 +33,7 @@ class InversionReason(enum.IntEnum):
             InversionReason.STALLED: "the image stopped changing before the classifier named the target",
             InversionReason.NOT_FINITE: "the loss or its gradient became NaN or infinite",
             InversionReason.NOT_CONFIRMED: "the target was named during the search, but not when the image was "
-            "evaluated once more in full precision",
+            "evaluated once more, with other rounding errors",
         }[self]
 
 
@@ -64,7 +64,8 @@ class InversionConfig:
             would lose is written instead, see `InversionResult.images_8bit`. 0: plain rounding.
         batch_size: samples searched together; one that is done makes room for the next. None: 16 on CPUs and 256
             otherwise.
-        encoder_dtype: "bfloat16" runs the encoder in it during the search; the verdict is always in full precision.
+        encoder_dtype: "bfloat16" runs the encoder in it during the search, for hardware that is faster so. The verdict
+            is in full precision, and samples it does not confirm are searched again in full precision.
     """
 
     method: Literal["adam", "gradient_descent", "gauss_newton", "nearest"] = "adam"
