@@ -328,7 +328,7 @@ def test_bad_options_are_named(options, message):
 
 
 def test_every_reason_has_words():
-    assert len({reason.description for reason in Reason}) == len(Reason) == 5
+    assert len({reason.description for reason in Reason}) == len(Reason) == 6
 
 
 def test_shrinking_shortens_the_change_and_keeps_the_target():

@@ -1,0 +1,68 @@
+"""What every way of searching asks of the encoder and the head."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from spectra_jax.perturbations.geometry import head_logits
+from spectra_jax.types import Head
+
+EncodeFn = Callable[[Float[Array, "b h w k"]], Float[Array, "b n"]]
+
+
+class Lead(NamedTuple):
+    """How far the target is ahead.
+
+    Attributes:
+        lead: (b,) logits between the target and its best rival.
+        rival: (b,) that rival.
+        named: (b,) whether argmax names the target, which decides ties.
+    """
+
+    lead: Float[Array, "b"]
+    rival: Int[Array, "b"]
+    named: Bool[Array, "b"]
+
+    def by(self, margin: float) -> Bool[Array, "b"]:
+        """Whether the classifier names the target with that margin."""
+        return (self.lead >= margin) & self.named
+
+
+def lead_of(head: Head, attributes: Float[Array, "b n"], targets: Int[Array, "b"]) -> Lead:
+    """The lead of each target over its best rival."""
+    logits = head_logits(head, attributes)
+    rivals = jnp.arange(logits.shape[-1], dtype=targets.dtype)[None, :] != targets[:, None]
+    others = jnp.where(rivals, logits, -jnp.inf)
+    lead = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - jnp.max(others, axis=-1)
+    named = jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets
+    return Lead(lead, jnp.argmax(others, axis=-1).astype(jnp.int32), named)
+
+
+def as_partial(encode_fn: EncodeFn) -> jax.tree_util.Partial:
+    """The function as a pytree: its bound arguments become inputs of the compiled search, not constants in it."""
+    if isinstance(encode_fn, jax.tree_util.Partial):
+        return encode_fn
+    if isinstance(encode_fn, functools.partial):
+        return jax.tree_util.Partial(encode_fn.func, *encode_fn.args, **encode_fn.keywords)
+    return jax.tree_util.Partial(encode_fn)
+
+
+def in_bfloat16(encode: jax.tree_util.Partial) -> jax.tree_util.Partial:
+    """The same encoder with its images and bound arrays in bfloat16 and its answer in the images' precision."""
+    return jax.tree_util.Partial(_run_in_bfloat16, encode)
+
+
+def _run_in_bfloat16(encode: jax.tree_util.Partial, images: Float[Array, "b h w k"]) -> Float[Array, "b n"]:
+    def reduce(leaf):
+        return leaf.astype(jnp.bfloat16) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
+
+    return jax.tree.map(reduce, encode)(images.astype(jnp.bfloat16)).astype(images.dtype)
+
+
+def per_sample(values: Array, like: Array) -> Array:
+    """One flag or factor a sample, shaped to meet arrays with further axes."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))

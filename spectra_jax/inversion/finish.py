@@ -1,0 +1,144 @@
+"""From the images a search ends with to the answer: shortening, 8 bits, and every figure of the result."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from spectra_jax.image_metrics import (
+    AttributeSelectivity,
+    ImageDistances,
+    attribute_selectivity,
+    image_distances,
+)
+from spectra_jax.inversion.encoder import lead_of, per_sample
+from spectra_jax.inversion.types import InversionConfig
+from spectra_jax.metrics import psnr
+from spectra_jax.similarity import WINDOW, ssim
+from spectra_jax.types import Head
+
+LEVELS = 255
+
+
+class Finished(NamedTuple):
+    """The fields of `InversionResult` that come from the final image alone."""
+
+    images: Array
+    attributes: Array
+    holds: Array
+    loss: Array
+    images_8bit: Array
+    success_8bit: Array
+    survives_rounding: Array
+    distances: ImageDistances
+    ssim: Array
+    psnr: Array
+    realised: Array
+    selectivity: AttributeSelectivity
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def finish(encode, head: Head, sample, before, requested, images, success, *, config: InversionConfig) -> Finished:
+    """Completes a batch; `success` is what the search says, `holds` what a last evaluation says."""
+    original, targets = sample.images, sample.targets
+
+    def names_target(candidates) -> Bool[Array, "b"]:
+        return lead_of(head, encode(candidates), targets).named
+
+    if config.shrink_steps:
+        images = _shorten(encode, head, original, targets, images, success, config)
+    attributes = encode(images)
+    holds = success & lead_of(head, attributes, targets).by(config.margin)
+    plain = _rounded(images, original, jnp.full(len(images), 0.5, images.dtype))
+    survives = holds & names_target(plain)
+    png, success_8bit = plain, survives
+    if config.survive_steps:
+        png, success_8bit = _carry_over(names_target, images, original, plain, survives, holds, config.survive_steps)
+    finite = jnp.where(jnp.isfinite(requested), requested, jnp.nan)
+    realised = attributes - before
+    size = min(images.shape[1:3])
+    similarity = ssim(images, original) if size >= WINDOW else jnp.full(len(images), jnp.nan, images.dtype)
+    loss = jnp.mean(jnp.square(realised - finite), axis=-1)
+    if config.ssim_weight > 0 and size >= WINDOW:
+        loss = loss + config.ssim_weight * (1 - similarity)
+    return Finished(
+        images=images,
+        attributes=attributes,
+        holds=holds,
+        loss=loss,
+        images_8bit=png,
+        success_8bit=success_8bit,
+        survives_rounding=survives,
+        distances=image_distances(images, original),
+        ssim=similarity,
+        psnr=psnr(images, original),
+        realised=realised,
+        selectivity=attribute_selectivity(realised, finite),
+    )
+
+
+def finishing_passes(config: InversionConfig) -> int:
+    """Forward passes of `finish`."""
+    return 2 + (config.shrink_steps + 1 if config.shrink_steps else 0) + config.survive_steps
+
+
+def _rounded(
+    images: Float[Array, "b h w k"], original: Float[Array, "b h w k"], threshold: Float[Array, "b"]
+) -> Float[Array, "b h w k"]:
+    """The images on 256 levels, each value away from the original's level once its change is past the threshold.
+
+    A threshold of half a level is rounding to the nearest.
+    """
+    start = jnp.round(original * LEVELS)
+    levels = images * LEVELS - start
+    kept = jnp.sign(levels) * jnp.floor(jnp.abs(levels) + 1 - per_sample(threshold, levels))
+    return jnp.clip(start + kept, 0, LEVELS) / LEVELS
+
+
+def _carry_over(names_target, images, original, plain, survives, holds, halvings: int):
+    """The largest rounding threshold with which the image on 256 levels still has the target.
+
+    Changes of less than half a level are lost in a file. A lower threshold turns the largest of them into whole levels:
+    the change keeps its direction and grows a little where it must.
+    """
+
+    def halve(_, ends):
+        low, high, best, found = ends
+        middle = (low + high) / 2
+        candidate = _rounded(images, original, middle)
+        held = names_target(candidate)
+        keep = held & ~survives & holds
+        return (
+            jnp.where(held, middle, low),
+            jnp.where(held, high, middle),
+            jnp.where(per_sample(keep, best), candidate, best),
+            found | keep,
+        )
+
+    ends = (jnp.zeros(len(images), images.dtype), jnp.full(len(images), 0.5, images.dtype), plain, survives)
+    _, _, best, found = jax.lax.fori_loop(0, halvings, halve, ends)
+    return best, found
+
+
+def _shorten(encode, head: Head, original, targets, images, success, config: InversionConfig):
+    """The least share of the change, on the grid of 8 bits, that keeps the target's lead."""
+    change = images - original
+
+    def shortened(share):
+        # On the grid of 8 bits, because a change shorter than that would be lost in any image file.
+        return jnp.round((original + per_sample(share, change) * change) * LEVELS) / LEVELS
+
+    def halve(_, interval):
+        lost, held = interval
+        middle = (lost + held) / 2
+        holds = lead_of(head, encode(shortened(middle)), targets).by(config.margin)
+        return jnp.where(holds, lost, middle), jnp.where(holds, middle, held)
+
+    ends = (jnp.zeros(len(images), images.dtype), jnp.ones(len(images), images.dtype))
+    _, share = jax.lax.fori_loop(0, config.shrink_steps, halve, ends)
+    shrunk = shortened(share)
+    kept = success & lead_of(head, encode(shrunk), targets).by(config.margin)
+    # else not even the full change survives rounding: leave it as it is
+    return jnp.where(per_sample(kept, shrunk), shrunk, images)

@@ -1,0 +1,166 @@
+"""The public call: checks what is given, searches, and completes the answer."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from spectra_jax.checks import check_attributes, check_images, check_mutable, check_targets, is_concrete
+from spectra_jax.inversion.encoder import EncodeFn, as_partial, in_bfloat16, lead_of, per_sample
+from spectra_jax.inversion.finish import Finished, finish, finishing_passes
+from spectra_jax.inversion.search import Found, passes, search
+from spectra_jax.inversion.step import Sample
+from spectra_jax.inversion.types import InversionConfig, InversionReason, InversionResult
+from spectra_jax.similarity import WINDOW
+from spectra_jax.types import Head
+
+_LANES, _LANES_ON_CPU = 256, 16
+
+
+def invert(
+    encode_fn: EncodeFn,
+    head: Head,
+    images: Float[Array, "b h w k"],
+    target_attributes: Float[Array, "b n"],
+    targets: Int[Array, "b"],
+    *,
+    config: InversionConfig | None = None,
+    max_steps: Int[Array, "b"] | None = None,
+    region: Bool[Array, "b h w"] | None = None,
+    mutable: Bool[Array, "n"] | None = None,
+) -> InversionResult:
+    """Moves images until the encoder gives the wanted attributes and the classifier the target (Section 2.6).
+
+    The paper's loop descends MSE(phi(x'), e + delta) + lambda (1 - SSIM(x', x)) from x' = x, clipped to [0, 1];
+    `config.method` has better ones. Samples are searched `config.batch_size` at a time: one that is done does not
+    change any more and makes room for the next, so neither the order nor the batch size decides what is found.
+    Under jit, vmap or shard_map the search is one lax.while_loop; the result cannot be differentiated in reverse.
+    For several devices, shard_map this function over the rows: each device then finishes on its own.
+
+    Args:
+        encode_fn: images -> attributes (b, n). Pass functools.partial(model.encode, params) so that a second call
+            with other parameters reuses the compiled loop.
+        head: classifier on the attributes.
+        images: (b, h, w, channels) in [0, 1], where to start from.
+        target_attributes: (b, n) e + delta; rows that are not finite are reported as TARGET_INFEASIBLE.
+        targets: (b,) class indices.
+        config: search options.
+        max_steps: (b,) a budget of updates for each sample, in place of config.max_steps.
+        region: (b, h, w) pixels that may change; all by default.
+        mutable: (n,) attributes that may move. The others are wanted as they are at the start, whatever
+            target_attributes says of them. Not for method="nearest", which looks at no single attribute.
+
+    Returns:
+        InversionResult.
+
+    Raises:
+        ValueError: shapes do not match (the encoder's included), images not in [0, 1] or smaller than SSIM's window,
+            target out of range, mutable with method="nearest".
+    """
+    config = InversionConfig() if config is None else config
+    check_images(images)
+    check_attributes(head, target_attributes, ndim=2)
+    batch = images.shape[0]
+    if target_attributes.shape[0] != batch or jnp.shape(targets) != (batch,):
+        raise ValueError(
+            f"{batch} images, target_attributes {target_attributes.shape} and targets {jnp.shape(targets)} disagree; "
+            "expected one row of attributes and one target an image"
+        )
+    if min(images.shape[1:3]) < WINDOW and config.ssim_weight > 0:
+        raise ValueError(f"images are {images.shape[1:3]} pixels; SSIM needs {WINDOW}x{WINDOW}, or set ssim_weight=0")
+    if batch == 0:
+        raise ValueError("images is empty; expected at least one image")
+    check_targets(head, targets)
+    check_mutable(head, mutable)
+    if mutable is not None and config.method == "nearest":
+        raise ValueError('mutable does not apply to method="nearest", which looks at no single attribute')
+    if max_steps is not None and jnp.shape(max_steps) != (batch,):
+        raise ValueError(f"max_steps has shape {jnp.shape(max_steps)}; expected {(batch,)}, one budget an image")
+    if region is not None and jnp.shape(region) != images.shape[:3]:
+        raise ValueError(f"region has shape {jnp.shape(region)}; expected {images.shape[:3]}, one flag a pixel")
+
+    encode = as_partial(encode_fn)
+    images, wanted = jnp.asarray(images), jnp.asarray(target_attributes)
+    on_cpu = jax.default_backend() == "cpu"
+    concrete = all(is_concrete(leaf) for leaf in jax.tree.leaves((encode, head, images, wanted, targets, max_steps)))
+    num_lanes = min(batch, config.batch_size or (_LANES_ON_CPU if on_cpu else _LANES))
+    in_chunks = functools.partial(_in_chunks, num_lanes if concrete else batch)
+
+    before = in_chunks(functools.partial(_encode, encode), images)
+    if before.shape != wanted.shape:
+        raise ValueError(f"encode_fn gives shape {before.shape}; expected {wanted.shape}, the head's width")
+    queue = Sample(
+        images=images,
+        aims=wanted if mutable is None else jnp.where(mutable, wanted, before),
+        targets=jnp.asarray(targets, jnp.int32),
+        budgets=jnp.asarray(jnp.full(batch, config.max_steps) if max_steps is None else max_steps, jnp.int32),
+        region=None if region is None else jnp.asarray(region, images.dtype)[..., None],
+    )
+    explore = functools.partial(search, config=config, stepwise=on_cpu and concrete)
+    if config.encoder_dtype == "same":
+        found = explore(encode, head, queue, mutable, num_lanes)
+    else:
+        coarse = explore(in_bfloat16(encode), head, queue, mutable, num_lanes)
+        attributes = in_chunks(functools.partial(_encode, encode), coarse.images)
+        confirmed = (coarse.reason == InversionReason.SUCCESS) & lead_of(head, attributes, queue.targets).by(
+            config.margin
+        )
+        rest = queue._replace(aims=jnp.where(confirmed[:, None], jnp.nan, queue.aims))  # NaN: nothing to search for
+        found = _merged(confirmed, coarse, explore(encode, head, rest, mutable, num_lanes))
+    success = found.reason == InversionReason.SUCCESS
+    requested = queue.aims - before
+    end: Finished = in_chunks(
+        functools.partial(finish, encode, head, config=config), queue, before, requested, found.images, success
+    )
+    lost = success & ~end.holds
+    forward, backward = passes(config)
+    feasible = found.reason != InversionReason.TARGET_INFEASIBLE
+    return InversionResult(
+        images=end.images,
+        attributes=end.attributes,
+        success=end.holds,
+        num_steps=found.num_steps,
+        loss=jnp.where(feasible, end.loss, jnp.nan),
+        reason=jnp.where(lost, jnp.asarray(InversionReason.NOT_CONFIRMED, jnp.int32), found.reason),
+        survives_rounding=end.survives_rounding,
+        images_8bit=end.images_8bit,
+        success_8bit=end.success_8bit,
+        forward_passes=found.evaluations * forward + 1 + int(config.encoder_dtype != "same") + finishing_passes(config),
+        backward_passes=found.evaluations * backward,
+        distances=end.distances,
+        ssim=end.ssim,
+        psnr=end.psnr,
+        requested=requested,
+        realised=end.realised,
+        selectivity=end.selectivity,
+    )
+
+
+@jax.jit
+def _encode(encode: jax.tree_util.Partial, images: Float[Array, "b h w k"]) -> Float[Array, "b n"]:
+    return encode(images)
+
+
+def _merged(first_counts: Bool[Array, "b"], first: Found, second: Found) -> Found:
+    """The first search's answer where it counts, else the second's; the cost of both."""
+
+    def choose(one, other):
+        return jnp.where(per_sample(first_counts, one), one, other)
+
+    merged = jax.tree.map(choose, first, second)
+    return merged._replace(evaluations=first.evaluations + second.evaluations)
+
+
+def _in_chunks(size: int, function: Callable[..., PyTree], *columns: PyTree) -> PyTree:
+    """The function applied to so many rows at a time, which bounds its memory; the last chunk is filled up."""
+    count = len(jax.tree.leaves(columns)[0])
+    if count <= size:
+        return function(*columns)
+    parts = []
+    for start in range(0, count, size):
+        rows = jnp.arange(start, start + size) % count
+        part = function(*jax.tree.map(lambda column, rows=rows: column[rows], columns))
+        parts.append(jax.tree.map(lambda column, keep=count - start: column[:keep], part))
+    return jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *parts)

@@ -1,0 +1,188 @@
+"""The smallest change of the image that reaches the class: projection onto the encoder's linearised decision region.
+
+Seen from the image, the target's region is where the leads g_k(x') = l_j - l_k over all rivals k reach the margin.
+Each step evaluates the most dangerous rival and its gradient, which gives a half-space, and projects onto the
+intersection of the latest half-spaces, one a rival, within [0, 1]: once from where the search is (the shortest way
+to the class) and once from the original image (the shortest change of all). The next image lies between the two;
+nearer to the second as long as that keeps shortening the change. Projecting the original onto a linearised boundary and
+mixing the two is the idea of FAB (Croce and Hein 2020); here several boundaries act at once, as in `projection`.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from spectra_jax.inversion.encoder import lead_of, per_sample
+from spectra_jax.inversion.step import Move, Sample
+from spectra_jax.inversion.types import InversionConfig
+from spectra_jax.types import Head
+
+PASSES = (1, 1)
+_CUTS = 4
+# Beyond the margin, as a share of the lead that was missing at first: rounding must not lose what was won.
+_CLEARANCE = 0.005
+# Networks give less than their gradient promises; asking for more saves steps. Share of the lead still missing.
+_OVERSHOOT = 0.3
+_FIRST_MIX, _MIX_UP, _MIX_DOWN, _LEAST_MIX = 0.5, 1.3, 0.5, 0.01
+_SETTLED = 0.995  # of the best length: the linearised problem promises no more than that
+_ROUNDS = 2  # which values are held at 0 or 1 is guessed from the round before
+_ACTIVE_SETS = np.array(list(itertools.product([False, True], repeat=_CUTS)))
+
+
+class Search(NamedTuple):
+    """What is remembered of each sample.
+
+    Attributes:
+        normals, offsets: (b, cuts, pixels), (b, cuts) half-spaces normal . (x' - x) >= offset.
+        rivals: (b, cuts) whose they are; -1 for none.
+        ages: (b, cuts) steps since they were computed.
+        multipliers: (b, cuts) of the last projection of the original.
+        best, best_length: the nearest image so far that has the target, and how far it is; inf if there is none.
+        mix: (b,) how far towards the projection of the original.
+        clearance: (b,) aimed at beyond the margin.
+        spent: (b,) updates since the target was first reached.
+    """
+
+    normals: Float[Array, "b cuts p"]
+    offsets: Float[Array, "b cuts"]
+    rivals: Int[Array, "b cuts"]
+    ages: Int[Array, "b cuts"]
+    multipliers: Float[Array, "b cuts"]
+    best: Float[Array, "b h w k"]
+    best_length: Float[Array, "b"]
+    mix: Float[Array, "b"]
+    clearance: Float[Array, "b"]
+    spent: Int[Array, "b"]
+
+
+def start(images: Float[Array, "b h w k"], config: InversionConfig) -> Search:
+    """No half-space is known."""
+    batch, dtype = len(images), images.dtype
+    return Search(
+        normals=jnp.zeros((batch, _CUTS, images[0].size), dtype),
+        offsets=jnp.zeros((batch, _CUTS), dtype),
+        rivals=jnp.full((batch, _CUTS), -1, jnp.int32),
+        ages=jnp.zeros((batch, _CUTS), jnp.int32),
+        multipliers=jnp.zeros((batch, _CUTS), dtype),
+        best=images,
+        best_length=jnp.full(batch, jnp.inf, dtype),
+        mix=jnp.full(batch, _FIRST_MIX, dtype),
+        clearance=jnp.full(batch, -1, dtype),
+        spent=jnp.zeros(batch, jnp.int32),
+    )
+
+
+def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], state: Search, config) -> Move:
+    """One more half-space, and the two projections."""
+
+    def objective(candidates):
+        attributes = encode(candidates)
+        lead = lead_of(head, attributes, sample.targets)
+        return jnp.sum(lead.lead), (lead, attributes)
+
+    (_, (lead, attributes)), gradient = jax.value_and_grad(objective, has_aux=True)(images)
+    finite = jnp.isfinite(lead.lead) & jnp.all(jnp.isfinite(gradient), axis=tuple(range(1, images.ndim)))
+    if sample.region is not None:
+        gradient = gradient * sample.region
+    flat = (len(images), -1)
+    origin, here, gradient = (array.reshape(flat) for array in (sample.images, images, gradient))
+    change = here - origin
+    length = jnp.linalg.norm(change, axis=-1)
+
+    holds = lead.by(config.margin) & finite
+    better = holds & (length < state.best_length)
+    found_before = jnp.isfinite(state.best_length)
+    factor = jnp.select([better & found_before, holds & ~better], [_MIX_UP, _MIX_DOWN], 1.0).astype(length.dtype)
+    mix = jnp.clip(state.mix * factor, _LEAST_MIX, 1)
+    best = jnp.where(per_sample(better, images), images, state.best)
+    best_length = jnp.where(better, length, state.best_length)
+
+    missing = config.margin - lead.lead
+    clearance = jnp.where(state.clearance < 0, _CLEARANCE * jnp.maximum(missing, 0), state.clearance)
+    offset = missing + clearance + jnp.sum(gradient * change, axis=-1)
+    state = _with_cut(state, lead.rival, gradient, offset)
+    extra = _OVERSHOOT * jnp.maximum(missing + clearance, 0)
+    nearest_here, _ = _project(state, state.offsets + extra[:, None], here, origin)
+    nearest, multipliers = _project(state, state.offsets, origin, origin)
+    share = jnp.where(holds, mix, 0)[:, None]
+    moved = (nearest_here + share * (nearest - nearest_here)).reshape(images.shape)
+
+    found = jnp.isfinite(best_length)
+    settled = jnp.linalg.norm(nearest - origin, axis=-1) >= _SETTLED * best_length
+    finished = found & ((holds & settled) | (state.spent >= config.refine_steps) | (best_length == 0))
+    state = state._replace(
+        multipliers=multipliers,
+        best=best,
+        best_length=best_length,
+        mix=mix,
+        clearance=clearance,
+        spent=state.spent + found.astype(jnp.int32),
+    )
+    answer = jnp.where(per_sample(found, images), best, images)
+    usable = per_sample(finite, images) & jnp.isfinite(moved)
+    return Move(jnp.where(usable, moved, images), state, attributes, finished, found, answer, finite)
+
+
+def _with_cut(state: Search, rival: Int[Array, "b"], normal: Float[Array, "b p"], offset: Float[Array, "b"]) -> Search:
+    """The half-space takes the place of the rival's last one, else of the oldest that does not act."""
+    same = state.rivals == rival[:, None]
+    acts = (state.multipliers > 0) & (state.rivals >= 0)
+    age = jnp.where(state.rivals < 0, jnp.iinfo(jnp.int32).max, jnp.where(acts, state.ages - 1_000_000, state.ages))
+    slot = jnp.where(jnp.any(same, axis=-1), jnp.argmax(same, axis=-1), jnp.argmax(age, axis=-1))
+    chosen = jnp.arange(_CUTS, dtype=slot.dtype)[None, :] == slot[:, None]
+    return state._replace(
+        normals=jnp.where(chosen[..., None], normal[:, None, :], state.normals),
+        offsets=jnp.where(chosen, offset[:, None], state.offsets),
+        rivals=jnp.where(chosen, rival[:, None], state.rivals),
+        ages=jnp.where(chosen, 0, state.ages + 1),
+    )
+
+
+def _project(
+    state: Search, offsets: Float[Array, "b cuts"], point: Float[Array, "b p"], origin: Float[Array, "b p"]
+) -> tuple[Float[Array, "b p"], Float[Array, "b cuts"]]:
+    """The point of the half-spaces and of [0, 1] nearest to `point`, and its multipliers.
+
+    It has the form clip(point + sum of multipliers * normals). Given which values are clipped, the multipliers solve a
+    small non-negative problem; the guess is corrected from round to round, as in a semi-smooth Newton method.
+    """
+    raw = point
+    for _ in range(_ROUNDS):
+        inside = ((raw >= 0) & (raw <= 1)).astype(raw.dtype)
+        base = jnp.where(inside > 0, point, jnp.clip(raw, 0, 1)) - origin
+        free = state.normals * inside[:, None, :]
+        gram = jnp.einsum("bip,bjp->bij", free, state.normals, precision=jax.lax.Precision.HIGHEST)
+        reached = jnp.einsum("bip,bp->bi", state.normals, base, precision=jax.lax.Precision.HIGHEST)
+        multipliers = _non_negative(gram, offsets - reached, state.rivals >= 0)
+        raw = point + jnp.einsum("bi,bip->bp", multipliers, state.normals, precision=jax.lax.Precision.HIGHEST)
+    return jnp.clip(raw, 0, 1), multipliers
+
+
+def _non_negative(
+    gram: Float[Array, "b cuts cuts"], wanted: Float[Array, "b cuts"], known: Bool[Array, "b cuts"]
+) -> Float[Array, "b cuts"]:
+    """argmin 1/2 m^T gram m - wanted^T m over m >= 0, by trying every active set; so few constraints allow it.
+
+    Contradictory half-spaces have no answer; the active set that violates least is taken, and later steps correct.
+    """
+    size = jnp.sqrt(jnp.maximum(jnp.diagonal(gram, axis1=-2, axis2=-1), 0))
+    known = known & (size > 0)
+    scale = jnp.where(known, size, 1)
+    unit = jnp.where(known[:, :, None] & known[:, None, :], gram / (scale[:, :, None] * scale[:, None, :]), 0)
+    wanted = jnp.where(known, wanted / scale, -jnp.inf)
+    active = jnp.asarray(_ACTIVE_SETS)[None] & known[:, None, :]  # (b, sets, cuts)
+    both = active[..., :, None] & active[..., None, :]
+    eye = jnp.eye(_CUTS, dtype=gram.dtype)[None, None]
+    # The ridge keeps nearly parallel half-spaces solvable; it is far below the error of the linearisation.
+    system = jnp.where(both, unit[:, None], 0) + jnp.where(active[..., None], 1e-6, 1) * eye
+    right = jnp.where(active, wanted[:, None, :], 0)
+    solved = jnp.where(active, jnp.linalg.solve(system, right[..., None])[..., 0], 0)
+    short = wanted[:, None, :] - jnp.einsum("bij,bsj->bsi", unit, solved, precision=jax.lax.Precision.HIGHEST)
+    violation = jnp.maximum(jnp.max(short, axis=-1), jnp.max(-solved, axis=-1))
+    best = jnp.argmin(violation, axis=-1)
+    chosen = jnp.take_along_axis(solved, best[:, None, None], axis=1)[:, 0]
+    return jnp.maximum(chosen, 0) / scale

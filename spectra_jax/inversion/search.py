@@ -1,0 +1,246 @@
+"""Searches for many images with a fixed number of lanes: a lane whose sample is done takes the next one of the queue.
+
+Samples need between no step and all of their budget. Searched side by side in one batch, all would cost what the
+slowest costs; here the cost follows the work that is left, and what a sample gets does not depend on its neighbours.
+"""
+
+import functools
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from spectra_jax.inversion import descent, gauss_newton, nearest
+from spectra_jax.inversion.encoder import per_sample
+from spectra_jax.inversion.step import Sample
+from spectra_jax.inversion.types import InversionConfig, InversionReason
+from spectra_jax.perturbations import projection_perturbation
+from spectra_jax.types import Head
+
+_METHODS: dict[str, ModuleType] = {
+    "adam": descent,
+    "gradient_descent": descent,
+    "gauss_newton": gauss_newton,
+    "nearest": nearest,
+}
+
+
+class Found(NamedTuple):
+    """How the search of each sample ended.
+
+    Attributes:
+        images: (b, h, w, channels).
+        num_steps: (b,) updates made.
+        evaluations: (b,) how often the method looked at an image.
+        reason: (b,) an `InversionReason`.
+    """
+
+    images: Float[Array, "b h w k"]
+    num_steps: Int[Array, "b"]
+    evaluations: Int[Array, "b"]
+    reason: Int[Array, "b"]
+
+
+class Lanes(NamedTuple):
+    """What is under way; `place` is the sample's row in the queue, -1 for none."""
+
+    sample: Sample
+    place: Int[Array, "l"]
+    running: Bool[Array, "l"]
+    found: Found
+    attributes: Float[Array, "l n"]
+    state: PyTree
+
+
+class Progress(NamedTuple):
+    """The lanes, how many samples have been taken from the queue, and the answers so far."""
+
+    lanes: Lanes
+    taken: Int[Array, ""]
+    answers: Found
+
+
+def passes(config: InversionConfig) -> tuple[int, int]:
+    """Forward and backward passes of one evaluation."""
+    return _METHODS[config.method].PASSES
+
+
+def search(
+    encode: jax.tree_util.Partial, head: Head, queue: Sample, mutable: Bool[Array, "n"] | None, num_lanes: int,
+    *, config: InversionConfig, stepwise: bool,
+) -> Found:  # fmt: skip
+    """Searches for every sample of the queue; rows of aims that are not finite are infeasible.
+
+    Args:
+        encode: images -> attributes.
+        head: classifier.
+        queue: all samples.
+        mutable: attributes that new aims may change.
+        num_lanes: samples searched side by side.
+        config: options.
+        stepwise: call one compiled step after another from here in place of one lax.while_loop: on CPUs convolutions
+            within a loop run up to three times slower. Not possible under a transformation.
+
+    Returns:
+        Found, in the order of the queue.
+    """
+    if not stepwise:
+        return _search_on_device(encode, head, queue, mutable, num_lanes=num_lanes, config=config)
+    progress = _open(queue, num_lanes=num_lanes, config=config)
+    while True:
+        progress = _exchange(queue, progress, config=config)
+        running = jax.device_get(progress.lanes.running)
+        if not running.any():
+            if int(progress.taken) == len(queue.targets):
+                return _exchange(queue, progress, config=config).answers
+            continue
+        waiting = int(progress.taken) < len(queue.targets)
+        lanes = progress.lanes
+        while running.any():
+            lanes = _step(encode, head, mutable, lanes, config=config)
+            before, running = running, jax.device_get(lanes.running)
+            if waiting and (before & ~running).any():
+                break
+        progress = progress._replace(lanes=lanes)
+
+
+@functools.partial(jax.jit, static_argnames=("num_lanes", "config"))
+def _search_on_device(encode, head, queue, mutable, *, num_lanes: int, config: InversionConfig) -> Found:
+    count = len(queue.targets)
+
+    def work(progress: Progress) -> Progress:
+        progress = _exchange(queue, progress, config=config)
+        started = progress.lanes.running
+
+        def go_on(lanes):
+            ended = jnp.any(started & ~lanes.running) & (progress.taken < count)
+            return jnp.any(lanes.running) & ~ended
+
+        step = functools.partial(_step, encode, head, mutable, config=config)
+        return progress._replace(lanes=jax.lax.while_loop(go_on, step, progress.lanes))
+
+    def unfinished(progress: Progress):
+        return (progress.taken < count) | jnp.any(progress.lanes.running)
+
+    start = _varying_like(queue, _open(queue, num_lanes=num_lanes, config=config))
+    progress = jax.lax.while_loop(unfinished, work, start)
+    return _exchange(queue, progress, config=config).answers
+
+
+@functools.partial(jax.jit, static_argnames=("num_lanes", "config"))
+def _open(queue: Sample, *, num_lanes: int, config: InversionConfig) -> Progress:
+    """Empty lanes."""
+
+    def blank(rows: int) -> Found:
+        return Found(
+            images=jnp.zeros((rows, *queue.images.shape[1:]), queue.images.dtype),
+            num_steps=jnp.zeros(rows, jnp.int32),
+            evaluations=jnp.zeros(rows, jnp.int32),
+            reason=jnp.full(rows, InversionReason.TARGET_INFEASIBLE, jnp.int32),
+        )
+
+    sample = jax.tree.map(lambda column: jnp.zeros((num_lanes, *column.shape[1:]), column.dtype), queue)
+    lanes = Lanes(
+        sample=sample,
+        place=jnp.full(num_lanes, -1, jnp.int32),
+        running=jnp.zeros(num_lanes, bool),
+        found=blank(num_lanes),
+        attributes=jnp.zeros((num_lanes, queue.aims.shape[1]), queue.aims.dtype),
+        state=_METHODS[config.method].start(sample.images, config),
+    )
+    return Progress(lanes, jnp.asarray(0, jnp.int32), blank(len(queue.targets)))
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnums=1)
+def _exchange(queue: Sample, progress: Progress, *, config: InversionConfig) -> Progress:
+    """Writes down what has ended and hands the free lanes the next samples."""
+    lanes, taken, answers = progress
+    count = len(queue.targets)
+    free = ~lanes.running
+    where = jnp.where(free & (lanes.place >= 0), lanes.place, count)  # out of bounds is dropped
+    answers = jax.tree.map(lambda old, new: old.at[where].set(new, mode="drop"), answers, lanes.found)
+    position = taken + jnp.cumsum(free, dtype=jnp.int32) - 1
+    chosen = free & (position < count)
+    row = jnp.where(chosen, position, 0)
+
+    def fill(old, new):
+        return jnp.where(per_sample(chosen, old), new, old)
+
+    sample = jax.tree.map(lambda old, column: fill(old, column[row]), lanes.sample, queue)
+    feasible = jnp.all(jnp.isfinite(sample.aims), axis=-1)
+    fresh = Found(
+        images=sample.images,
+        num_steps=jnp.zeros_like(lanes.found.num_steps),
+        evaluations=jnp.zeros_like(lanes.found.evaluations),
+        reason=jnp.full_like(lanes.found.reason, InversionReason.TARGET_INFEASIBLE),
+    )
+    lanes = Lanes(
+        sample=sample,
+        place=jnp.where(chosen, position, jnp.where(free, -1, lanes.place)),
+        running=lanes.running | (chosen & feasible),
+        found=jax.tree.map(fill, lanes.found, fresh),
+        attributes=lanes.attributes,
+        state=jax.tree.map(fill, lanes.state, _METHODS[config.method].start(sample.images, config)),
+    )
+    return Progress(lanes, taken + jnp.sum(chosen, dtype=jnp.int32), answers)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _step(encode, head, mutable, lanes: Lanes, *, config: InversionConfig) -> Lanes:
+    """One evaluation and one update in every running lane."""
+    found, running = lanes.found, lanes.running
+    sample = lanes.sample
+    if config.reaim_every:
+        sample = sample._replace(aims=_aim_anew(head, mutable, lanes, config))
+    move = _METHODS[config.method].move(encode, head, sample, found.images, lanes.state, config)
+    images = move.images if sample.region is None else jnp.where(sample.region > 0, move.images, sample.images)
+    still = jnp.all(images == found.images, axis=tuple(range(1, images.ndim)))
+    exhausted = found.num_steps >= sample.budgets
+    stop = move.finished | ~move.finite | exhausted | still
+    codes = [InversionReason.SUCCESS, InversionReason.NOT_FINITE, InversionReason.BUDGET]
+    reason = jnp.select(
+        [move.holds, ~move.finite, exhausted],
+        [jnp.asarray(code, jnp.int32) for code in codes],
+        jnp.asarray(InversionReason.STALLED, jnp.int32),
+    )
+    go_on, end = running & ~stop, running & stop
+    return Lanes(
+        sample=sample,
+        place=lanes.place,
+        running=go_on,
+        found=Found(
+            images=jnp.where(
+                per_sample(go_on, images), images, jnp.where(per_sample(end, images), move.answer, found.images)
+            ),
+            num_steps=found.num_steps + go_on.astype(jnp.int32),
+            evaluations=found.evaluations + running.astype(jnp.int32),
+            reason=jnp.where(end, reason, found.reason),
+        ),
+        attributes=move.attributes,
+        state=move.state,
+    )
+
+
+def _aim_anew(head: Head, mutable: Bool[Array, "n"] | None, lanes: Lanes, config: InversionConfig) -> Array:
+    """The wanted attributes, replaced where it is time to by the nearest ones of the target's region."""
+    steps, aims = lanes.found.num_steps, lanes.sample.aims
+    due = lanes.running & (steps > 0) & (steps % config.reaim_every == 0)
+    here = lanes.attributes if mutable is None else jnp.where(mutable, lanes.attributes, aims)
+
+    def project(_):
+        margin = jnp.asarray(config.reaim_margin, aims.dtype)
+        delta = jax.vmap(lambda e, j: projection_perturbation(head, e, j, margin=margin, mutable=mutable).delta)
+        wanted = here + delta(here, lanes.sample.targets)
+        usable = due & jnp.all(jnp.isfinite(wanted), axis=-1)
+        return jnp.where(usable[:, None], wanted, aims)
+
+    return jax.lax.cond(jnp.any(due), project, lambda _: aims, None)
+
+
+def _varying_like(reference: PyTree, tree: PyTree) -> PyTree:
+    """The same tree, for shard_map different on each device where the reference is: a loop there must start so."""
+    seen = jnp.stack([jnp.any(leaf.ravel()[:1] > 0) for leaf in jax.tree.leaves(reference)])
+    zero = jnp.where(jnp.any(seen), 0, 0)
+    return jax.tree.map(lambda leaf: leaf ^ (zero > 0) if leaf.dtype == bool else leaf + zero.astype(leaf.dtype), tree)

@@ -1,0 +1,45 @@
+"""The common language of the ways of searching: what a sample asks for and what one step answers."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+
+class Sample(NamedTuple):
+    """What is asked for, one row a sample.
+
+    Attributes:
+        images: (b, h, w, channels) where the search started.
+        aims: (b, n) wanted attributes.
+        targets: (b,) wanted classes.
+        budgets: (b,) most updates.
+        region: (b, h, w, 1) 1 where pixels may change and 0 elsewhere, or None for everywhere.
+    """
+
+    images: Float[Array, "b h w k"]
+    aims: Float[Array, "b n"]
+    targets: Int[Array, "b"]
+    budgets: Int[Array, "b"]
+    region: Float[Array, "b h w 1"] | None
+
+
+class Move(NamedTuple):
+    """One evaluation of the encoder and what follows from it.
+
+    Attributes:
+        images: (b, h, w, channels) where to look next.
+        state: what the method remembers.
+        attributes: (b, n) at the images given.
+        finished: (b,) no further step is worth its cost.
+        holds: (b,) `answer` has the target.
+        answer: (b, h, w, channels) what to return if the search ends here.
+        finite: (b,) whether the step can be taken at all.
+    """
+
+    images: Float[Array, "b h w k"]
+    state: PyTree
+    attributes: Float[Array, "b n"]
+    finished: Bool[Array, "b"]
+    holds: Bool[Array, "b"]
+    answer: Float[Array, "b h w k"]
+    finite: Bool[Array, "b"]

@@ -1,0 +1,315 @@
+"""The better ways of inverting: exact where that can be checked, constraints kept, cost following the work left."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+from jax.sharding import PartitionSpec
+from test_inversion import ATTRIBUTES, CLASSES, IMAGES, WEIGHTS, config, encoded, linear, problem
+
+import spectra_jax as sj
+from spectra_jax.sharding import BATCH_AXIS, data_mesh
+
+METHODS = ("adam", "gradient_descent", "gauss_newton", "nearest")
+STEP_SIZES = {"adam": 0.01, "gradient_descent": 1.0, "gauss_newton": 1.0, "nearest": 1.0}
+Reason = sj.InversionReason
+
+
+def options(method, **changes):
+    return config(**{"method": method, "step_size": STEP_SIZES[method], **changes})
+
+
+def curved(kernel, images):
+    """An encoder whose gradient changes along the way."""
+    return jnp.tanh(2 * linear(kernel, images)) + 0.3 * linear(kernel, jnp.square(images))
+
+
+def curved_problem(dtype=np.float32, copies=1):
+    encode = functools.partial(curved, jnp.asarray(problem()[0].args[0], dtype))
+    images = jnp.asarray(np.concatenate([IMAGES] * copies), dtype)
+    head = sj.Head(jnp.asarray(WEIGHTS, dtype))
+    attributes = encode(images)
+    order = np.argsort(np.asarray(sj.head_logits(head, attributes)), axis=1)
+    targets = jnp.asarray([order[row, row % (CLASSES - 1)] for row in range(len(images))], jnp.int32)
+    delta = jax.vmap(lambda e, j: sj.projection_perturbation(head, e, j, margin=0.5).delta)(attributes, targets)
+    return encode, head, images, attributes + delta, targets
+
+
+def test_nearest_is_the_projection_in_the_space_of_images_when_the_encoder_is_linear():
+    with jax.enable_x64(True):
+        encode, head, images, wanted, targets = problem(np.float64)
+        kernel = encode.args[0]
+        images = 0.25 + 0.5 * images  # away from 0 and 1, so that the half-spaces alone decide
+        seen = sj.Head(head.weights @ kernel.T)  # the classifier as a function of the pixels
+        exact = jax.vmap(lambda x, j: sj.projection_perturbation(seen, x, j))(images.reshape(4, -1), targets)
+        result = sj.invert(
+            encode, head, images, wanted, targets, config=sj.InversionConfig(method="nearest", refine_steps=30)
+        )
+    assert result.success.all()
+    ratio = np.asarray(result.distances.l2) / np.asarray(exact.norm)
+    assert np.all(ratio >= 1) and np.all(ratio < 1.01)  # the clearance is half a per cent of the missing lead
+
+
+def test_nearest_keeps_to_the_box_optimally():
+    rng = np.random.default_rng(3)
+    kernel, weights = rng.normal(size=(27, 4)), rng.normal(size=(3, 4))
+    images = rng.choice([0.0, 1.0], size=(1, 3, 3, 3)) * 0.98 + 0.01 * rng.uniform(size=(1, 3, 3, 3))
+    flat = images.ravel()
+    rows = weights @ kernel.T
+    target = int((rows @ flat).argmin())
+    leads = rows[target] - np.delete(rows, target, axis=0)
+    reference = scipy.optimize.minimize(
+        lambda x: np.sum((x - flat) ** 2), flat, jac=lambda x: 2 * (x - flat), bounds=[(0, 1)] * 27, method="SLSQP",
+        constraints={"type": "ineq", "fun": lambda x: leads @ x, "jac": lambda x: leads}, options={"ftol": 1e-12},
+    )  # fmt: skip
+    assert reference.success and ((reference.x < 1e-9) | (reference.x > 1 - 1e-9)).sum() > 3  # bounds do bind
+    with jax.enable_x64(True):
+        result = sj.invert(
+            functools.partial(linear, jnp.asarray(kernel)), sj.Head(jnp.asarray(weights)), jnp.asarray(images),
+            jnp.zeros((1, 4)), jnp.asarray([target]),
+            config=sj.InversionConfig(method="nearest", ssim_weight=0.0, refine_steps=40),
+        )  # fmt: skip
+    assert result.success[0] and np.asarray(result.images).min() >= 0 and np.asarray(result.images).max() <= 1
+    assert 1 - 1e-6 <= np.asarray(result.distances.l2)[0] / np.sqrt(reference.fun) < 1.02
+
+
+def test_gauss_newton_realises_the_wanted_attributes_by_the_shortest_change():
+    with jax.enable_x64(True):
+        encode, head, images, _, targets = problem(np.float64)
+        kernel, images = encode.args[0], 0.25 + 0.5 * images
+        before = encode(images)
+        delta = jax.vmap(lambda e, j: sj.projection_perturbation(head, e, j, margin=0.3).delta)(before, targets)
+        result = sj.invert(encode, head, images, before + delta, targets, config=options("gauss_newton", max_steps=5))
+        shortest = (delta @ jnp.linalg.pinv(kernel)).reshape(images.shape)
+    assert result.success.all() and np.all(result.num_steps == 1)
+    np.testing.assert_allclose(result.images - images, shortest, atol=0.05 * np.abs(shortest).max())
+    assert np.all(np.asarray(result.selectivity.cosine) > 0.995)
+    assert np.all(result.backward_passes == 2 * 7)
+
+
+@pytest.mark.parametrize("method", ["gauss_newton", "nearest"])
+def test_curved_encoders_are_followed_with_fewer_passes_than_adam(method):
+    arguments = curved_problem()
+    slow = sj.invert(*arguments, config=options("adam", max_steps=300))
+    fast = sj.invert(*arguments, config=options(method))
+    assert slow.success.all() and fast.success.all()
+    assert np.median(fast.num_steps) < np.median(slow.num_steps)
+    if method == "nearest":
+        assert np.median(fast.distances.l2 / slow.distances.l2) < 0.9
+
+
+def test_refining_shortens_the_change():
+    found = [sj.invert(*curved_problem(), config=options("nearest", refine_steps=steps)) for steps in (0, 10)]
+    assert all(each.success.all() for each in found)
+    shorter = np.asarray(found[1].distances.l2) / np.asarray(found[0].distances.l2)
+    assert np.all(shorter <= 1 + 1e-6) and shorter.min() < 0.99
+    assert np.all(found[1].num_steps <= found[0].num_steps + 10)
+
+
+def test_aiming_anew_repairs_a_stale_aim():
+    encode, head, images, _wanted, targets = curved_problem()
+    useless = encode(images)  # the attributes the images have already
+    for method in ("adam", "gauss_newton"):
+        stale = sj.invert(encode, head, images, useless, targets, config=options(method, max_steps=20))
+        anew = sj.invert(
+            encode, head, images, useless + 1e-3, targets, config=options(method, max_steps=300, reaim_every=1)
+        )
+        assert not stale.success.any() and anew.success.all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_the_region_changes(method):
+    encode, head, images, wanted, targets = curved_problem()
+    region = np.zeros(images.shape[:3], bool)
+    region[:, 2:11, 3:12] = True
+    region[1] = False
+    result = sj.invert(encode, head, images, wanted, targets, config=options(method, max_steps=300), region=region)
+    outside = np.broadcast_to(~region[..., None], images.shape)
+    np.testing.assert_array_equal(np.asarray(result.images)[outside], np.asarray(images)[outside])
+    np.testing.assert_array_equal(result.success, [True, False, True, True])
+    assert result.reason[1] == Reason.STALLED
+    assert np.all(np.asarray(result.distances.l2)[[0, 2, 3]] > 0)
+
+
+def test_immutable_attributes_are_wanted_as_they_are():
+    encode, head, images, wanted, targets = problem()
+    mutable = np.arange(ATTRIBUTES) % 2 == 0
+    before = np.asarray(encode(images))
+    for method in ("adam", "gauss_newton"):
+        result = sj.invert(
+            encode, head, images, wanted, targets, mutable=mutable,
+            config=options(method, max_steps=400, reaim_every=2, reaim_margin=0.2),
+        )  # fmt: skip
+        assert result.success.all()
+        np.testing.assert_array_equal(np.asarray(result.requested)[:, ~mutable], 0)
+        moved = np.abs(np.asarray(result.attributes) - before)
+        assert moved[:, ~mutable].mean() < 0.2 * moved[:, mutable].mean()
+        np.testing.assert_allclose(
+            result.selectivity.share, moved[:, mutable].sum(axis=1) / moved.sum(axis=1), rtol=1e-4
+        )
+
+
+def test_every_sample_has_its_own_budget():
+    arguments = problem()
+    needed = np.asarray(sj.invert(*arguments, config=options("adam")).num_steps)
+    budgets = np.where(np.arange(4) % 2 == 0, needed, np.maximum(needed - 1, 0)).astype(np.int32)
+    result = sj.invert(*arguments, config=options("adam", max_steps=1), max_steps=budgets)
+    np.testing.assert_array_equal(result.success, needed <= budgets)
+    np.testing.assert_array_equal(result.num_steps, budgets)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_batch_size_and_the_order_decide_nothing(method):
+    with jax.enable_x64(True):
+        encode, head, images, wanted, targets = curved_problem(np.float64, copies=2)
+        choose = functools.partial(options, method, max_steps=25)
+        together = sj.invert(encode, head, images, wanted, targets, config=choose())
+        rows = np.arange(8)[::-1]
+        apart = sj.invert(encode, head, images[rows], wanted[rows], targets[rows], config=choose(batch_size=3))
+    np.testing.assert_array_equal(apart.num_steps, together.num_steps[rows])
+    np.testing.assert_array_equal(apart.reason, together.reason[rows])
+    np.testing.assert_allclose(apart.images, np.asarray(together.images)[rows], rtol=0, atol=1e-9)
+
+
+def test_the_cost_follows_the_work_that_is_left():
+    calls = []
+
+    def counted(kernel, images):
+        jax.debug.callback(lambda: calls.append(len(images)), ordered=False)
+        return linear(kernel, images)
+
+    encode, head, images, wanted, targets = problem()
+    encode = functools.partial(counted, encode.args[0])
+    copies = [jnp.concatenate([array] * 4) for array in (images, wanted, targets)]
+    result = sj.invert(encode, head, *copies, config=config(batch_size=4))
+    jax.effects_barrier()
+    rows = sum(calls)
+    needed = int(result.forward_passes.sum())
+    in_lockstep = 16 * int(result.forward_passes.max())
+    assert needed <= rows < min(needed + 4 * int(result.num_steps.max()), in_lockstep)
+    steps = np.asarray(result.num_steps)
+    np.testing.assert_array_equal(result.backward_passes, steps + 1)
+    np.testing.assert_array_equal(result.forward_passes, steps + 1 + 3)  # before, after, rounded
+
+
+def test_under_jit_the_loop_finds_the_same():
+    with jax.enable_x64(True):
+        encode, head, images, wanted, targets = curved_problem(np.float64)
+        search = functools.partial(sj.invert, encode, head, config=options("nearest", batch_size=2))
+        outside, inside = search(images, wanted, targets), jax.jit(search)(images, wanted, targets)
+    np.testing.assert_array_equal(outside.num_steps, inside.num_steps)
+    np.testing.assert_allclose(outside.images, inside.images, atol=1e-9)
+
+
+def test_every_device_finishes_its_own_rows():
+    with jax.enable_x64(True):
+        encode, head, images, wanted, targets = curved_problem(np.float64, copies=2)
+        search = functools.partial(sj.invert, config=options("nearest", batch_size=2))
+        rows = PartitionSpec(BATCH_AXIS)
+        everywhere = jax.shard_map(
+            lambda head, *columns: search(encode, head, *columns),
+            mesh=data_mesh(), in_specs=(PartitionSpec(), rows, rows, rows), out_specs=rows,
+        )  # fmt: skip
+        spread = jax.jit(everywhere)(head, images, wanted, targets)
+        alone = search(encode, head, images, wanted, targets)
+    np.testing.assert_array_equal(spread.num_steps, alone.num_steps)
+    np.testing.assert_allclose(spread.images, alone.images, atol=1e-9)
+
+
+def test_the_figures_of_the_result_are_those_of_its_images():
+    encode, head, images, wanted, targets = problem()
+    result = sj.invert(encode, head, images, wanted, targets, config=config())
+    distances = sj.image_distances(result.images, images)
+    for name in distances._fields:
+        np.testing.assert_allclose(getattr(result.distances, name), getattr(distances, name), rtol=1e-6)
+    np.testing.assert_allclose(result.ssim, sj.ssim(result.images, images), rtol=1e-6)
+    np.testing.assert_allclose(result.psnr, sj.psnr(result.images, images), rtol=1e-6)
+    np.testing.assert_allclose(result.requested, wanted - encode(images), atol=1e-6)
+    np.testing.assert_allclose(result.realised, encoded(result.images) - encoded(IMAGES), atol=1e-5)
+    cosine = sj.attribute_selectivity(result.realised, result.requested).cosine
+    np.testing.assert_allclose(result.selectivity.cosine, cosine, rtol=1e-5)
+
+
+def test_a_change_below_half_a_level_is_carried_over_to_8_bits():
+    rng = np.random.default_rng(0)
+    levels = rng.integers(20, 230, size=(3, 12, 12, 3)) / 255
+    encode = functools.partial(linear, jnp.asarray(rng.normal(size=(432, ATTRIBUTES)), jnp.float32))
+    images = jnp.asarray(levels, jnp.float32)
+    bias = -np.asarray(encode(images[:1]) @ WEIGHTS.T)[0]  # all classes nearly tie at the first image
+    head = sj.Head(jnp.asarray(WEIGHTS, jnp.float32), jnp.asarray(bias - 0.02 * np.arange(CLASSES), jnp.float32))
+    images = jnp.concatenate([images[:1]] * 3)
+    targets = jnp.asarray([1, 2, 3])
+    found = [
+        sj.invert(
+            encode, head, images, encode(images), targets,
+            config=sj.InversionConfig(method="nearest", survive_steps=steps),
+        )
+        for steps in (0, 8)
+    ]  # fmt: skip
+    assert found[0].success.all() and not found[0].survives_rounding.all()
+    assert found[1].success_8bit.all() and not found[0].success_8bit.all()
+    np.testing.assert_array_equal(found[1].images, found[0].images)
+    for result in found:
+        grid = np.asarray(result.images_8bit) * 255
+        np.testing.assert_allclose(grid, np.round(grid), atol=1e-4)
+        named = np.argmax(np.asarray(sj.head_logits(head, encode(result.images_8bit))), axis=-1)
+        np.testing.assert_array_equal(result.success_8bit, named == np.asarray(targets))
+
+
+def test_bfloat16_searches_and_full_precision_judges():
+    arguments = curved_problem()
+    exact = sj.invert(*arguments, config=options("nearest", margin=0.05))
+    coarse = sj.invert(*arguments, config=options("nearest", margin=0.05, encoder_dtype="bfloat16"))
+    assert coarse.images.dtype == jnp.float32 and coarse.success.all()
+    logits = np.asarray(sj.head_logits(arguments[1], arguments[0](coarse.images)))
+    np.testing.assert_array_equal(logits.argmax(axis=-1), arguments[4])
+    assert np.abs(np.asarray(coarse.images) - np.asarray(exact.images)).max() > 0  # it did search otherwise
+
+
+def test_what_bfloat16_promises_wrongly_is_searched_again():
+    def brightness(scale, images):
+        offset = 1.0 if images.dtype == jnp.bfloat16 else 0.0  # reaches the class at once, but only in bfloat16
+        return jnp.mean(images, axis=(1, 2, 3))[:, None] * scale + jnp.asarray(offset, images.dtype)
+
+    head = sj.Head(jnp.asarray([[0.0], [1.0]]), jnp.asarray([0.5, 0.0]))
+    arguments = functools.partial(brightness, jnp.ones(())), head, jnp.full((1, 12, 12, 3), 0.2), jnp.asarray([[1.0]])
+    search = functools.partial(sj.invert, *arguments, jnp.asarray([1]))
+    exact = search(config=options("adam"))
+    coarse = search(config=options("adam", encoder_dtype="bfloat16"))
+    assert coarse.success[0] and coarse.num_steps[0] == exact.num_steps[0] > 3
+    np.testing.assert_array_equal(coarse.images, exact.images)
+    assert coarse.forward_passes[0] == exact.forward_passes[0] + 2  # the futile evaluation and its check
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_failures_are_told_apart(method):
+    encode, head, images, wanted, targets = problem()
+    broken = wanted.at[0].set(jnp.inf)
+    blind = functools.partial(linear, jnp.zeros_like(encode.args[0]))
+    result = sj.invert(blind, head, images, broken, targets % 4 + 1, config=options(method, ssim_weight=0.0))
+    np.testing.assert_array_equal(result.reason, [Reason.TARGET_INFEASIBLE] + [Reason.STALLED] * 3)
+    assert np.isnan(result.loss[0]) and np.isfinite(result.loss[1:]).all()
+    short = sj.invert(encode, head, images, wanted, targets, config=options(method), max_steps=jnp.zeros(4, int))
+    np.testing.assert_array_equal(short.reason, Reason.BUDGET)
+    np.testing.assert_array_equal(short.images, images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "message"),
+    [
+        ({"max_steps": np.zeros(3, np.int32)}, {}, "one budget an image"),
+        ({"region": np.zeros((4, 2, 2), bool)}, {}, "one flag a pixel"),
+        ({"mutable": np.ones(ATTRIBUTES, bool)}, {"method": "nearest"}, "looks at no single attribute"),
+        ({"mutable": np.ones(ATTRIBUTES + 1, bool)}, {}, "mutable"),
+        ({}, {"method": "nearest", "reaim_every": 2}, "aims anew at every step"),
+        ({}, {"batch_size": 0}, "batch_size is 0"),
+        ({}, {"encoder_dtype": "float16"}, "'same', 'bfloat16'"),
+        ({}, {"survive_steps": -1}, "survive_steps is -1"),
+    ],
+)
+def test_bad_input_is_named(arguments, changes, message):
+    with pytest.raises(ValueError, match=message):
+        sj.invert(*problem(), config=config(**changes), **arguments)
