@@ -1,0 +1,92 @@
+"""What is left of a model's accuracy under attacks written by others: the check on every claim of robustness."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments import _folder, _run
+from experiments._robustness import AttackConfig, Attacked, attack_run, compare, figures
+from experiments._robustness_pages import TABLE, write_report, write_results
+from spectra_jax.logging import Console, duration
+
+
+@dataclass(frozen=True)
+class Args:
+    """Attacks the test images of trained runs with Foolbox and compares what they still name correctly.
+
+    python -m experiments.train --model cnn --run-dir runs/plain
+    python -m experiments.train --model cnn --run-dir runs/stability --lambda-stability 1 --stability-form hinge
+    python -m experiments.train --model cnn --run-dir runs/robust --adversarial-radius 1
+    python -m experiments.robustness --run-dirs runs/plain runs/stability runs/robust --out runs/robustness
+
+    Needs the extra "bench". Every run is attacked with L2 and L-infinity projected gradient descent, DDN and Carlini
+    and Wagner's attack on the same images; the first run is the one that the others are compared with. Leaves
+    table.md, summary.json, metrics.jsonl and report.html. Stop it at any moment and repeat the command.
+
+    Attributes:
+        run_dirs: folders of finished trainings on one data set.
+        names: what to call them; by default their folders' names.
+        out: the folder to write.
+        quiet: show errors only.
+    """
+
+    run_dirs: tuple[Path, ...]
+    attack: Annotated[AttackConfig, tyro.conf.arg(name="")] = field(default_factory=AttackConfig)
+    names: tuple[str, ...] = ()
+    out: Path = Path("runs/robustness")
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.names and len(self.names) != len(self.run_dirs):
+            raise _folder.UserError(f"--names: {len(self.names)} for {len(self.run_dirs)} run folders")
+        if not self.run_dirs or len(set(self.run_names)) < len(self.run_dirs):
+            raise _folder.UserError(f"{', '.join(self.run_names) or 'no run'}: give every run a --names of its own")
+
+    @property
+    def run_names(self) -> tuple[str, ...]:
+        return self.names or tuple(Path(os.path.abspath(path)).name for path in self.run_dirs)
+
+
+def robustness(args: Args) -> Path:
+    """Attacks every run and writes what is left; returns the out folder."""
+    began, console = time.monotonic(), Console(quiet=args.quiet)
+    runs = {name: _run.load_run(path) for name, path in zip(args.run_names, args.run_dirs, strict=True)}
+    first = next(iter(runs.values()))
+    for name, run in runs.items():
+        if run.dataset.path.name != first.dataset.path.name:
+            raise _folder.UserError(f"{name} was trained on other data than {args.run_names[0]}: compare them apart.")
+    with _folder.owned_folder(args.out, "experiments.robustness", {}) as out:
+        attacked: dict[str, Attacked] = {}
+        found: dict[str, dict[str, float]] = {}
+        differences: dict[str, dict[str, float]] = {}
+        for name, run in runs.items():
+            attacked[name] = attack_run(run, args.attack, out, name=name, console=console)
+            found[name] = figures(attacked[name], args.attack)
+            if run is not first:
+                differences[name] = compare(attacked[args.run_names[0]], attacked[name], args.attack)
+            seconds = time.monotonic() - began
+            write_results(out, found, differences, args.attack, seconds=seconds)
+        write_report(out, attacked, found, differences, args.attack, first.info, seconds=seconds)
+    console.say((args.out / TABLE).read_text(encoding="utf-8"))
+    console.say(f"done in {duration(seconds)}; open {(args.out / 'report.html').resolve().as_uri()}")
+    return args.out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    args = tyro.cli(
+        Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.robustness"
+    )
+    _run.use_compilation_cache()
+    print(robustness(args))
+    return 0
+
+
+if __name__ == "__main__":
+    _run.run_main(main)

@@ -1,0 +1,177 @@
+"""The comparison under Foolbox's attacks: what the figures mean, and the command from runs to report."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from data_prep.synthetic_birds import generate
+from experiments import _folder
+from experiments.train import main as train
+
+bridge = pytest.importorskip("experiments.foolbox_attack", reason="needs the extra 'bench'", exc_type=ImportError)
+
+from experiments import _robustness, robustness  # noqa: E402  (they import foolbox)
+from experiments._robustness import AttackConfig, Attacked, attacks, compare, figures  # noqa: E402
+from experiments._robustness_pages import verdict  # noqa: E402
+
+CONFIG = AttackConfig(num_images=4, l2_radii=(1.0, 2.0), linf_levels=(8.0,), pgd_steps=2, ddn_steps=3, carlini_steps=0)
+
+
+def attacked(correct, ddn, *, l2=None, linf=None, carlini=np.inf) -> Attacked:
+    count = len(correct)
+    correct = np.asarray(correct)
+    return Attacked(
+        places=np.arange(count),
+        labels=np.zeros(count, int),
+        correct=correct,
+        l2_flipped=np.zeros((count, 2), bool) if l2 is None else np.asarray(l2, bool),
+        linf_flipped=np.zeros((count, 1), bool) if linf is None else np.asarray(linf, bool),
+        ddn=np.asarray(ddn, float),
+        carlini=np.where(correct, carlini, 0.0),
+        originals=np.zeros((count, 4, 4, 3)),
+        pictures=np.zeros((count, 4, 4, 3)),
+        named_after=np.ones(count, int),
+    )
+
+
+def test_figures_count_the_worst_attack_and_keep_failures_in_the_denominator():
+    one = attacked(
+        [True, True, True, False],
+        [0.5, 1.5, np.inf, 0],
+        l2=[[0, 1], [1, 1], [0, 1], [0, 0]],
+        linf=[[1], [0], [0], [0]],
+    )
+    values = figures(one, CONFIG)
+    assert values["clean_accuracy"] == 0.75
+    assert values["l2_pgd_accuracy_at_1"] == 0.5  # two correct images that it does not flip, of four
+    assert values["l2_accuracy_at_1"] == 0.25  # DDN flips the first within 1, PGD the second
+    assert values["l2_accuracy_at_2"] == 0
+    assert values["linf_accuracy_at_8"] == 0.5
+    assert values["smallest_l2_median"] == values["ddn_l2_median"] == 1.5  # of the three correct ones
+    assert values["smallest_l2_median_low"] == 0.5 and values["smallest_l2_median_high"] == np.inf
+    assert "carlini_l2_median" not in values
+    assert values["clean_accuracy_low"] < 0.75 < values["clean_accuracy_high"]
+    nearer = figures(attacked([True], [2.0], carlini=1.2), dataclasses.replace(CONFIG, carlini_steps=5))
+    assert nearer["smallest_l2_median"] == nearer["carlini_l2_median"] == 1.2
+    assert np.isnan(figures(attacked([False], [0.0]), CONFIG)["smallest_l2_median"])
+
+
+def test_differences_are_paired_and_put_into_words():
+    plain = attacked([True] * 40, [0.5] * 20 + [1.5] * 20)
+    better = attacked([True] * 40, [1.5] * 40)
+    values = compare(plain, better, CONFIG)
+    assert values["l2_accuracy_at_1_difference"] == 0.5
+    assert 0.3 < values["l2_accuracy_at_1_difference_low"] < 0.5 < values["l2_accuracy_at_1_difference_high"] < 0.7
+    # Nobody holds at 2 and everybody at 8 grey levels: image by image the same, so the interval has no width.
+    assert values["l2_accuracy_at_2_difference_low"] == values["linf_accuracy_at_8_difference_high"] == 0
+    text = verdict("better", values, CONFIG)
+    assert "more images hold at L2 1; no difference can be told at L2 2, L∞ 8/255" in text
+    assert "fewer hold at L2 1" in verdict("worse", compare(better, plain, CONFIG), CONFIG)
+
+
+def test_the_broken_attack_is_not_used():
+    made = attacks(AttackConfig())
+    assert set(made) == {"ddn", "l2_pgd", "linf_pgd", "carlini"}
+    assert "carlini" not in attacks(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_images": 0}, "--num-images 0: expected 1 or more"),
+        ({"l2_radii": (1.0, 0.5)}, "--l2-radii .*rising order"),
+        ({"linf_levels": ()}, "--linf-levels"),
+        ({"carlini_steps": -1}, "--carlini-steps -1"),
+    ],
+)
+def test_wrong_settings_are_named(wrong, message):
+    with pytest.raises(_folder.UserError, match=message):
+        AttackConfig(**wrong)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A plain and a robust linear model of tiny birds."""
+    root = tmp_path_factory.mktemp("runs")
+    birds = generate(root / "birds", num_classes=4, images_per_class=12, image_size=48, workers=1, progress=False)
+    options = ["--model", "linear", "--image-size", "12", "--batch-size", "8", "--epochs", "4", "--quiet"]
+    for name, more in (("plain", []), ("robust", ["--adversarial-radius", "0.5", "--adversarial-steps", "1"])):
+        assert train([*options, *more, "--data-dir", str(birds), "--run-dir", str(root / name)]) == 0
+    return root
+
+
+def run_it(runs, out, *names, **more):
+    options = ["--num-images", "6", "--batch-size", "4", "--pgd-steps", "3", "--ddn-steps", "5", "--carlini-steps", "3"]
+    options += ["--l2-radii", "0.2", "1", "--linf-levels", "8", "--quiet"]
+    folders = [str(runs / name) for name in names]
+    return robustness.main(["--run-dirs", *folders, "--out", str(out), *options, *more.get("extra", [])])
+
+
+def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    made: list[str] = []
+    write_arrays = _robustness.write_arrays
+
+    def stop_at_third(path, **arrays):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(path.name)
+        write_arrays(path, **arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_robustness, "write_arrays", stop_at_third)
+        with pytest.raises(KeyboardInterrupt):
+            run_it(runs, out, "plain", "robust")
+    kept = {path.name: path.stat().st_mtime_ns for path in (out / "attacks").glob("*.npz")}
+    assert set(kept) == set(made) and len(made) == 3
+    assert run_it(runs, out, "plain", "robust") == 0
+    after = {path.name: path.stat().st_mtime_ns for path in (out / "attacks").glob("*.npz")}
+    assert {name: after[name] for name in kept} == kept and len(after) > 3
+
+    summary = json.loads((out / _folder.SUMMARY).read_text())
+    for name in ("plain", "robust"):
+        values = {key.removeprefix(f"{name}/"): value for key, value in summary.items() if key.startswith(f"{name}/")}
+        assert values["num_images"] == 6
+        assert values["clean_accuracy"] >= values["l2_accuracy_at_0.2"] >= values["l2_accuracy_at_1"]
+        assert values["l2_pgd_accuracy_at_1"] >= values["l2_accuracy_at_1"]
+        assert values["carlini_l2_median"] >= values["smallest_l2_median"] <= values["ddn_l2_median"]
+    assert "robust/l2_accuracy_at_1_difference" in summary and "plain/l2_accuracy_at_1_difference" not in summary
+    page = (out / "report.html").read_text()
+    for words in ("What is left of the accuracy", "robust against the first run", "L2FMNAttack", "Clean accuracy"):
+        assert words in page
+    table = (out / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:4]] == ["plain", "robust"]
+
+
+def test_attacks_of_a_run_are_those_of_foolbox(runs, tmp_path):
+    """The flags of the command, found again by hand."""
+    from experiments import _run
+    from spectra_jax.logging import Console
+
+    config = AttackConfig(num_images=5, l2_radii=(0.3,), linf_levels=(8.0,), pgd_steps=3, ddn_steps=20, carlini_steps=0)
+    run = _run.load_run(runs / "plain")
+    one = _robustness.attack_run(run, config, tmp_path, name="plain", console=Console(quiet=True))
+    model = bridge.foolbox_model(run)
+    np.testing.assert_array_equal(one.labels, _run.test_attributes(runs / "plain")[1][one.places])
+    named = np.asarray(model(one.originals)).argmax(axis=-1)
+    np.testing.assert_array_equal(one.correct, named == one.labels)
+    lengths = np.linalg.norm((one.pictures - one.originals).reshape(5, -1), axis=1)
+    flipped = one.correct & np.isfinite(one.ddn)
+    assert flipped.any()
+    np.testing.assert_allclose(one.ddn[flipped], lengths[flipped], rtol=1e-5)
+    after = np.asarray(model(one.pictures)).argmax(axis=-1)
+    np.testing.assert_array_equal(after, one.named_after)
+    assert (after[flipped] != one.labels[flipped]).all()
+    assert (one.ddn[~one.correct] == 0).all() and not one.l2_flipped[~one.correct].any()
+
+
+def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
+    with pytest.raises(_folder.UserError, match=r"--names: 1 for 2 run folders"):
+        run_it(runs, tmp_path / "out", "plain", "robust", extra=["--names", "a"])
+    with pytest.raises(_folder.UserError, match="plain, plain: give every run a --names of its own"):
+        run_it(runs, tmp_path / "out", "plain", "plain")
+    with pytest.raises(_folder.UserError, match="not the folder of a run"):
+        run_it(runs, tmp_path / "out", "birds")
+    assert not (tmp_path / "out").exists()
