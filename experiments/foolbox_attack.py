@@ -22,7 +22,10 @@ from spectra_jax.logging import Console
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox imports GitPython, which looks for a git program
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of SciPy, about an import of foolbox's
-    import foolbox
+    try:
+        import foolbox
+    except ModuleNotFoundError as error:
+        raise ImportError("Foolbox is not installed: pip install '.[bench]'") from error
     from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwargs
     from foolbox.criteria import Misclassification, TargetedMisclassification
 

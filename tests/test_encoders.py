@@ -1,4 +1,4 @@
-"""Any JAX function from images to attributes is an encoder: modules of flax nnx and of Equinox, as they are or split."""
+"""Any JAX function from images to attributes is an encoder: modules of flax nnx and of Equinox, whole or split."""
 
 import functools
 
