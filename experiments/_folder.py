@@ -23,6 +23,7 @@ from spectra_jax.sharding import any_process
 from spectra_jax.training import Predictions, Progress, TrainConfig, TrainState, evaluate
 
 CONFIG, METRICS, SUMMARY, CHECKPOINTS = "config.json", "metrics.jsonl", "summary.json", "checkpoints"
+CHECKPOINT_MARK = "_CHECKPOINT_METADATA"  # orbax puts it into each
 LOCK = ".lock"
 RESULTS = ("counterfactuals.npz", METRICS, SUMMARY, "report.html")
 # Shown on the console. Plain attribute accuracy is not among them: on CUB "absent" is right 92 % of the time.
@@ -176,10 +177,13 @@ def _delete_results(path: Path) -> None:
         for file in path.glob(pattern):
             if file.is_file():
                 file.unlink()
-    for folder in (CHECKPOINTS, f"{CHECKPOINTS}-damaged"):
-        shutil.rmtree(path / folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # absent, or there is something else in it
-        (path / "pairs").rmdir()
+    for step in (path / CHECKPOINTS).glob("*"):
+        # What only looks like a checkpoint, or was given a name, is somebody else's; damaged ones stay set aside.
+        if step.name.isdigit() and (step / CHECKPOINT_MARK).is_file():
+            shutil.rmtree(step)
+    for folder in ("pairs", CHECKPOINTS):
+        with contextlib.suppress(OSError):  # absent, or there is something else in it
+            (path / folder).rmdir()
 
 
 def _compare(path: Path, before: Any, now: Any) -> None:

@@ -6,8 +6,8 @@ one is set aside, never deleted; and an error of the machine (memory, disk, netw
 """
 
 import errno
+import itertools
 import json
-import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,7 +40,7 @@ class Restored(NamedTuple):
         step: its number.
         state: the tree of arrays, like the template.
         host: the JSON value stored with it.
-        damaged: the newer steps that are damaged and were set aside, with the reason.
+        damaged: the newer steps that are damaged, with the reason.
     """
 
     step: int
@@ -62,7 +62,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep: int = 3, read_only: bool = False):
         if keep < 2:
             raise ValueError(f"keep must be at least 2, so that a damaged checkpoint has one before it, got {keep}")
-        self._directory = Path(directory).absolute()
+        self._directory, self._read_only = Path(directory).absolute(), read_only
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=not read_only,
@@ -110,7 +110,8 @@ class Checkpoints:
     def restore(self, template: PyTree) -> Restored | None:
         """The newest undamaged checkpoint, or None when there is none at all.
 
-        Newer ones that are damaged are moved to a folder beside this one, whose name ends in "-damaged".
+        Newer ones that are damaged are moved to a folder beside this one, whose name ends in "-damaged"; with read_only
+        they stay where they are.
 
         Args:
             template: a state like the saved one, with concrete arrays; its shapes are expected and its shardings used,
@@ -135,7 +136,7 @@ class Checkpoints:
             return Restored(step, _join(template, found[PARAMS], found[REST]), json.loads(found[HOST]["text"]), {})
 
         restored, damaged = self._newest(read)
-        for step in damaged:
+        for step in () if self._read_only else damaged:
             self._set_aside(step)
         return None if restored is None else restored._replace(damaged=damaged)
 
@@ -194,8 +195,10 @@ class Checkpoints:
         if jax.process_index() == 0:
             aside = self._directory.with_name(f"{self._directory.name}-damaged")
             aside.mkdir(exist_ok=True)
-            shutil.rmtree(aside / str(step), ignore_errors=True)  # of an earlier time that this step was damaged
-            (self._directory / str(step)).rename(aside / str(step))
+            names = (str(step) if time == 1 else f"{step}-{time}" for time in itertools.count(1))
+            # One that was damaged at this step before stays as well.
+            free = next(aside / name for name in names if not (aside / name).exists())
+            (self._directory / str(step)).rename(free)
         ocp.multihost.sync_global_processes(f"set aside checkpoint {step}")
         self._manager.reload()
 

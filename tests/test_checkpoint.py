@@ -100,11 +100,11 @@ def test_errors_that_tell_of_the_file_are_damage(folder, error, monkeypatch):
 def test_a_damaged_checkpoint_is_set_aside_and_its_number_can_be_used_again(folder):
     shutil.rmtree(folder / "2" / "params")
     kept = listing(folder / "2")
-    for _ in range(2):  # the second time there is already one of that number aside
+    for name in ("2", "2-2"):  # the second time there is already one of that number aside
         checkpoints = Checkpoints(folder)
         restored = checkpoints.restore(state(0))
         assert restored.step == 1 and restored.host == {"position": 1} and list(restored.damaged) == [2]
-        assert listing(folder.with_name("checkpoints-damaged") / "2") == kept
+        assert listing(folder.with_name("checkpoints-damaged") / name) == kept
         checkpoints.save(2, state(20), {"position": 20})
         assert checkpoints.steps() == [1, 2]
         restored = checkpoints.restore(state(0))
@@ -114,10 +114,25 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_number_can_be_used_again(fold
         kept = listing(folder / "2")
 
 
+def test_a_copy_that_was_set_aside_before_stays(folder):
+    aside = folder.with_name("checkpoints-damaged")
+    for name in ("2", "2-2"):
+        (aside / name).mkdir(parents=True)
+        (aside / name / "notes.txt").write_text(name)
+    shutil.rmtree(folder / "2" / "params")
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.restore(state(0)).step == 1
+    checkpoints.close()
+    assert [(aside / name / "notes.txt").read_text() for name in ("2", "2-2")] == ["2", "2-2"]
+    assert (aside / "2-3" / "rest").is_dir() and not (folder / "2").exists()
+
+
 def test_readers_move_nothing(folder):
     shutil.rmtree(folder / "2" / "params")
     before = listing(folder)
     assert Checkpoints(folder, read_only=True).restore_params()[0] == 1
+    restored = Checkpoints(folder, read_only=True).restore(state(0))
+    assert restored.step == 1 and list(restored.damaged) == [2]
     assert listing(folder) == before and not folder.with_name("checkpoints-damaged").exists()
 
 

@@ -159,6 +159,23 @@ def test_results_are_kept_for_the_same_options_and_made_again_for_others(tmp_pat
     assert _folder.read_json(path / _folder.CONFIG) == {"made_by": "a script", "options": {"seed": 1}}
 
 
+def test_only_checkpoints_are_deleted_from_the_folder_of_checkpoints(tmp_path):
+    ours = ("checkpoints/5/_CHECKPOINT_METADATA", "checkpoints/5/params/data")
+    theirs = (
+        "checkpoints/best/params",
+        "checkpoints/7/notes.txt",
+        "checkpoints/notes.txt",
+        "checkpoints-damaged/2/rest",
+    )
+    make_results(tmp_path / "out", {"seed": 0})
+    for name in (*ours, *theirs):
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "out" / name).touch()
+    with _folder.owned_folder(tmp_path / "out", "a script", {"seed": 1}):
+        left = {name for name in listing(tmp_path / "out") if (tmp_path / "out" / name).is_file()}
+    assert left == {_folder.CONFIG, _folder.LOCK, *theirs}
+
+
 @pytest.mark.parametrize("config", ['{"architecture": "gpt"}', '{"made_by": "another script"}', "[]", "nonsense", None])
 def test_folder_of_a_stranger_survives(tmp_path, config):
     (tmp_path / "weights.bin").touch()
