@@ -1,5 +1,6 @@
 """The reports of the scripts: which figures, tables and cards say what a run found."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -230,14 +231,9 @@ def _card(
         note += " The flip is lost when the image is rounded to 8 bits."
     chosen = {int(pair.target), *(int(k) for p in probabilities for k in np.argsort(-p[row])[:SHOWN_CLASSES])}
     shown = sorted(chosen, key=lambda k: -float(probabilities[0][row, k]))
-    return CounterfactualCard(
-        original=pair.images / np.float32(255),
-        counterfactual=pair.results,
-        source_class=classes[pair.predicted],
-        target_class=classes[pair.target],
-        success=bool(pair.success),
-        reason="" if pair.success else InversionReason(int(pair.reason)).description,
-        steps=int(pair.num_steps),
+    return pair_card(
+        pair,
+        classes,
         attributes=changes,
         probabilities_before=[(classes[k], float(probabilities[0][row, k])) for k in shown],
         probabilities_after=[(classes[k], float(probabilities[1][row, k])) for k in shown],
@@ -247,6 +243,20 @@ def _card(
             *change_metrics({name: values[row] for name, values in measured.items()}),
         ],
         note=note,
+    )
+
+
+def pair_card(pair: Counterfactuals, classes: Sequence[str], **details: Any) -> CounterfactualCard:
+    """The card of one pair, a row of `Counterfactuals`; `details` are further fields of it."""
+    return CounterfactualCard(
+        original=pair.images / np.float32(255),
+        counterfactual=pair.results,
+        source_class=classes[pair.predicted],
+        target_class=classes[pair.target],
+        success=bool(pair.success),
+        reason="" if pair.success else InversionReason(int(pair.reason)).description,
+        steps=int(pair.num_steps),
+        **details,
     )
 
 

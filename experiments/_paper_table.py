@@ -227,9 +227,10 @@ def table_pairs(
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """The pairs of one row, the easiest first, and the image shown on its card.
 
-    All rows are asked for the same images. With targets="mixed" every second one has the nearest class of its own model
-    as its target; the others have a random class that is the same for all rows, save where a model already names it:
-    there it is the next one.
+    All rows are asked for the same images, save those of a named target class, which leaves out the images that a model
+    assigns to it already. With targets="mixed" every second image has the nearest class of its own model as its target;
+    the others have a random class that is the same for all rows, save where a model already names it: there it is the
+    next one. "nearest" and "random" depend on the model throughout.
     """
     head = run.model.head(run.params)
     index, target = choose_pairs(run, attributes, labels, config, seed=seed)

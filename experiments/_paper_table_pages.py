@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import _folder, _run
-from experiments._counterfactuals import Counterfactuals
-from experiments._pages import SHOWN_ATTRIBUTES
+from experiments._counterfactuals import Counterfactuals, PairConfig
+from experiments._pages import SHOWN_ATTRIBUTES, pair_card
 from experiments._paper_table import ATTACK_STEPS, CARD, EPSILON, Row
-from spectra_jax import InversionReason
 from spectra_jax.data import Dataset
 from spectra_jax.logging import MetricsFile, duration, write_json
 from spectra_jax.reporting import (
@@ -142,7 +141,18 @@ def over_seeds(results: Results) -> dict[Row, dict[str, float]]:
     return spread
 
 
-def table_markdown(results: Results, data: _run.DataConfig) -> str:
+def towards(pairs: PairConfig) -> str:
+    """Which targets the images are asked for, in words."""
+    known = {
+        "mixed": "half towards the nearest and half towards a random class",
+        "nearest": "each towards the nearest class",
+        "random": "each towards a random class",
+    }
+    said = known.get(pairs.targets, f"all towards the class {pairs.targets}")
+    return said if pairs.source is None else f"{said}, all of images of the class {pairs.source}"
+
+
+def table_markdown(results: Results, data: _run.DataConfig, pairs: PairConfig) -> str:
     """The whole table with what a reader needs to judge it: made to be put into a README as it is."""
     attacked = {row: figures for row, figures in results.items() if row.attacked}
     one = next(iter(attacked.values()))
@@ -160,7 +170,7 @@ def table_markdown(results: Results, data: _run.DataConfig) -> str:
                 for name, figures in zip(names, attacked.values(), strict=True)
             ],
         ),
-        f"Counterfactual images of {one['num_pairs']} pairs, half towards the nearest and half towards a random class; "
+        f"Counterfactual images of {one['num_pairs']} pairs, {towards(pairs)}; "
         "failures stay in every rate, medians are over the successes. Foolbox: L∞ projected gradient descent at "
         f"{EPSILON * 255:g}/255, {ATTACK_STEPS} steps, {one.get('foolbox_num_images', 0)} images.",
         _markdown(
@@ -184,9 +194,9 @@ def table_markdown(results: Results, data: _run.DataConfig) -> str:
     return "\n\n".join([*parts, WARNING]) + "\n"
 
 
-def write_results(out: Path, results: Results, data: _run.DataConfig) -> None:
+def write_results(out: Path, results: Results, data: _run.DataConfig, pairs: PairConfig) -> None:
     """Renews table.md, table.csv, summary.json and metrics.jsonl for the rows made so far."""
-    write_atomically(out / TABLE, table_markdown(results, data))
+    write_atomically(out / TABLE, table_markdown(results, data, pairs))
     keys = list(dict.fromkeys(key for figures in results.values() for key in figures))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -209,7 +219,7 @@ def write_results(out: Path, results: Results, data: _run.DataConfig) -> None:
     records.close()
 
 
-def write_report(out: Path, results: Results, dataset: Dataset, data: _run.DataConfig) -> Path:
+def write_report(out: Path, results: Results, dataset: Dataset, data: _run.DataConfig, pairs: PairConfig) -> Path:
     """Pictures first, then what the stability loss changed, then every number."""
     attacked = {row: figures for row, figures in results.items() if row.attacked}
     report = Report(
@@ -229,7 +239,7 @@ def write_report(out: Path, results: Results, dataset: Dataset, data: _run.DataC
         "Attacks on images",
         attacked,
         IMAGES,
-        f"{one['num_pairs']} pairs a row, half towards the nearest class and half towards a random one; failures stay "
+        f"{one['num_pairs']} pairs a row, {towards(pairs)}; failures stay "
         f"in every rate. Foolbox attacks {one.get('foolbox_num_images', 0)} images. Seed 0, 95 % intervals.",
     )
     spread = over_seeds(results)
@@ -314,14 +324,9 @@ def _card(row: Row, path: Path, dataset: Dataset) -> CounterfactualCard:
     classes, names = dataset.info.class_names, dataset.info.attribute_names
     requested = np.where(np.isfinite(pair.requested), pair.requested, 0)
     largest = np.argsort(-np.abs(requested))[:SHOWN_ATTRIBUTES]
-    return CounterfactualCard(
-        original=pair.images / np.float32(255),
-        counterfactual=pair.results,
-        source_class=classes[pair.predicted],
-        target_class=classes[pair.target],
-        success=bool(pair.success),
-        reason="" if pair.success else InversionReason(int(pair.reason)).description,
-        steps=int(pair.num_steps),
+    return pair_card(
+        pair,
+        classes,
         attributes=[
             AttributeChange(names[f], float(pair.before[f]), float(requested[f]), float(pair.after[f] - pair.before[f]))
             for f in largest

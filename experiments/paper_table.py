@@ -113,8 +113,8 @@ def paper_table(args: Args) -> tuple[Path, int]:
                 save_row(folder, identity, stored)
                 pace.ends(place)
             figures[row] = stored
-            write_results(out, figures, args.data)
-        write_report(out, figures, dataset, args.data)
+            write_results(out, figures, args.data, args.pairs)
+        write_report(out, figures, dataset, args.data, args.pairs)
     console.say(f"done in {duration(time.monotonic() - began)}; open {(args.out / 'report.html').resolve().as_uri()}")
     return args.out, 0
 

@@ -15,6 +15,7 @@ import pytest
 
 from data_prep.synthetic_birds import generate
 from experiments import _paper_table, paper_table
+from experiments._counterfactuals import PairConfig
 from experiments._folder import UserError
 from experiments._paper_table import PLANS, Row, list_rows, median_interval, rate
 from experiments._paper_table_pages import IMAGES, QUALITY, over_seeds, table_markdown
@@ -208,8 +209,24 @@ def test_missing_figures_are_a_dash_and_one_seed_has_no_spread():
     figures = dict.fromkeys([figure.key for figure in (*QUALITY, *IMAGES)])
     results = {Row("cnn", "plain", 0, True): figures | {"num_test": 5, "num_pairs": 2, "seconds": 1.0}}
     assert over_seeds(results) == {}
-    text = table_markdown(results, DataConfig())
+    text = table_markdown(results, DataConfig(), PairConfig())
     assert "| cnn | plain | – |" in text and "nan" not in text and "None" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "half towards the nearest and half towards a random class"),
+        ({"targets": "random"}, "each towards a random class"),
+        ({"targets": "Laysan_Albatross", "source": "Least_Auklet"},
+         "all towards the class Laysan_Albatross, all of images of the class Least_Auklet"),
+    ],
+)  # fmt: skip
+def test_the_table_says_which_targets_were_asked_for(options, said):
+    figures = dict.fromkeys([figure.key for figure in (*QUALITY, *IMAGES)])
+    results = {Row("cnn", "plain", 0, True): figures | {"num_test": 5, "num_pairs": 2, "seconds": 1.0}}
+    text = table_markdown(results, DataConfig(), PairConfig(**options))
+    assert f"2 pairs, {said};" in text
 
 
 @pytest.mark.parametrize(
