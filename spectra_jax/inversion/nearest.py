@@ -2,10 +2,10 @@
 
 Seen from the image, the target's region is where the leads g_k(x') = l_j - l_k over all rivals k reach the margin.
 Each step evaluates the most dangerous rival and its gradient, which gives a half-space, and projects onto the
-intersection of the latest half-spaces, one a rival, within [0, 1]: once from where the search is (the shortest way
-to the class) and once from the original image (the shortest change of all). The next image lies between the two;
-nearer to the second as long as that keeps shortening the change. Projecting the original onto a linearised boundary and
-mixing the two is the idea of FAB (Croce and Hein 2020); here several boundaries act at once, as in `projection`.
+intersection of the latest half-spaces, one a rival, within [0, 1]. As long as the class is not reached it projects the
+image where the search is: the shortest way there. From then on it projects the original, the shortest change of all,
+and goes part of the way to it; a larger part as long as that keeps shortening the change. Projecting the original onto
+a linearised boundary is the idea of FAB (Croce and Hein 2020); here several boundaries act at once, as in `projection`.
 """
 
 import itertools
@@ -29,7 +29,6 @@ _CLEARANCE = 0.005
 _OVERSHOOT = 0.3
 _FIRST_MIX, _MIX_UP, _MIX_DOWN, _LEAST_MIX = 0.5, 1.3, 0.5, 0.01
 _SETTLED = 0.995  # of the best length: the linearised problem promises no more than that
-_ROUNDS = 2  # which values are held at 0 or 1 is guessed from the round before
 _ACTIVE_SETS = np.array(list(itertools.product([False, True], repeat=_CUTS)))
 
 
@@ -38,9 +37,10 @@ class Search(NamedTuple):
 
     Attributes:
         normals, offsets: (b, cuts, pixels), (b, cuts) half-spaces normal . (x' - x) >= offset.
+        gram: (b, cuts, cuts) inner products of the normals.
         rivals: (b, cuts) whose they are; -1 for none.
         ages: (b, cuts) steps since they were computed.
-        multipliers: (b, cuts) of the last projection of the original.
+        multipliers: (b, cuts) of the last projection.
         best, best_length: the nearest image so far that has the target, and how far it is; inf if there is none.
         mix: (b,) how far towards the projection of the original.
         clearance: (b,) aimed at beyond the margin.
@@ -49,6 +49,7 @@ class Search(NamedTuple):
 
     normals: Float[Array, "b cuts p"]
     offsets: Float[Array, "b cuts"]
+    gram: Float[Array, "b cuts cuts"]
     rivals: Int[Array, "b cuts"]
     ages: Int[Array, "b cuts"]
     multipliers: Float[Array, "b cuts"]
@@ -65,6 +66,7 @@ def start(images: Float[Array, "b h w k"], config: InversionConfig) -> Search:
     return Search(
         normals=jnp.zeros((batch, _CUTS, images[0].size), dtype),
         offsets=jnp.zeros((batch, _CUTS), dtype),
+        gram=jnp.zeros((batch, _CUTS, _CUTS), dtype),
         rivals=jnp.full((batch, _CUTS), -1, jnp.int32),
         ages=jnp.zeros((batch, _CUTS), jnp.int32),
         multipliers=jnp.zeros((batch, _CUTS), dtype),
@@ -85,7 +87,7 @@ def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], st
         return jnp.sum(lead.lead), (lead, attributes)
 
     (_, (lead, attributes)), gradient = jax.value_and_grad(objective, has_aux=True)(images)
-    finite = jnp.isfinite(lead.lead) & jnp.all(jnp.isfinite(gradient), axis=tuple(range(1, images.ndim)))
+    finite = jnp.isfinite(lead.lead) & jnp.isfinite(jnp.sum(jnp.square(gradient), axis=tuple(range(1, images.ndim))))
     if sample.region is not None:
         gradient = gradient * sample.region
     flat = (len(images), -1)
@@ -105,11 +107,11 @@ def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], st
     clearance = jnp.where(state.clearance < 0, _CLEARANCE * jnp.maximum(missing, 0), state.clearance)
     offset = missing + clearance + jnp.sum(gradient * change, axis=-1)
     state = _with_cut(state, lead.rival, gradient, offset)
-    extra = _OVERSHOOT * jnp.maximum(missing + clearance, 0)
-    nearest_here, _ = _project(state, state.offsets + extra[:, None], here, origin)
-    nearest, multipliers = _project(state, state.offsets, origin, origin)
-    share = jnp.where(holds, mix, 0)[:, None]
-    moved = (nearest_here + share * (nearest - nearest_here)).reshape(images.shape)
+    extra = jnp.where(holds, 0, _OVERSHOOT * jnp.maximum(missing + clearance, 0))
+    nearest, multipliers = _project(
+        state, state.offsets + extra[:, None], jnp.where(holds[:, None], origin, here), origin
+    )
+    moved = (here + jnp.where(holds, mix, 1)[:, None] * (nearest - here)).reshape(images.shape)
 
     found = jnp.isfinite(best_length)
     settled = jnp.linalg.norm(nearest - origin, axis=-1) >= _SETTLED * best_length
@@ -123,8 +125,9 @@ def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], st
         spent=state.spent + found.astype(jnp.int32),
     )
     answer = jnp.where(per_sample(found, images), best, images)
-    usable = per_sample(finite, images) & jnp.isfinite(moved)
-    return Move(jnp.where(usable, moved, images), state, attributes, finished, found, answer, finite)
+    return Move(
+        jnp.where(per_sample(finite, images), moved, images), state, attributes, finished, found, answer, finite
+    )
 
 
 def _with_cut(state: Search, rival: Int[Array, "b"], normal: Float[Array, "b p"], offset: Float[Array, "b"]) -> Search:
@@ -134,8 +137,12 @@ def _with_cut(state: Search, rival: Int[Array, "b"], normal: Float[Array, "b p"]
     age = jnp.where(state.rivals < 0, jnp.iinfo(jnp.int32).max, jnp.where(acts, state.ages - 1_000_000, state.ages))
     slot = jnp.where(jnp.any(same, axis=-1), jnp.argmax(same, axis=-1), jnp.argmax(age, axis=-1))
     chosen = jnp.arange(_CUTS, dtype=slot.dtype)[None, :] == slot[:, None]
+    normals = jnp.where(chosen[..., None], normal[:, None, :], state.normals)
+    products = jnp.einsum("bip,bp->bi", normals, normal, precision=jax.lax.Precision.HIGHEST)
+    gram = jnp.where(chosen[:, :, None], products[:, None, :], state.gram)
     return state._replace(
-        normals=jnp.where(chosen[..., None], normal[:, None, :], state.normals),
+        normals=normals,
+        gram=jnp.where(chosen[:, None, :], products[:, :, None], gram),
         offsets=jnp.where(chosen, offset[:, None], state.offsets),
         rivals=jnp.where(chosen, rival[:, None], state.rivals),
         ages=jnp.where(chosen, 0, state.ages + 1),
@@ -148,18 +155,24 @@ def _project(
     """The point of the half-spaces and of [0, 1] nearest to `point`, and its multipliers.
 
     It has the form clip(point + sum of multipliers * normals). Given which values are clipped, the multipliers solve a
-    small non-negative problem; the guess is corrected from round to round, as in a semi-smooth Newton method.
+    small non-negative problem. None is clipped in the first round; the second takes what the first one clipped as
+    clipped, a step of a semi-smooth Newton method whose next steps come with the next images.
     """
-    raw = point
-    for _ in range(_ROUNDS):
-        inside = ((raw >= 0) & (raw <= 1)).astype(raw.dtype)
-        base = jnp.where(inside > 0, point, jnp.clip(raw, 0, 1)) - origin
-        free = state.normals * inside[:, None, :]
-        gram = jnp.einsum("bip,bjp->bij", free, state.normals, precision=jax.lax.Precision.HIGHEST)
-        reached = jnp.einsum("bip,bp->bi", state.normals, base, precision=jax.lax.Precision.HIGHEST)
-        multipliers = _non_negative(gram, offsets - reached, state.rivals >= 0)
-        raw = point + jnp.einsum("bi,bip->bp", multipliers, state.normals, precision=jax.lax.Precision.HIGHEST)
-    return jnp.clip(raw, 0, 1), multipliers
+    known = state.rivals >= 0
+
+    def reach(pixels):
+        return jnp.einsum("bip,bp->bi", state.normals, pixels, precision=jax.lax.Precision.HIGHEST)
+
+    def reached(multipliers):
+        return point + jnp.einsum("bi,bip->bp", multipliers, state.normals, precision=jax.lax.Precision.HIGHEST)
+
+    raw = reached(_non_negative(state.gram, offsets - reach(point - origin), known))
+    inside = (raw >= 0) & (raw <= 1)
+    base = jnp.where(inside, point, jnp.clip(raw, 0, 1)) - origin
+    clipped = jnp.where(inside, 0, 1).astype(raw.dtype)[:, None, :] * state.normals
+    gram = state.gram - jnp.einsum("bip,bjp->bij", clipped, state.normals, precision=jax.lax.Precision.HIGHEST)
+    multipliers = _non_negative(gram, offsets - reach(base), known)
+    return jnp.clip(reached(multipliers), 0, 1), multipliers
 
 
 def _non_negative(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from spectra_jax.inversion import descent, gauss_newton, nearest
-from spectra_jax.inversion.encoder import per_sample
+from spectra_jax.inversion.encoder import EncodeFn, as_partial, per_sample
 from spectra_jax.inversion.step import Sample
 from spectra_jax.inversion.types import InversionConfig, InversionReason
 from spectra_jax.perturbations import projection_perturbation
@@ -221,6 +221,15 @@ def _step(encode, head, mutable, lanes: Lanes, *, config: InversionConfig) -> La
         attributes=move.attributes,
         state=move.state,
     )
+
+
+def search_step(encode_fn: EncodeFn, head: Head, images, target_attributes, targets, *, config: InversionConfig):
+    """A function that runs one step on a full batch again and again: what a benchmark of its cost has to call."""
+    encode = as_partial(encode_fn)
+    budgets = jnp.full(len(images), config.max_steps, jnp.int32)
+    queue = Sample(images, target_attributes, jnp.asarray(targets, jnp.int32), budgets, None)
+    progress = _exchange(queue, _open(queue, num_lanes=len(images), config=config), config=config)
+    return functools.partial(_step, encode, head, None, progress.lanes, config=config)
 
 
 def _aim_anew(head: Head, mutable: Bool[Array, "n"] | None, lanes: Lanes, config: InversionConfig) -> Array:

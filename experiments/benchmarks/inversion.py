@@ -1,0 +1,263 @@
+"""Images that reach a class, against the minimum-norm attacks of Foolbox on the same encoder and pairs."""
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from skimage.metrics import structural_similarity
+
+from experiments import _run
+from experiments._counterfactuals import PairConfig, choose_pairs
+from experiments._folder import write_arrays
+from experiments.benchmarks._timing import interleaved
+from experiments.foolbox_attack import BottleneckModel, foolbox, foolbox_model
+from spectra_jax import InversionConfig, invert, projection_perturbation, ssim
+from spectra_jax.inversion.search import search_step
+from spectra_jax.logging import Console
+from spectra_jax.reporting.page import write_atomically
+
+OURS = {
+    "spectra_jax nearest": InversionConfig(method="nearest", survive_steps=8),
+    "spectra_jax nearest, refine 20": InversionConfig(method="nearest", survive_steps=8, refine_steps=20),
+    "spectra_jax gauss_newton": InversionConfig(method="gauss_newton"),
+    "spectra_jax adam": InversionConfig(margin=0.2, shrink_steps=8),
+    "the paper's loop": InversionConfig(method="gradient_descent", step_size=1.0),
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Inverts pairs of a trained run with every method and attacks the same pairs with Foolbox's DDN and C&W.
+
+    python -m experiments.benchmarks.inversion --run-dir RUN --out DIR
+        64 pixels: 15 minutes on 2 CPU cores.
+    python -m experiments.benchmarks.inversion --run-dir RUN --out DIR --peers ddn-20 ddn-60 cw-2x50:50
+        224 pixels: 40 minutes.
+
+    The methods take turns batch by batch, so that a busy machine slows all alike; each is compiled before. What is
+    finished is kept in DIR, and a repeated command goes on from there. Foolbox's L2FMNAttack is left out: in version
+    3.3.4 its projection divides norms by themselves.
+
+    Attributes:
+        run_dir: a run folder of experiments.train.
+        out: the folder to write.
+        pairs: (image, target) pairs, half with the nearest class as target and half with any.
+        batch_size: pairs handed over together, to ours and to Foolbox.
+        peers: "ddn-STEPS" or "cw-SEARCHESxSTEPS", with ":PAIRS" to take the first pairs only.
+        ours: methods of ours by name, with ":PAIRS" likewise.
+        seed: of the choice of pairs.
+    """
+
+    run_dir: Path
+    out: Path
+    pairs: int = 200
+    batch_size: int = 50
+    peers: tuple[str, ...] = ("ddn-20", "ddn-100", "ddn-300", "cw-5x200:50")
+    ours: tuple[str, ...] = field(default_factory=lambda: tuple(OURS))
+    seed: int = 0
+
+
+def _split(name: str, most: int) -> tuple[str, int]:
+    base, _, limit = name.partition(":")
+    return base, int(limit) if limit else most
+
+
+def peer(name: str) -> Any:
+    """A Foolbox attack by its short name."""
+    kind, _, budget = name.partition("-")
+    if kind == "ddn":
+        return foolbox.attacks.DDNAttack(steps=int(budget))
+    if kind == "cw":
+        searches, steps = (int(part) for part in budget.split("x"))
+        return foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=searches, steps=steps)
+    raise ValueError(f"peer is {name!r}; expected ddn-STEPS or cw-SEARCHESxSTEPS")
+
+
+def attack(name: str, model: BottleneckModel, images: Any, targets: Any, wanted: Any) -> dict[str, Any]:
+    """Runs one method on one batch; what `summarise` needs, one row a pair."""
+    if name in OURS:
+        found = invert(model.encode_fn, model.head, images, wanted, targets, config=OURS[name])
+        return {
+            "images": found.images, "images_8bit": found.images_8bit, "forward": found.forward_passes,
+            "backward": found.backward_passes, "cosine": found.selectivity.cosine,
+        }  # fmt: skip
+    return {"images": peer(name).run(model, images, foolbox.criteria.TargetedMisclassification(targets))}
+
+
+def measure_batch(name: str, model: BottleneckModel, images: Any, targets: Any, wanted: Any) -> dict[str, np.ndarray]:
+    """Time and quality of one method on one batch."""
+    began = time.perf_counter()
+    found = jax.block_until_ready(attack(name, model, images, targets, wanted))
+    seconds = time.perf_counter() - began
+    result = found.pop("images")
+    plain = jnp.round(result * 255) / 255
+    written = found.pop("images_8bit", plain)
+
+    def reaches(candidates: Any) -> Any:
+        return jnp.argmax(model(candidates), axis=-1) == targets
+
+    change = (result - images).reshape(len(images), -1)
+    figures = {
+        "success": reaches(result), "survives_plain": reaches(plain), "survives_written": reaches(written),
+        "l2": jnp.linalg.norm(change, axis=-1), "linf": jnp.max(jnp.abs(change), axis=-1),
+        "l2_written": jnp.linalg.norm((written - images).reshape(len(images), -1), axis=-1),
+        "ssim": ssim(result, images), "seconds": np.full(len(images), seconds / len(images)),
+    }  # fmt: skip
+    return {key: np.asarray(value) for key, value in (figures | found).items()}
+
+
+def summarise(rows: dict[str, np.ndarray]) -> dict[str, float]:
+    """Figures of one method. A failed pair counts as infinitely far: failures stay in every denominator."""
+    won = rows["success"]
+    figures = {
+        "pairs": len(won),
+        "success": float(won.mean()),
+        "l2_median": float(np.median(np.where(won, rows["l2"], np.inf))),
+        "l2_written_median": float(np.median(np.where(rows["survives_written"], rows["l2_written"], np.inf))),
+        "linf_median": float(np.median(np.where(won, rows["linf"], np.inf))),
+        "ssim_median": float(np.median(rows["ssim"][won])) if won.any() else float("nan"),
+        "survives_plain": float((won & rows["survives_plain"]).sum() / max(won.sum(), 1)),
+        "survives_written": float((won & rows["survives_written"]).sum() / max(won.sum(), 1)),
+        "ms_a_pair": 1e3 * float(rows["seconds"].mean()),
+    }
+    if "forward" in rows:
+        figures |= {
+            "forward_passes": float(rows["forward"].mean()),
+            "backward_passes": float(rows["backward"].mean()),
+            "cosine_median": float(np.nanmedian(rows["cosine"])),
+        }
+    return figures
+
+
+def step_cost(model: BottleneckModel, images: Any, targets: Any, wanted: Any) -> dict[str, float]:
+    """One step of "nearest" over one forward and backward pass of the bare encoder, at that batch."""
+
+    @jax.jit
+    def bare(images: Any) -> Any:
+        attributes, backward = jax.vjp(model.encode_fn, images)
+        return backward(jnp.ones_like(attributes))[0]
+
+    step = search_step(model.encode_fn, model.head, images, wanted, targets, config=OURS["spectra_jax nearest"])
+    times = interleaved({"bare": lambda: bare(images), "step": step}, repeats=7)
+    return {
+        "step_over_bare": times["step"].median / times["bare"].median,
+        "bare_ms_a_pair": 1e3 * times["bare"].median / len(images),
+        "batch": len(images),
+    }
+
+
+def compaction(backward: np.ndarray, lanes: int) -> dict[str, float]:
+    """Steps of the encoder on full batches with and without refilling, from the steps each pair needs."""
+    lockstep = sum(backward[start : start + lanes].max() for start in range(0, len(backward), lanes))
+    free = np.zeros(min(lanes, len(backward)), int)  # when each lane is done with what it has
+    for need in backward:
+        free[free.argmin()] += need
+    return {"batch_steps_refilled": int(free.max()), "batch_steps_lockstep": int(lockstep)}
+
+
+def ssim_error(model: BottleneckModel, images: Any, targets: Any, wanted: Any) -> float:
+    """Largest difference of our SSIM and scikit-image's, on images found by "nearest"."""
+    found = invert(model.encode_fn, model.head, images, wanted, targets, config=OURS["spectra_jax nearest"])
+    pairs = zip(np.asarray(found.images, np.float64), np.asarray(images, np.float64), strict=True)
+    options: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    theirs = [structural_similarity(a, b, channel_axis=-1, data_range=1.0, **options) for a, b in pairs]
+    return float(np.max(np.abs(np.asarray(found.ssim) - np.asarray(theirs))))
+
+
+def measure(args: Args, console: Console) -> dict[str, Any]:
+    """All figures of one run."""
+    run = _run.load_run(args.run_dir)
+    attributes, labels = _run.test_attributes(args.run_dir)
+    index, target = choose_pairs(run, attributes, labels, PairConfig(num_pairs=args.pairs), seed=args.seed)
+    model = foolbox_model(run)
+    solve = jax.jit(jax.vmap(functools.partial(projection_perturbation, model.head, margin=jnp.float32(1))))
+
+    def batch(start: int) -> tuple[Any, Any, Any]:
+        rows = np.arange(start, start + args.batch_size) % args.pairs  # the last one wraps: one compilation
+        pixels = run.dataset.images("test", index[rows], image_size=run.config.image_size)
+        images, targets = jnp.asarray(pixels, jnp.float32) / 255, jnp.asarray(target[rows], jnp.int32)
+        before = model.attributes(images)
+        return images, targets, before + solve(before, targets).delta
+
+    limits = dict(_split(name, args.pairs) for name in (*args.ours, *args.peers))
+    parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in limits}
+    first = batch(0)
+    for name in OURS.keys() & limits.keys():  # compile; the peers compile their model in their first steps
+        attack(name, model, *first)
+    jax.block_until_ready((model(first[0]), jax.vjp(model.attributes, first[0])[1](model.attributes(first[0]))))
+    with console.progress("attacking", args.pairs, unit="pairs") as task:
+        for start in range(0, args.pairs, args.batch_size):
+            columns = None
+            for name, limit in limits.items():
+                keep = min(args.batch_size, limit - start)
+                if keep <= 0:
+                    continue
+                path = args.out / f"{name.replace(' ', '_')}-{start:05d}.npz"
+                if not path.exists():
+                    columns = batch(start) if columns is None else columns
+                    write_arrays(path, **measure_batch(name, model, *columns))
+                with np.load(path) as stored:
+                    parts[name].append({key: stored[key][:keep] for key in stored})
+            task.update(min(start + args.batch_size, args.pairs))
+    rows = {n: {key: np.concatenate([part[key] for part in each]) for key in each[0]} for n, each in parts.items()}
+    figures: dict[str, Any] = {name: summarise(each) for name, each in rows.items()}
+    # A method on fewer pairs is compared with ours on the same ones.
+    for name, limit in limits.items():
+        if limit < args.pairs and name not in OURS:
+            same = {key: value[:limit] for key, value in rows["spectra_jax nearest"].items()}
+            figures[name]["nearest_l2_median_there"] = summarise(same)["l2_median"]
+    lanes = min(16, args.batch_size)
+    figures["compaction"] = compaction(rows["spectra_jax nearest"]["backward"], lanes)
+    few = jax.tree.map(lambda column: column[:lanes], first)
+    figures["step"] = step_cost(model, *few)
+    figures["ssim_error"] = ssim_error(model, *few)
+    return figures
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    heading = ("method", "pairs", "success", "median L2", "8 bits: plain / written", "median SSIM", "ms a pair",
+               "passes forward / backward", "cosine to delta")  # fmt: skip
+    lines = [heading, ("---",) * len(heading)]
+    for name, each in figures.items():
+        if not isinstance(each, dict) or "success" not in each:
+            continue
+        there = f" (nearest there: {each['nearest_l2_median_there']:.3f})" if "nearest_l2_median_there" in each else ""
+        passes = f"{each['forward_passes']:.1f} / {each['backward_passes']:.1f}" if "forward_passes" in each else ""
+        lines.append((
+            name, str(each["pairs"]), f"{each['success']:.1%}", f"{each['l2_median']:.3f}{there}",
+            f"{each['survives_plain']:.1%} / {each['survives_written']:.1%}", f"{each['ssim_median']:.4f}",
+            f"{each['ms_a_pair']:.1f}", passes, f"{each['cosine_median']:.2f}" if "cosine_median" in each else "",
+        ))  # fmt: skip
+    step, packed = figures["step"], figures["compaction"]
+    notes = (
+        f"One step of nearest costs {step['step_over_bare']:.2f} bare forward and backward passes (batch "
+        f"{step['batch']}). Refilled lanes: {packed['batch_steps_refilled']} steps of a full batch, in lockstep "
+        f"{packed['batch_steps_lockstep']}. SSIM differs from scikit-image by {figures['ssim_error']:.0e} at most."
+    )
+    return "\n".join([*(" | ".join(("", *line, "")).strip() for line in lines), "", notes]) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks.inversion")
+    _run.use_compilation_cache()
+    args.out.mkdir(parents=True, exist_ok=True)
+    figures = measure(args, Console())
+    write_atomically(args.out / "inversion.json", json.dumps(figures, indent=1) + "\n")
+    write_atomically(args.out / "table.md", table(figures))
+    print(table(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
