@@ -39,8 +39,9 @@ RULES = (
     f"least {AT_THE_PART:g} times the share of the change's energy that its area would have by chance? Visible: does "
     f"the part (the whole picture where there is none) change by {VISIBLE_LEVELS:g} of 255 levels or more on average? "
     f"Coarse: is less than {COARSE:.0%} of the energy in details finer than 8 pixels?\n\n"
-    "All answers yes: as the paper says. At least half of them no: adversarial noise. Otherwise: partly. A figure "
-    f"whose target is not reached is called that. Few pixels are at most {FEW_PIXELS:.0%} of them."
+    "All answers yes: as the paper says. At least half of them no: adversarial noise. Otherwise: partly. Where the "
+    "attribute alone cannot reach the target, the change asked for is not the paper's, and the verdict says so. A "
+    f"figure whose target is not reached is called that. Few pixels are at most {FEW_PIXELS:.0%} of them."
 )
 
 
@@ -216,11 +217,14 @@ def judge(case: Case, figure: Figure, numbers: dict[str, Any], place: str, num_a
     answers.append((coarse, f"{numbers['high_frequency_share']:.0%} of the energy is in details finer than 8 pixels"))
     against = [text for good, text in answers if not good]
     for_it = [text for good, text in answers if good]
+    # The paper changes one attribute; "group" and "forced" are other questions, whose answers prove nothing on its own.
+    other = "" if figure.kind == "single" else ", other request"
     if not against:
-        return Verdict("as the paper says", f"As the paper says: {'; '.join(for_it)}.")
+        said = "As the paper says" if not other else "As the paper says, but for another change than the paper's"
+        return Verdict(f"as the paper says{other}", f"{said}: {'; '.join(for_it)}.")
     short = "adversarial noise" if 2 * len(against) >= len(answers) else "partly"
     rest = f" For it: {'; '.join(for_it)}." if for_it else ""
-    return Verdict(short, f"{short.capitalize()}: {'; '.join(against)}.{rest}")
+    return Verdict(f"{short}{other}", f"{short.capitalize()}: {'; '.join(against)}.{rest}")
 
 
 def write_page(

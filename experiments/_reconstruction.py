@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from experiments import _run
-from experiments._folder import Record, stop_on_signals
+from experiments._folder import Record, UserError, stop_on_signals
 from experiments._inputs import make_inputs
 from spectra_jax import head_logits, psnr, reconstruction_loss, ssim
 from spectra_jax.data import array_batches
@@ -86,7 +86,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "steps", "batch_size", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} must be positive and finite, got {getattr(self, name)}")
 
 
 def set_aside(train: Examples) -> tuple[Examples, Examples]:
@@ -327,9 +328,16 @@ def reconstruction_figures(
 def choose_attributes(
     run: _run.LoadedRun, decoder: Decoder, params: Params, test: Examples, names: tuple[str, ...], count: int = 4
 ) -> list[int]:
-    """The columns of `names`; without names, the ones whose change moves the decoded pictures most, a group each."""
+    """The columns of `names`; without names, the ones whose change moves the decoded pictures most, a group each.
+
+    Raises:
+        UserError: there is no such attribute.
+    """
     if names:
-        return [run.info.find_attribute(name) for name in names]
+        try:
+            return [run.info.find_attribute(name) for name in names]
+        except ValueError as error:
+            raise UserError(f"--attributes: {error}") from error
     rows = test.attributes[np.linspace(0, len(test.labels) - 1, 4).astype(int)]
     step = SWEEP[-1] * test.attributes.std(axis=0)
     # (n, 4, n): one attribute changed in each of the four.

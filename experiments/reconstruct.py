@@ -57,7 +57,10 @@ def reconstruct(args: Args) -> tuple[Path, int]:
     if brought:
         decoder = training_decoder(run.model, run.config)
     else:
-        decoder = build_decoder(num_attributes=run.info.num_attributes, image_size=args.decoder.image_size)
+        try:
+            decoder = build_decoder(num_attributes=run.info.num_attributes, image_size=args.decoder.image_size)
+        except ValueError as error:
+            raise _folder.UserError(f"--image-size: {error}") from error
     # The decoder depends on these; which attributes are shown may change without training it again.
     settings = {"decoder": dataclasses.asdict(args.decoder), "seed": args.seed, "run": _run.checksum(run)}
     with _folder.owned_folder(args.out, "experiments.reconstruct", settings) as out:
@@ -87,7 +90,8 @@ def reconstruct(args: Args) -> tuple[Path, int]:
         pictures.add_pictures(report, run, decoder, params, test, columns)
         if not brought:
             kept = f"The decoder of step {step} is shown, the best on the validation split; step 0 is ridge regression."
-            report.curves("Training of the decoder", read_metrics(out / _folder.METRICS), caption=kept)
+            records = read_metrics(out / _folder.METRICS)
+            report.curves("Training of the decoder", records, names=("loss", "reconstruction_psnr"), caption=kept)
         report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir))
         psnr, line, mean = (figures[f"test/reconstruction_psnr{name}"] for name in ("", "_linear", "_baseline"))
         said = f"{psnr:.2f} dB on the test split, ridge regression {line:.2f} dB, the mean image {mean:.2f} dB"
@@ -101,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _run.use_compilation_cache()
     try:
         path, code = reconstruct(args)
-    except (NonFiniteError, CheckpointError, ValueError) as error:
+    except (NonFiniteError, CheckpointError) as error:
         raise _folder.UserError(str(error)) from error
     print(path)
     return code

@@ -265,12 +265,17 @@ GOOD = {"reached": True, "rank": 1, "achieved_delta": 2.0, "achieved_spreads": 2
 )
 def test_verdicts_follow_from_the_numbers(change, short):
     figure = Figure(*([0] * 14))._replace(image=np.zeros((9, 9, 3), np.uint8), reason=int(InversionReason.BUDGET))
+    figure = figure._replace(kind="single")
     verdict = judge(CASES[0], figure, GOOD | change, "nape", 312)
     assert verdict.short == short
     few = next(case for case in CASES if case.few_pixels)
     if not change:
         assert judge(few, figure, GOOD, "", 312).short == "as the paper says"
         assert judge(few, figure, GOOD | {"pixels_changed": 0.2}, "", 312).short == "not few"
+        forced = judge(CASES[0], figure._replace(kind="forced"), GOOD, "nape", 312)
+        assert (
+            forced.short == "as the paper says, other request" and "another change than the paper's" in forced.reasons
+        )
         assert "number 7 of 312" in judge(CASES[0], figure, GOOD | {"rank": 7}, "nape", 312).reasons
 
 

@@ -37,7 +37,8 @@ def test_what_a_row_names_exists(row):
         module, _, attribute = name.rpartition(".")
         assert callable(getattr(importlib.import_module(module), attribute)), name
         used = attribute if attribute != "main" else module.rpartition(".")[2]
-        assert any(used in text for text in texts), f"no test of the row uses {used}"
+        whole = re.compile(rf"(?<!\w){re.escape(used)}(?!\w)")
+        assert any(whole.search(text) for text in texts), f"no test of the row uses {used}"
     for command in commands:
         python, dash_m, module = shlex.split(command)[:3]
         assert (python, dash_m) == ("python", "-m")

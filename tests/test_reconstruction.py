@@ -192,12 +192,15 @@ def test_decoder_of_a_finished_run(runs, tmp_path, monkeypatch):
     assert 0 <= summary["test/reconstruction_class_accuracy"] <= 1 and summary["test/shrunk_class_accuracy"] > 0.25
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Held-out birds" in page and "One attribute changed" in page and "Mean image PSNR" in page
+    assert "skipped" not in page  # bookkeeping has no curve
     before = read_metrics(tmp_path / "out" / _folder.METRICS)
     assert reconstruct([*arguments, "--attributes", "has_crown_color::red"]) == 0  # finished: not trained again
     assert read_metrics(tmp_path / "out" / _folder.METRICS) == before
     assert "has_crown_color::red" in (tmp_path / "out" / "report.html").read_text()
     with pytest.raises(_folder.UserError, match="has_crown_color"):
         reconstruct([*arguments, "--attributes", "has_crown_colour::red"])
+    with pytest.raises(_folder.UserError, match=r"--image-size: .*at least 4 pixels"):
+        reconstruct([*arguments[:2], "--out", str(tmp_path / "small"), "--image-size", "3"])
 
 
 def test_stopped_decoder_resumes_bitwise(runs, tmp_path, monkeypatch):
