@@ -68,6 +68,10 @@ class PairConfig:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
         if not 0 <= self.margin < float("inf"):
             raise UserError(f"--margin {self.margin:g}: expected a number of logits, 0 or more")
+        if self.inversion.method == "nearest" and self.request != "projection":
+            raise UserError(
+                f"--request {self.request}: --inversion.method nearest looks at the class alone; use another"
+            )
 
 
 class Counterfactuals(NamedTuple):
@@ -76,7 +80,7 @@ class Counterfactuals(NamedTuple):
     Attributes:
         index: position of the image in the test split.
         label, predicted, target: classes.
-        images, results: (p, h, w, 3) uint8 before, float32 after.
+        images, results: (p, h, w, 3) uint8 before, float32 after; on 256 levels where the target survives that.
         before, after: (p, n) attributes of both.
         requested: (p, n) change that was asked for; inf where the target cannot be reached.
         norms: (p, 3) ||delta|| of boundary, pinv and projection.
@@ -231,15 +235,18 @@ def _one_batch(
     solved = _solve(head, before, targets, jnp.asarray(config.margin, jnp.float32))
     requested = solved[config.request]
     result = invert(encode, head, images, before + requested, targets, config=config.inversion)
+    # What people look at is a file, so where the flip survives 8 bits that image is the one reported.
+    written = result.success_8bit[:, None, None, None]
+    results = jnp.where(written, result.images_8bit, result.images)
     return Counterfactuals(
         index=index,
         label=labels[index],
         predicted=jnp.argmax(head_logits(head, before), axis=-1),
         target=target,
         images=pixels,
-        results=result.images,
+        results=results,
         before=before,
-        after=result.attributes,
+        after=jax.jit(run.model.encode)(run.params, results),
         requested=requested,
         norms=solved["norms"],
         reached=solved["reached"],
@@ -247,11 +254,11 @@ def _one_batch(
         single_delta=solved["single_delta"],
         kkt_residual=solved["kkt_residual"],
         success=result.success,
-        survives_rounding=result.survives_rounding,
+        survives_rounding=result.success_8bit,
         num_steps=result.num_steps,
         reason=result.reason,
-        psnr=psnr(result.images, images),
-        ssim=ssim(result.images, images),
+        psnr=psnr(results, images),
+        ssim=ssim(results, images),
     )
 
 

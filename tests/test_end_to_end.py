@@ -13,7 +13,7 @@ from experiments._counterfactuals import Counterfactuals, PairConfig, choose_pai
 from experiments._folder import UserError
 from experiments._run import load_run
 from experiments._run import test_attributes as stored_attributes
-from spectra_jax import head_logits
+from spectra_jax import InversionConfig, head_logits
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +205,8 @@ def test_none_of_something_is_refused(tmp_path):
     for option in ("--epochs", "--num-pairs", "--batch-size"):
         with pytest.raises(UserError, match=f"{option} 0: expected 1 or more"):
             quickstart.main([option, "0", "--run-dir", str(tmp_path / "run")])
+
+
+def test_a_request_that_the_search_would_not_look_at_is_refused():
+    with pytest.raises(UserError, match="looks at the class alone"):
+        PairConfig(request="single", inversion=InversionConfig(method="nearest"))
