@@ -36,8 +36,9 @@ def invert(
     The paper's loop descends MSE(phi(x'), e + delta) + lambda (1 - SSIM(x', x)) from x' = x, clipped to [0, 1];
     `config.method` has better ones. Samples are searched `config.batch_size` at a time: one that is done does not
     change any more and makes room for the next, so neither the order nor the batch size decides what is found.
-    Under jit, vmap or shard_map the search is one lax.while_loop; the result cannot be differentiated in reverse.
-    For several devices, shard_map this function over the rows: each device then finishes on its own.
+    Under jit or shard_map the search is one lax.while_loop; the result cannot be differentiated in reverse. For several
+    devices, shard_map this function over the rows: each device then finishes on its own. All images, and as many
+    answers, stay in the memory of the device: hand over as many at once as fit twice.
 
     Args:
         encode_fn: images -> attributes (b, n). Pass functools.partial(model.encode, params) so that a second call

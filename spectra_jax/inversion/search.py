@@ -5,6 +5,7 @@ slowest costs; here the cost follows the work that is left, and what a sample ge
 """
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -223,8 +224,11 @@ def _step(encode, head, mutable, lanes: Lanes, *, config: InversionConfig) -> La
     )
 
 
-def search_step(encode_fn: EncodeFn, head: Head, images, target_attributes, targets, *, config: InversionConfig):
-    """A function that runs one step on a full batch again and again: what a benchmark of its cost has to call."""
+def search_step(
+    encode_fn: EncodeFn, head: Head, images: Float[Array, "b h w k"], target_attributes: Float[Array, "b n"],
+    targets: Int[Array, "b"], *, config: InversionConfig,
+) -> Callable[[], Lanes]:  # fmt: skip
+    """The first step of a search on a full batch, to be called again and again: what a benchmark of its cost needs."""
     encode = as_partial(encode_fn)
     budgets = jnp.full(len(images), config.max_steps, jnp.int32)
     queue = Sample(images, target_attributes, jnp.asarray(targets, jnp.int32), budgets, None)
