@@ -117,21 +117,25 @@ def _over_projection(config: SolveConfig, plan: Plan, folder: Path, name: str) -
 
 def _ratios(folder: Path, plan: Plan) -> dict[str, float]:
     """Attackability (Eq. 5, 6) and relative margin: mean, median, quantiles, 95 % intervals."""
-    count = plan.options["samples"]
-    low, high = median_interval_ranks(count)
-    ranks = {"low": low, "high": high}
-    ranks |= {f"{percent:02d}": int(percent / 100 * (count - 1)) for percent in (1, 5, 25, 75, 95, 99)}
 
     def values() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for (ratios,) in read_samples(folder, plan.partitions, ["attackability"]):
-            yield np.zeros(len(ratios), np.int32), ratios
+            known = ratios[~np.isnan(ratios)]
+            yield np.zeros(len(known), np.int32), known
+
+    count = int(count_groups(values, 1)[0])
+    low, high = median_interval_ranks(count)
+    ranks = {"low": low, "high": high}
+    ranks |= {f"{percent:02d}": int(percent / 100 * (count - 1)) for percent in (1, 5, 25, 75, 95, 99)}
 
     def repeated() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for group, ratios in values():
             for rank in range(len(ranks)):
                 yield group + np.int32(rank), ratios
 
-    order = dict(zip(ranks, select(repeated, np.array(list(ranks.values()))), strict=True))
+    order = dict.fromkeys(ranks, np.nan)
+    if count:
+        order = dict(zip(ranks, select(repeated, np.array(list(ranks.values()))), strict=True))
     median = float(medians(values, np.array([count]))[0])
     ratio, margin = Moments(), Moments()
     infinite = 0
@@ -150,6 +154,7 @@ def _ratios(folder: Path, plan: Plan) -> dict[str, float]:
         "sweep/relative_margin_quantile_99": 1 / order["01"] if order["01"] else np.inf,
         "sweep/samples_on_a_boundary": infinite,
         "sweep/samples_beyond_reach": count - margin.count,
+        "sweep/samples_unresolved": plan.options["samples"] - count,
     }
     return {name: float(value) for name, value in result.items()}
 
@@ -164,13 +169,15 @@ def _mean(name: str, moments: Moments, empty: float) -> dict[str, float]:
 
 
 def _samples(folder: Path, plan: Plan, edges: np.ndarray) -> tuple[np.ndarray, int, list[tuple[Any, ...]], np.ndarray]:
-    counts, within = np.zeros(len(edges) - 1, np.int64), 0
+    counts, within, unknown = np.zeros(len(edges) - 1, np.int64), 0, 0
     flips = np.zeros((plan.options["attributes"], 2), np.int64)
     closest: list[tuple[Any, ...]] = []
     place = _SAMPLE_COLUMNS.index("attackability")
     for columns in read_samples(folder, plan.partitions, _SAMPLE_COLUMNS):
         row = dict(zip(_SAMPLE_COLUMNS, columns, strict=True))
-        ratios = row["attackability"].astype(np.float64)
+        known = ~np.isnan(row["attackability"])
+        ratios, columns = row["attackability"][known].astype(np.float64), [column[known] for column in columns]
+        unknown += len(known) - len(ratios)
         margins = np.divide(1, ratios, out=np.full(len(ratios), np.inf), where=ratios > 0)
         inside = margins <= edges[-1]
         counts += np.histogram(margins[inside], edges)[0]
@@ -181,7 +188,7 @@ def _samples(folder: Path, plan: Plan, edges: np.ndarray) -> tuple[np.ndarray, i
         top = np.argsort(-ratios, kind="stable")[:_SAMPLES_SHOWN]
         closest += [tuple(column[i] for column in columns) for i in top]
         closest = sorted(closest, key=lambda sample: (-sample[place], sample[0]))[:_SAMPLES_SHOWN]
-    return counts, plan.options["samples"] - within, closest, flips
+    return counts, plan.options["samples"] - within - unknown, closest, flips
 
 
 def _class_distances(
@@ -299,6 +306,8 @@ def _add_margins(report: Report, found: Found, count: int) -> None:
             axes.axvline(median, color=SERIES[1], linestyle="--", label="median")
             axes.legend()
     beyond = f" {found.beyond:,} samples lie beyond the last bar." if found.beyond else ""
+    unresolved = int(found.summary["sweep/samples_unresolved"])
+    beyond += f" {unresolved:,} samples, whose nearest class is unresolved, are left out." if unresolved else ""
     report.figure(
         "How close every sample is to a flip",
         figure,

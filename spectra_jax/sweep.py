@@ -5,6 +5,7 @@ Each device solves blocks of the same number of rows by itself: there is one com
 solving, and the answers do not depend on how many devices there are.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -53,9 +54,11 @@ class SampleAnswers(NamedTuple):
     Attributes:
         predicted: (b,) class with the largest logit.
         length: (b,) ||e||.
-        nearest: (b,) the other class that is nearest, -1 where none can be reached.
-        distance: (b,) to it, inf where there is none; by the projection if it is among the methods, else the boundary.
-        attackability: (b,) ||e|| / distance (Eq. 5); inf on a boundary, 0 where no class can be reached.
+        nearest: (b,) the other class that is nearest, -1 where none can be reached or it is not known.
+        distance: (b,) to it, inf where there is none, NaN where the method asked for leaves a class unresolved that
+            may be nearer; by the projection if it is among the methods, else the boundary.
+        attackability: (b,) ||e|| / distance (Eq. 5); inf on a boundary, 0 where no class can be reached, NaN where the
+            distance is.
         single_attribute: (b,) the attribute that reaches the nearest class alone with the smallest change in units of
             its spread, -1 where none does.
         single_delta: (b,) that change, NaN where there is none.
@@ -122,13 +125,14 @@ def sweep_block(
     margin = jnp.asarray(margin, attributes.dtype)
     logits = relative_logits(head, attributes)
     predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    solve = {"projection": _projection, "boundary": _boundary, "pinv": _pinv}
+    solve: dict[str, Callable[..., PairAnswers]]
+    solve = {"projection": _projection, "boundary": functools.partial(_boundary, logits), "pinv": _pinv}
     pairs = tuple(solve[method](head, attributes, predicted, margin, mutable, deltas) for method in methods)
-    if "projection" in methods:
-        norms = pairs[list(methods).index("projection")].norm
-    else:
-        norms = all_pairs_norms(head, attributes, method="boundary", margin=margin, mutable=mutable, logits=logits)
-    samples = _samples(head, attributes, norms, predicted, margin, mutable, spread, one_facet)
+    # Where the projection is unresolved the boundary is a lower bound of it; without a margin the nearest of all
+    # boundaries is as far as the nearest of all projections.
+    bounds = all_pairs_norms(head, attributes, method="boundary", margin=margin, mutable=mutable, logits=logits)
+    norms = pairs[list(methods).index("projection")].norm if "projection" in methods else bounds
+    samples = _samples(head, attributes, norms, bounds, predicted, margin, mutable, spread, one_facet)
     return SweepAnswers(samples, pairs)
 
 
@@ -168,8 +172,8 @@ def _projection(head, attributes, predicted, margin, mutable, deltas) -> PairAns
     )
 
 
-def _boundary(head, attributes, predicted, margin, mutable, deltas) -> PairAnswers:
-    norm = all_pairs_norms(head, attributes, method="boundary", margin=margin, mutable=mutable)
+def _boundary(logits, head, attributes, predicted, margin, mutable, deltas) -> PairAnswers:
+    norm = all_pairs_norms(head, attributes, method="boundary", margin=margin, mutable=mutable, logits=logits)
     direction = _facet_normals(head, predicted[:, None], _all_targets(head), mutable) if deltas else None
     feasible = jnp.isfinite(norm)
     return PairAnswers(
@@ -218,11 +222,15 @@ def _along(norm, direction):
     return jnp.where(jnp.isfinite(norm), norm * direction, norm)
 
 
-def _samples(head, attributes, norms, predicted, margin, mutable, spread, one_facet) -> SampleAnswers:
+def _samples(head, attributes, norms, bounds, predicted, margin, mutable, spread, one_facet) -> SampleAnswers:
     num_classes, num_attributes = head.weights.shape
     others = _all_targets(head) != predicted[:, None]
-    reach = jnp.where(others & ~jnp.isnan(norms), norms, jnp.inf)
+    unresolved = others & jnp.isnan(norms)
+    reach = jnp.where(unresolved, bounds if one_facet else jnp.inf, jnp.where(others, norms, jnp.inf))
     distance, length = jnp.min(reach, axis=-1), safe_norm(attributes)
+    # No answer is not "out of reach": the class may be the nearest unless its lower bound says otherwise.
+    told = one_facet | ~jnp.any(unresolved & ~(bounds >= distance[:, None]), axis=-1)
+    distance = jnp.where(told, distance, jnp.nan)
     known = jnp.isfinite(distance)
     nearest = jnp.argmin(reach, axis=-1).astype(jnp.int32)
     spread = jnp.ones(num_attributes, attributes.dtype) if spread is None else spread

@@ -96,6 +96,22 @@ def ranges(seed, attributes, width):
     return low, high
 
 
+def proves_empty(weights, bias, sample, target, margin, low, high, mutable, result, i):
+    """Farkas: the weighted rows cancel on what may change, and yet they add up to more than 0 >= 0."""
+    multipliers, held = np.asarray(result.multipliers[i]), np.asarray(result.bound_multipliers[i])
+    logits = weights @ sample + bias
+    rows, gaps = weights[target] - weights, logits - logits[target] + margin
+    assert np.all(multipliers >= 0) and multipliers[target] == 0
+    terms = multipliers @ np.linalg.norm(rows, axis=1)
+    left = np.linalg.norm((multipliers @ rows + held)[mutable])
+    np.testing.assert_allclose(result.kkt_residual[i], left / (terms or 1), atol=1e-12)
+    assert result.kkt_residual[i] <= 1e-6  # attributes without an end are cancelled, those with one leant on
+    ends = np.where(held > 0, low - sample, high - sample)
+    # An immutable attribute stays where it is; one within its range may be leant on at 0.
+    ends = np.where(mutable | (np.abs(held) == 1) & ((sample < low) | (sample > high)), ends, 0)
+    assert multipliers @ np.where(multipliers > 0, gaps, 0) + held[held != 0] @ ends[held != 0] > 0
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("width", [0.3, 1.0, 4.0])
@@ -109,6 +125,7 @@ def test_ranges_give_the_projection_onto_everything_at_once(seed, width):
         assert bool(result.feasible[i]) == np.isfinite(norm)
         if not np.isfinite(norm):
             assert result.norm[i] == np.inf and np.all(np.isinf(result.delta[i]))
+            proves_empty(weights, bias, attributes[i], targets[i], 0.2, low[i], high[i], mutable, result, i)
             continue
         np.testing.assert_allclose(result.norm[i], norm, rtol=1e-8, atol=1e-9)
         np.testing.assert_allclose(result.delta[i], delta, atol=1e-8)
@@ -126,6 +143,37 @@ def test_ranges_give_the_projection_onto_everything_at_once(seed, width):
         np.testing.assert_allclose(after[mutable & (held > 1e-9)], low[i][mutable & (held > 1e-9)])
         np.testing.assert_allclose(after[mutable & (held < -1e-9)], high[i][mutable & (held < -1e-9)])
         assert result.kkt_residual[i] < 1e-10
+
+
+@pytest.mark.usefixtures("x64")
+def test_an_immutable_attribute_outside_its_range_is_the_evidence():
+    weights, bias, attributes, targets = draw(23)
+    low, high = attributes - 1.0, attributes + 1.0
+    low[:, 2], high[:, 4] = attributes[:, 2] + 0.5, attributes[:, 4] - 0.5
+    high[:, 2], low[:, 4] = np.inf, -np.inf
+    mutable = ~np.isin(np.arange(N), [2, 4, 5])
+    result = box(as_head(weights, bias), attributes, targets, low, high, 0.0, mutable)
+    assert not result.feasible.any() and np.all(np.isinf(result.norm))
+    np.testing.assert_array_equal(result.multipliers, 0)
+    np.testing.assert_array_equal(result.bound_multipliers, np.tile([0, 0, 1, 0, -1, 0, 0], (B, 1)))
+    np.testing.assert_array_equal(result.kkt_residual, 0)
+
+
+def test_a_large_sample_is_no_excuse_for_a_wrong_change():
+    # An attribute that no class looks at, and a small change beside it: its size must not cover up an error.
+    weights, bias, attributes, targets = draw(24)
+    weights[:, 0], attributes[:, 0] = 0, 3e5
+    single = [np.float32(x) for x in (weights, bias, attributes)]
+    low, high = single[2] - np.float32(0.5), single[2] + np.float32(0.5)
+    result = box(as_head(*single[:2]), single[2], targets, low, high, np.float32(0.0), np.ones(N, bool))
+    double = [np.float64(x) for x in single]
+    told = 0
+    for i in range(B):
+        _, norm = shortest_in(*double[:2], double[2][i], targets[i], 0.0, np.float64(low[i]), np.float64(high[i]))
+        if not np.isnan(result.norm[i]):
+            np.testing.assert_allclose(result.norm[i], norm, rtol=2e-3, atol=1e-6)
+            told += 1
+    assert told >= B - 1
 
 
 @pytest.mark.usefixtures("x64")

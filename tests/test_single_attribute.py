@@ -9,6 +9,7 @@ import pytest
 
 import spectra_jax as sj
 from spectra_jax.perturbations import envelope
+from spectra_jax.perturbations.geometry import relative_logits
 
 # The margin is known while tracing, or it is not: the two compile to different code.
 best_known = jax.jit(sj.best_single_attributes, static_argnames=("margin",))
@@ -18,7 +19,7 @@ best = jax.jit(sj.best_single_attributes)
 def slow(weights, bias, attributes, margin=0.0, scale=None, mutable=None):
     """Every interval of every (sample, target, attribute) from its definition, O(c^2 n) a sample, in NumPy."""
     weights = np.asarray(weights)
-    logits = np.asarray(sj.head_logits(sj.Head(jnp.asarray(weights), bias), jnp.asarray(attributes)))
+    logits = np.asarray(relative_logits(sj.Head(jnp.asarray(weights), bias), jnp.asarray(attributes)))
     unit = np.ones(weights.shape[1], weights.dtype) if scale is None else np.asarray(scale, weights.dtype)
     delta = np.full(logits.shape, np.inf, weights.dtype)
     attribute = np.full(logits.shape, -1)
@@ -169,6 +170,33 @@ def test_ranking_in_units_of_each_attribute_and_immutable_attributes(margin):
     check(weights, bias, attributes, margin, scale=scale, mutable=mutable)
     delta, none = check(weights, bias, attributes, margin, mutable=jnp.zeros(12, bool))
     assert np.isinf(delta).all() and (none == -1).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_classes_tie_wherever_they_stand_in_the_weights(dtype):
+    # The sum of a logit is ordered by the place of its row: the last of nine rows often ends a rounding error apart.
+    with jax.enable_x64(dtype == np.float64):
+        rng = np.random.default_rng(0)
+        weights = rng.normal(size=(9, 20)).astype(dtype)
+        weights[-1] = weights[4] = weights[0]
+        head, samples = as_head(weights), jnp.asarray(rng.normal(size=(12, 20)).astype(dtype))
+
+        @jax.jit
+        def three(sample):
+            places = (0, 4, 8)
+            alone = jnp.stack([sj.single_attribute_perturbations(head, sample, k).delta for k in places])
+            boundary = jnp.stack([sj.boundary_perturbation(head, sample, k) for k in places])
+            few = jnp.stack([sj.sparse_perturbation(head, sample, k, max_changes=1).norm for k in places])
+            return alone, boundary, few, *sj.best_single_attributes(head, sample[None], margin=0.0)
+
+        reached = 0
+        for sample in samples:
+            alone, boundary, few, delta, attribute = three(sample)
+            for same in (alone, boundary, few, delta[0, ::4], attribute[0, ::4]):
+                np.testing.assert_array_equal(same[1:], same[:1].repeat(2, axis=0))
+            np.testing.assert_allclose(few, np.abs(delta[0, ::4]), rtol=1e-6)
+            reached += bool(np.isfinite(alone).any())
+        assert reached > 2
 
 
 def test_what_is_no_number_stays_none():

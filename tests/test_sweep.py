@@ -166,3 +166,34 @@ def test_in_float64(x64):
 def test_questions_that_have_no_answer_are_explained(options, message):
     with pytest.raises(ValueError, match=message):
         make_sweep(problem()[0], rows_per_device=4, **options)
+
+
+def circle():
+    """Float32 cannot tell some projections here: class directions around a circle, whose neighbours nearly coincide."""
+    angles = 2 * np.pi * np.arange(120) / 120
+    weights = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    return Head(jnp.asarray(weights)), np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)
+
+
+def test_an_unresolved_class_is_never_taken_for_unreachable():
+    head, attributes = circle()
+    found = solve(head, attributes)
+    assert np.isnan(found.pairs[0].norm).any()
+    # Without a margin the nearest boundary is as far as the nearest projection, resolved or not.
+    weights, exact = np.asarray(head.weights, np.float64), attributes.astype(np.float64)
+    logits, own = exact @ weights.T, np.asarray(found.samples.predicted)
+    with np.errstate(invalid="ignore"):
+        boundaries = (logits.max(axis=1)[:, None] - logits) / np.linalg.norm(weights[own][:, None] - weights, axis=-1)
+    expected = np.linalg.norm(exact, axis=1) / np.nanmin(boundaries, axis=1)
+    np.testing.assert_allclose(found.samples.attackability, expected, rtol=1e-4)
+    with_margin = solve(head, attributes, methods=("projection",), margin=0.01)
+    norms, samples = np.asarray(with_margin.pairs[0].norm), with_margin.samples
+    others = np.arange(120) != np.asarray(samples.predicted)[:, None]
+    bounds = np.asarray(all_pairs_norms(head, jnp.asarray(attributes), method="boundary", margin=0.01))
+    known = np.where(others & ~np.isnan(norms), norms, np.inf).min(axis=1)
+    nearer = (others & np.isnan(norms) & (bounds < known[:, None])).any(axis=1)
+    assert nearer.any()
+    np.testing.assert_array_equal(np.isnan(samples.distance), nearer)
+    np.testing.assert_array_equal(np.isnan(samples.attackability), nearer)
+    assert (np.asarray(samples.nearest)[nearer] == -1).all()
+    np.testing.assert_array_equal(np.asarray(samples.distance)[~nearer], known[~nearer])

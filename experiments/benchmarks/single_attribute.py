@@ -12,6 +12,7 @@ import numpy as np
 import spectra_jax as sj
 from experiments.benchmarks._command import run
 from experiments.benchmarks._timing import interleaved
+from spectra_jax.perturbations.geometry import relative_logits
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def measure(args: Args) -> dict[str, float | int]:
         attributes = np.load(args.run_dir / "test_attributes.npz")["attributes"]
     head, samples = sj.Head(jnp.asarray(weights)), jnp.asarray(attributes)
     few, some = samples[: args.slice], samples[: max(64, args.slice)]
-    logits = np.asarray(sj.head_logits(head, few))
+    logits = np.asarray(relative_logits(head, few))
     walk = jax.jit(lambda head, e: sj.best_single_attributes(head, e, margin=args.margin))
     slow = jax.jit(lambda head, e: all_intervals(head, e, args.margin))
     reduction = jax.jit(walk_by_reduction)

@@ -49,8 +49,8 @@ def all_pairs_norms(
     if method == "pinv" and mutable is not None:
         raise ValueError('mutable does not apply to method="pinv"; use "boundary" or "projection"')
     own_logits = logits is None
-    if logits is None:  # the exact differences cost about twenty matrix products, little beside the projection
-        logits = relative_logits(head, attributes) if method == "projection" else head_logits(head, attributes)
+    if logits is None:  # exact differences cost about twenty matrix products; the all-way tie has no use for them
+        logits = head_logits(head, attributes) if method == "pinv" else relative_logits(head, attributes)
     wanted = (attributes.shape[0], head.weights.shape[0])
     if logits.shape != wanted:
         raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row a sample")

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from spectra_jax.checks import as_pair
-from spectra_jax.perturbations.geometry import head_logits, logit_gaps, safe_sqrt
+from spectra_jax.perturbations.geometry import logit_gaps, relative_logits, safe_sqrt
 from spectra_jax.types import Head
 
 
@@ -31,7 +31,7 @@ def boundary_perturbation(
         ValueError: shapes do not match, target out of range, margin negative.
     """
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
-    gaps = logit_gaps(head_logits(head, attributes), target, margin)
+    gaps = logit_gaps(relative_logits(head, attributes[None])[0], target, margin)
     rival = jnp.argmax(gaps)
     gap = jnp.maximum(gaps[rival], 0)
     direction = head.weights[target] - head.weights[rival]

@@ -37,9 +37,10 @@ def relative_logits(head: Head, attributes: Float[Array, "b n"]) -> Float[Array,
     """Class logits less the largest of each sample, every difference good to the last digits of its own type.
 
     A sample next to a boundary has two logits that agree in most digits. Their difference decides its distance, and
-    taken from logits in float32 it keeps as few digits as are left. Here float32 products are summed exactly: weights
-    and attributes are cut into slices of so few bits that each product of slices is an integer below 2^24 (Ozaki,
-    Ogita, Oishi and Rump 2012). float64 takes the plain difference.
+    taken from rounded logits it keeps as few digits as are left; that of two classes of equal weights is not even 0,
+    as the order of a sum depends on its place in a matrix. Here products are summed exactly: weights and attributes
+    are cut into slices of so few bits that each product of slices is an integer below 2^24, or 2^53 in float64 (Ozaki,
+    Ogita, Oishi and Rump 2012). Smaller types take the plain difference.
 
     Args:
         head: weights (c, n) and optional bias (c,).
@@ -50,7 +51,7 @@ def relative_logits(head: Head, attributes: Float[Array, "b n"]) -> Float[Array,
     """
     plain = head_logits(head, attributes)
     plain = plain - jnp.max(plain, axis=-1, keepdims=True)
-    if plain.dtype != jnp.float32:
+    if plain.dtype not in (jnp.float32, jnp.float64):
         return plain
     exact = _exact_differences(*jax.lax.stop_gradient((head, attributes)))
     # The value of the one with the derivative of the other; -inf, a class that never wins, has none.
@@ -58,8 +59,9 @@ def relative_logits(head: Head, attributes: Float[Array, "b n"]) -> Float[Array,
 
 
 def _exact_differences(head: Head, attributes: Float[Array, "b n"]) -> Float[Array, "b c"]:
-    num_bits = (24 - (attributes.shape[-1] - 1).bit_length()) // 2
-    num_slices = -(-34 // num_bits)  # 34 bits below the largest entry of each row
+    digits = jnp.finfo(attributes.dtype).nmant + 1
+    num_bits = (digits - (attributes.shape[-1] - 1).bit_length()) // 2
+    num_slices = -(-(digits + 10) // num_bits)  # ten more bits than a number has, below the largest of each row
     left, right = _slices(attributes, num_bits, num_slices), _slices(head.weights, num_bits, num_slices)
     high = jnp.zeros((len(attributes), len(head.weights)), attributes.dtype)
     low = high

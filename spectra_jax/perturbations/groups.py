@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_pair, check_groups, check_mutable
 from spectra_jax.perturbations.box import BoxResult, project_into_box
-from spectra_jax.perturbations.geometry import logit_gaps, relative_logits, safe_norm
+from spectra_jax.perturbations.geometry import gap_rounding, logit_gaps, relative_logits, safe_norm
 from spectra_jax.perturbations.lagrangian import raise_bound, unit_rows
 from spectra_jax.types import Head
 
@@ -115,17 +115,19 @@ def one_hot_perturbation(
     off_low, off_high, can_off = ranges(-jnp.inf, -threshold, grouped)
     change = _Ranges(on_low, on_high, off_low, off_high, can_on, can_off)
     rows = head.weights[target][None, :] - head.weights
-    gaps = logit_gaps(relative_logits(head, attributes[None])[0], target, margin)
+    logits = relative_logits(head, attributes[None])[0]
+    gaps, rounding = logit_gaps(logits, target, margin), fixed(gap_rounding(logits, target, margin))
     size = safe_norm(attributes)
 
     def solve(rows, gaps, change, size, active) -> BoxResult:
-        broken = jnp.any(jnp.where(active, ~change.can_on, ~change.can_off))
+        broken = jnp.where(active, ~change.can_on, ~change.can_off)
         low = jnp.where(active, change.on_low, change.off_low)
         high = jnp.where(active, change.on_high, change.off_high)
-        return project_into_box(rows, gaps, low, high, size, broken)
+        outside = jnp.where(broken, jnp.where(active, 1, -1), 0).astype(rows.dtype)
+        return project_into_box(rows, gaps, rounding, low, high, size, outside)
 
     still = _Ranges(*map(fixed, change))
-    active, bound, impossible = _search(fixed(rows), fixed(gaps), still, fixed(size), groups, solve)
+    active, bound, impossible = _search(fixed(rows), fixed(gaps), rounding, still, fixed(size), groups, solve)
     result = solve(rows, gaps, change, size, active)
     feasible = result.feasible
     norm = jnp.where(feasible, result.norm, jnp.where(impossible, jnp.inf, jnp.nan))
@@ -144,7 +146,7 @@ def one_hot_perturbation(
     )
 
 
-def _search(rows, gaps, change: _Ranges, size, groups, solve) -> tuple[Array, Array, Array]:
+def _search(rows, gaps, rounding, change: _Ranges, size, groups, solve) -> tuple[Array, Array, Array]:
     """The value to turn on in each group, a lower bound of the norm over all choices, and whether none can exist."""
     num_attributes = rows.shape[1]
     grouped = groups >= 0
@@ -237,6 +239,7 @@ def _search(rows, gaps, change: _Ranges, size, groups, solve) -> tuple[Array, Ar
         | jnp.any((size_of > 0)[:num_attributes] & (may == 0)[:num_attributes])
     )
     low, high = jnp.minimum(change.on_low, change.off_low), jnp.maximum(change.on_high, change.off_high)
-    relaxed = project_into_box(rows, gaps, low, high, size, stuck)
+    outside = jnp.full(num_attributes, stuck, rows.dtype)
+    relaxed = project_into_box(rows, gaps, rounding, low, high, size, outside)
     bound = jnp.sqrt(2 * jnp.maximum(raised[0], 0))
     return active, bound, ~relaxed.feasible & (relaxed.norm == jnp.inf)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_pair, as_problem, check_margin, check_mutable, check_scale, is_concrete
 from spectra_jax.perturbations.envelope import choose_attributes
-from spectra_jax.perturbations.geometry import head_logits, logit_gaps
+from spectra_jax.perturbations.geometry import logit_gaps, relative_logits
 from spectra_jax.types import Head
 
 # (target, rival) crossings of a few samples held at once.
@@ -56,7 +56,8 @@ def single_attribute_perturbations(
         ValueError: shapes do not match, target out of range, margin negative.
     """
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
-    gaps = logit_gaps(head_logits(head, attributes), target, margin)
+    # Exact differences: one rounding error would put a class of equal weights ahead for ever.
+    gaps = logit_gaps(relative_logits(head, attributes[None])[0], target, margin)
     return _feasible_intervals(head.weights, gaps, target)
 
 
@@ -118,7 +119,7 @@ def best_single_attributes(
     dtype, fixed = attributes.dtype, jax.lax.stop_gradient
     margin_is_zero = float(margin) == 0 if is_concrete(margin) else None
     margin = jnp.asarray(margin, dtype)
-    weights, logits = head.weights, head_logits(head, attributes)
+    weights, logits = head.weights, relative_logits(head, attributes)
     unit = jnp.ones(weights.shape[1], dtype) if scale is None else jnp.asarray(scale, dtype)
     unit = unit if mutable is None else jnp.where(mutable, unit, 0)
 

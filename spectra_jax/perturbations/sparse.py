@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_pair, check_mutable
-from spectra_jax.perturbations.geometry import HIGHEST, head_logits, logit_gaps
+from spectra_jax.perturbations.geometry import HIGHEST, logit_gaps, relative_logits
 from spectra_jax.perturbations.lagrangian import raise_bound, unit_rows
 from spectra_jax.perturbations.projection import projection_perturbation
 from spectra_jax.perturbations.single_attribute import single_attribute_perturbations
@@ -88,7 +88,7 @@ def sparse_perturbation(
     num_attributes = head.weights.shape[1]
     allowed = jnp.ones(num_attributes, bool) if mutable is None else mutable
     count = min(max_changes, num_attributes)
-    logits = head_logits(head, attributes)
+    logits = relative_logits(head, attributes[None])[0]
     fixed = jax.lax.stop_gradient
     whole = jax.tree.map(fixed, projection_perturbation(head, attributes, target, margin=margin, mutable=mutable))
     columns = jnp.where(allowed[None, :], head.weights, 0)
