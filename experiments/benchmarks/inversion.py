@@ -82,10 +82,13 @@ def peer(name: str) -> Any:
     raise ValueError(f"peer is {name!r}; expected ddn-STEPS or cw-SEARCHESxSTEPS")
 
 
-def attack(name: str, model: BottleneckModel, images: Any, targets: Any, wanted: Any) -> dict[str, Any]:
+def attack(
+    name: str, model: BottleneckModel, images: Any, targets: Any, wanted: Any, *, max_steps: Any = None
+) -> dict[str, Any]:
     """Runs one method on one batch; what `summarise` needs, one row a pair."""
     if name in OURS:
-        found = invert(model.encode_fn, model.head, images, wanted, targets, config=OURS[name])
+        options: dict[str, Any] = {"config": OURS[name], "max_steps": max_steps}
+        found = invert(model.encode_fn, model.head, images, wanted, targets, **options)
         return {
             "images": found.images, "images_8bit": found.images_8bit, "forward": found.forward_passes,
             "backward": found.backward_passes, "cosine": found.selectivity.cosine,
@@ -191,9 +194,10 @@ def measure(args: Args, console: Console) -> dict[str, Any]:
     limits = dict(_split(name, args.pairs) for name in (*args.ours, *args.peers))
     parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in limits}
     first = batch(0)
-    for name in OURS.keys() & limits.keys():  # compile; the peers compile their model in their first steps
-        attack(name, model, *first)
-    jax.block_until_ready((model(first[0]), jax.vjp(model.attributes, first[0])[1](model.attributes(first[0]))))
+    for name in OURS.keys() & limits.keys():  # compile, by one step a pair
+        attack(name, model, *first, max_steps=jnp.ones(args.batch_size, jnp.int32))
+    if limits.keys() - OURS.keys():
+        attack("ddn-1", model, *first)
     with console.progress("attacking", args.pairs, unit="pairs") as task:
         for start in range(0, args.pairs, args.batch_size):
             columns = None
