@@ -20,6 +20,7 @@ from spectra_jax.similarity import WINDOW, ssim
 from spectra_jax.types import Head
 
 LEVELS = 255
+_LEAST = 1e-4  # of a level; changes below this are rounding errors of float32
 
 
 class Finished(NamedTuple):
@@ -101,12 +102,13 @@ def _carry_over(names_target, images, original, plain, survives, holds, halvings
     """The largest rounding threshold with which the image on 256 levels still has the target.
 
     Changes of less than half a level are lost in a file. A lower threshold turns the largest of them into whole levels:
-    the change keeps its direction and grows a little where it must.
+    the change keeps its direction and grows a little where it must. Halved on a logarithmic scale: the changes of an
+    image next to a boundary are hundredths of a level.
     """
 
     def halve(_, ends):
         low, high, best, found = ends
-        middle = (low + high) / 2
+        middle = jnp.sqrt(low * high)
         candidate = _rounded(images, original, middle)
         held = names_target(candidate)
         keep = held & ~survives & holds
@@ -117,7 +119,7 @@ def _carry_over(names_target, images, original, plain, survives, holds, halvings
             found | keep,
         )
 
-    ends = (jnp.zeros(len(images), images.dtype), jnp.full(len(images), 0.5, images.dtype), plain, survives)
+    ends = (jnp.full(len(images), _LEAST, images.dtype), jnp.full(len(images), 0.5, images.dtype), plain, survives)
     _, _, best, found = jax.lax.fori_loop(0, halvings, halve, ends)
     return best, found
 
