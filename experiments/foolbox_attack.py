@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwargs
     from foolbox.criteria import Misclassification, TargetedMisclassification
 
-RELIABLE = InversionConfig(step_size=0.005, margin=0.2, shrink_steps=8)
+NEAREST = InversionConfig(method="nearest", refine_steps=20)  # the smallest change of the image, as Foolbox wants it
 
 
 class BottleneckModel(foolbox.models.JAXModel):
@@ -63,7 +63,7 @@ class SpectraAttack(MinimizationAttack):
 
     distance = foolbox.distances.l2
 
-    def __init__(self, *, config: InversionConfig = RELIABLE, lead: float = 1.0):
+    def __init__(self, *, config: InversionConfig = NEAREST, lead: float = 1.0):
         self.config, self.lead = config, lead
 
     def run(self, model: Any, inputs: Any, criterion: Any, *, early_stop: float | None = None, **kwargs: Any) -> Any:
@@ -121,7 +121,7 @@ class Args:
     run_dir: Path
     num_images: int = 32
     epsilon: float = 0.5
-    inversion: Annotated[InversionConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: RELIABLE)
+    inversion: Annotated[InversionConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: NEAREST)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
