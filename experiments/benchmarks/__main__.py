@@ -12,7 +12,15 @@ from typing import Any
 import tyro
 
 from experiments._run import one_device_a_core
-from experiments.benchmarks import attackability, pinv, projection, single_attribute
+from experiments.benchmarks import (
+    attackability,
+    constraints,
+    pinv,
+    projection,
+    single_attribute,
+    sweep_growth,
+    sweep_kills,
+)
 from spectra_jax.reporting.page import write_atomically
 from spectra_jax.reporting.provenance import device, versions
 
@@ -22,7 +30,7 @@ class Args:
     """Runs the benchmarks one after another and writes benchmarks.json and table.md.
 
     python -m experiments.benchmarks --run-dir runs/efficientnet_lite0-cub-seed0 --out runs/benchmarks
-        the table of README; 10 minutes on 2 free CPU cores. Nothing else should run meanwhile.
+        the table of README; about 12 minutes on 2 free CPU cores. Nothing else should run meanwhile.
 
     Attributes:
         out: the folder to write.
@@ -57,6 +65,36 @@ def single_row(what: str, figures: dict[str, Any]) -> tuple[str, ...]:
     return what, f"{times(figures, 'walk')} a sample", f"{theirs} a sample", f"{figures['speed_up']:,.0f}", agreement
 
 
+def constraint_rows(what: str, figures: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A line for each kind of constraint."""
+    rows: list[tuple[str, ...]] = []
+    for name in figures["names"][1:]:
+        low, median, high = (figures[f"{name}/{part}_s"] for part in ("low", "median", "high"))
+        gap = figures[f"{name}/gap_max"]
+        said = (
+            f"{figures[f'{name}/solved']} of {figures['pairs']} solved, KKT residual {figures[f'{name}/residual']:.0e}"
+        )
+        said += "" if gap is None else f", proven within {gap:.1g} of the shortest"
+        longer = f"{figures[f'{name}/over_projection_median']:.2f} times as long as without"
+        rows.append(
+            (f"{name}, {what}, one call", f"{median:.2g} ({low:.2g} - {high:.2g}) s", "none", "", f"{said}; {longer}")
+        )
+    return rows
+
+
+def growth_rows(args: sweep_growth.Args, figures: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Ten times the samples, and twice the classes twice."""
+    small, large, *more = (sweep_growth.Growth(**row) for row in figures["rows"])
+    ways = f"{small.seconds:.1f} -> {large.seconds:.1f} s, {small.megabytes:.0f} -> {large.megabytes:.0f} MB"
+    times, memory = figures["time_of_ten_times"], figures["memory_of_ten_times"]
+    what = f"sweep of {small.samples:,} -> {large.samples:,} samples, {small.classes} classes, {args.attributes} wide"
+    rows = [(what, ways, "", "", f"{times:.1f} times the time, {memory:.2f} times the memory")]
+    what = " -> ".join(str(row.classes) for row in (small, *more))
+    ways = " -> ".join(f"{row.seconds:.1f}" for row in (small, *more)) + " s"
+    powers = ", then ".join(f"{exponent:.2f}" for exponent in figures["exponents"])
+    return [*rows, (f"{what} classes, {small.samples:,} samples", ways, "", "", f"time grows to the power {powers}")]
+
+
 def measure(args: Args) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
     """All figures by benchmark, and the lines of the table."""
     figures: dict[str, Any] = {}
@@ -81,6 +119,18 @@ def measure(args: Args) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
     error = f"relative margin within {found['largest_margin_error']:.0e} of float64"
     cost = f"{1 / found['products']:.2f} (costs {found['products']:.2f} products)"
     rows.append(("attackability, 50,000 x 1,000 x 2,048", ours, f"one matrix product: {product}", cost, error))
+    name, run_dir = heads[-1]
+    found = figures["constraints"] = constraints.measure(constraints.Args(run_dir=run_dir))
+    rows += constraint_rows(name, found)
+    growth = sweep_growth.Args()
+    found = figures["growth"] = sweep_growth.measure(growth)
+    rows += growth_rows(growth, found)
+    kills = sweep_kills.Args()
+    found = figures["kills"] = sweep_kills.measure(kills)
+    differing = ", ".join(found["differing"]) or "none: identical Parquet content"
+    what = f"sweep killed {kills.kills} times at random moments, {kills.files} files"
+    rows.append((what, f"{found['finished_by_killed']} files written by killed sweeps", "one uninterrupted sweep", "",
+                 f"tables that differ: {differing}"))  # fmt: skip
     return figures, rows
 
 

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+
+Key = TypeVar("Key", str, tuple[str, int])
 
 
 class Timing(NamedTuple):
@@ -24,7 +26,7 @@ class Timing(NamedTuple):
         return f"{self.median / unit:,.4g} ({self.low / unit:,.4g} - {self.high / unit:,.4g})"
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, Timing]:
+def interleaved(calls: dict[Key, Callable[[], Any]], *, repeats: int) -> dict[Key, Timing]:
     """Times every call `repeats` times, taking turns, so that a busy moment of the machine hits all alike.
 
     Args:
@@ -36,7 +38,7 @@ def interleaved(calls: dict[str, Callable[[], Any]], *, repeats: int) -> dict[st
     """
     for call in calls.values():
         jax.block_until_ready(call())
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[Key, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             began = time.perf_counter()

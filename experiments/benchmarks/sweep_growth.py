@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 
 from experiments._folder import SUMMARY, read_json
+from experiments.benchmarks._command import run
 
 ROOT = Path(__file__).resolve().parents[2]
 _WRITTEN_AT_ONCE = 10_000
@@ -23,8 +23,8 @@ class Args:
     """Sweeps random features in processes of their own and prints peak memory, time and how both grow.
 
     python -m experiments.benchmarks.sweep_growth
-        20,000 and 200,000 samples x 64 attributes x 20 classes, then 20,000 x 40 and x 80 classes; about 15 minutes on
-        2 CPU cores. Expected: the same peak memory, ten times the time, an exponent in classes below 3.
+        20,000 and 200,000 samples x 64 attributes x 20 classes, then 20,000 x 40 and x 80 classes; about 5 minutes on
+        2 free CPU cores. Expected: the same peak memory, ten times the time, an exponent in classes below 3.
 
     Attributes:
         samples: the smaller number; the larger one is ten times it.
@@ -32,6 +32,7 @@ class Args:
         classes: the smallest number; then two and four times it.
         methods: see experiments.sweep_attackability.
         seed: of samples and heads.
+        out: also write the figures to this JSON file.
     """
 
     samples: int = 20_000
@@ -39,6 +40,7 @@ class Args:
     classes: int = 20
     methods: tuple[str, ...] = ("projection", "boundary")
     seed: int = 0
+    out: Path | None = None
 
 
 class Growth(NamedTuple):
@@ -66,7 +68,7 @@ def write_features(path: Path, samples: int, attributes: int, seed: int) -> None
     array.flush()
 
 
-def measure(args: Args, folder: Path, samples: int, classes: int) -> Growth:
+def grow(args: Args, folder: Path, samples: int, classes: int) -> Growth:
     """Sweeps in a process of its own."""
     features, head, out = folder / f"{samples}.npy", folder / f"{classes}.npz", folder / f"{samples}-{classes}"
     if not features.exists():
@@ -85,9 +87,8 @@ def measure(args: Args, folder: Path, samples: int, classes: int) -> Growth:
     return Growth(samples, classes, seconds, usage.ru_maxrss / scale)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks.sweep_growth")
+def measure(args: Args) -> dict[str, Any]:
+    """Runs all sizes; seconds, megabytes, and how they grow."""
     print(f"{'samples':>9} {'classes':>8} {'seconds':>9} {'us a pair':>10} {'peak MB':>8}")
     found: list[Growth] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -96,17 +97,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for samples, classes in sizes:
             # Twice, the first time to compile: a process that compiles needs more memory than one that does not.
             if classes != args.classes or not found:
-                measure(args, Path(folder), min(samples, 1000), classes)
-            row = measure(args, Path(folder), samples, classes)
+                grow(args, Path(folder), min(samples, 1000), classes)
+            row = grow(args, Path(folder), samples, classes)
             found.append(row)
             each = 1e6 * row.seconds / (samples * classes)
             print(f"{samples:>9,} {classes:>8} {row.seconds:>9.1f} {each:>10.1f} {row.megabytes:>8.0f}", flush=True)
     small, large, double, quadruple = found
-    print(f"10 times the samples: {large.seconds / small.seconds:.2f} times the time, "
-          f"{large.megabytes / small.megabytes:.2f} times the memory")  # fmt: skip
-    exponents = [np.log2(b.seconds / a.seconds) for a, b in ((small, double), (double, quadruple))]
+    times, memory = large.seconds / small.seconds, large.megabytes / small.megabytes
+    print(f"10 times the samples: {times:.2f} times the time, {memory:.2f} times the memory")
+    exponents = [float(np.log2(b.seconds / a.seconds)) for a, b in ((small, double), (double, quadruple))]
     print(f"time of all pairs grows with classes to the power {exponents[0]:.2f}, then {exponents[1]:.2f}")
-    return 0
+    rows = [row._asdict() for row in found]
+    return {"rows": rows, "time_of_ten_times": times, "memory_of_ten_times": memory, "exponents": exponents}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    return run("sweep_growth", Args, measure, arguments)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -122,13 +123,18 @@ def killed(process: subprocess.Popen, out: Path, goal: int, delay: float) -> boo
         return process.wait() < 0
 
 
+def measure(args: Args) -> dict[str, Any]:
+    """Kills, repeats and compares."""
+    with tempfile.TemporaryDirectory() as folder:
+        wrong, finished = kills(args, Path(folder))
+    print(f"{args.kills} kills: " + (f"these differ: {', '.join(wrong)}" if wrong else "identical"))
+    return {"kills": args.kills, "differing": wrong, "finished_by_killed": finished}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks.sweep_kills")
-    with tempfile.TemporaryDirectory() as folder:
-        wrong, _ = kills(args, Path(folder))
-    print(f"{args.kills} kills: " + (f"these differ: {', '.join(wrong)}" if wrong else "identical"))
-    return 1 if wrong else 0
+    return 1 if measure(args)["differing"] else 0
 
 
 if __name__ == "__main__":
