@@ -26,8 +26,8 @@ from spectra_jax.logging import Console
 from spectra_jax.reporting.page import write_atomically
 
 OURS = {
-    "spectra_jax nearest": InversionConfig(method="nearest", survive_steps=8),
-    "spectra_jax nearest, refine 20": InversionConfig(method="nearest", survive_steps=8, refine_steps=20),
+    "spectra_jax nearest": InversionConfig(method="nearest", survive_steps=12),
+    "spectra_jax nearest, refine 20": InversionConfig(method="nearest", survive_steps=12, refine_steps=20),
     "spectra_jax gauss_newton": InversionConfig(method="gauss_newton"),
     "spectra_jax adam": InversionConfig(margin=0.2, shrink_steps=8),
     "the paper's loop": InversionConfig(method="gradient_descent", step_size=1.0),

@@ -20,6 +20,7 @@ from spectra_jax.similarity import WINDOW, ssim
 from spectra_jax.types import Head
 
 LEVELS = 255
+_STRONGER = 1.15
 _LEAST = 1e-4  # of a level; changes below this are rounding errors of float32
 
 
@@ -98,29 +99,35 @@ def _rounded(
     return jnp.clip(start + kept, 0, LEVELS) / LEVELS
 
 
-def _carry_over(names_target, images, original, plain, survives, holds, halvings: int):
-    """The largest rounding threshold with which the image on 256 levels still has the target.
+def _carry_over(names_target, images, original, plain, survives, holds, tries: int):
+    """The image on 256 levels that keeps the target with the least change among `tries` rounding thresholds.
 
-    Changes of less than half a level are lost in a file. A lower threshold turns the largest of them into whole levels:
-    the change keeps its direction and grows a little where it must. Halved on a logarithmic scale: the changes of an
-    image next to a boundary are hundredths of a level.
+    Changes of less than half a level are lost in a file. A lower threshold turns the largest of them into whole levels
+    instead. Each try scales the change a little further and takes the threshold at which the rounded change has the
+    effect of the exact one, to first order and for an effect of each value in proportion to its change.
     """
+    change = images - original
+    levels = jnp.abs(images * LEVELS - jnp.round(original * LEVELS)).reshape(len(images), -1)
+    largest = -jnp.sort(-levels, axis=-1)
+    exact = jnp.sum(jnp.square(largest), axis=-1)[:, None]
 
-    def halve(_, ends):
-        low, high, best, found = ends
-        middle = jnp.sqrt(low * high)
-        candidate = _rounded(images, original, middle)
-        held = names_target(candidate)
-        keep = held & ~survives & holds
-        return (
-            jnp.where(held, middle, low),
-            jnp.where(held, high, middle),
-            jnp.where(per_sample(keep, best), candidate, best),
-            found | keep,
-        )
+    def attempt(state):
+        step, best, found = state
+        scale = _STRONGER ** step.astype(images.dtype)
+        effect = jnp.cumsum(largest * jnp.maximum(jnp.round(scale * largest), 1), axis=-1)
+        enough = effect >= scale * exact
+        last = jnp.where(jnp.any(enough, axis=-1), jnp.argmax(enough, axis=-1), levels.shape[1] - 1)
+        threshold = scale * jnp.take_along_axis(largest, last[:, None], axis=-1)[:, 0]
+        scaled = jnp.clip(original + scale * change, 0, 1)
+        candidate = _rounded(scaled, original, jnp.clip(threshold * (1 - 1e-4), _LEAST, 0.5))
+        held = names_target(candidate) & holds & ~found
+        return step + 1, jnp.where(per_sample(held, best), candidate, best), found | held
 
-    ends = (jnp.full(len(images), _LEAST, images.dtype), jnp.full(len(images), 0.5, images.dtype), plain, survives)
-    _, _, best, found = jax.lax.fori_loop(0, halvings, halve, ends)
+    def wanting(state):
+        step, _, found = state
+        return (step < tries) & jnp.any(holds & ~found)
+
+    _, best, found = jax.lax.while_loop(wanting, attempt, (jnp.asarray(0, jnp.int32), plain, survives))
     return best, found
 
 

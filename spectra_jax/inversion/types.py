@@ -60,8 +60,8 @@ class InversionConfig:
         refine_steps: image updates "nearest" may spend on shortening the change once the target is reached.
         shrink_steps: halvings that then shorten the change x' - x of a success as far as the image, rounded to 8
             bits a channel, still has the target lead by the margin; 0, the paper's rule, keeps the image found.
-        survive_steps: halvings that look for the rounding threshold with which a success that plain rounding to 8 bits
-            would lose is written instead, see `InversionResult.images_8bit`. 0: plain rounding.
+        survive_steps: rounding thresholds to try on a success that plain rounding to 8 bits would lose, see
+            `InversionResult.images_8bit`. 0: plain rounding.
         batch_size: samples searched together; one that is done makes room for the next. None: 16 on CPUs and 256
             otherwise.
         encoder_dtype: "bfloat16" runs the encoder in it during the search, for hardware that is faster so. The verdict
