@@ -140,3 +140,13 @@ def test_float32_says_where_it_cannot_tell(num_classes):
 def test_no_samples_have_no_norms():
     head, attributes = random_problem(5, 4, 0)
     assert sj.all_pairs_norms(head, attributes).shape == (0, 5)
+
+
+def test_plainly_empty_regions_are_proven_so_in_float64(x64):
+    # 300 directions of the plane: nearly all classes lie inside the hull of the others and never win by a margin.
+    rng = np.random.default_rng(1)
+    weights, samples = rng.normal(size=(300, 2)), rng.normal(size=(3, 2))
+    found = jax.jit(sj.all_pairs_projection)(sj.Head(jnp.asarray(weights)), jnp.asarray(samples), margin=0.1)
+    norms, residual = np.asarray(found.norms), np.asarray(found.kkt_residual)
+    assert not np.isnan(norms).any() and np.isinf(norms).sum() > 800
+    assert residual[np.isinf(norms)].max() < 1e-10

@@ -17,7 +17,7 @@ from experiments.benchmarks import _solvers
 from experiments.benchmarks._command import run
 from experiments.benchmarks._timing import interleaved
 from spectra_jax.perturbations import active_set, all_pairs_projection
-from spectra_jax.perturbations.geometry import gram_matrix, squared_distances
+from spectra_jax.perturbations.geometry import centred, gram_matrix, squared_distances
 from spectra_jax.sharding import BATCH_AXIS, data_mesh, replicated, row_sharded
 
 ONE, ALL = "spectra_jax, one device", "spectra_jax, all devices"
@@ -56,6 +56,7 @@ class Args:
 def lockstep(head: sj.Head, samples: jax.Array, targets: jax.Array) -> jax.Array:
     """The library's own steps without its queue: every pair of the batch waits for the slowest."""
     regions = active_set.make_regions(
+        centred(head.weights),
         gram_matrix(head.weights),
         squared_distances(head.weights),
         sj.head_logits(head, samples),

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.perturbations.geometry import HIGHEST, safe_sqrt
+from spectra_jax.perturbations.geometry import HIGHEST, safe_norm, safe_sqrt
 
 IDLE, RUNNING, SOLVED, STUCK, OPTIMAL, INFEASIBLE, FULL, UNRESOLVED = range(8)
 # Up to here the active rows of K are added up one by one; beyond, one matrix product is cheaper.
@@ -33,13 +33,15 @@ class Regions(NamedTuple):
     """What all pairs share.
 
     Attributes:
-        gram: (c, c) inner products of the (centred) weight rows.
+        rows: (c, n) centred weight rows.
+        gram: (c, c) their inner products.
         lengths: (c, c) distances ||w_j - w_k||.
         reach: (c, c) their reciprocals; 0 for rows closer than rounding can tell apart, which count as one row.
         logits: (b, c) of the samples; -inf for a class that can never be predicted.
         margin: (b,) required lead, in logits.
     """
 
+    rows: Float[Array, "c n"]
     gram: Float[Array, "c c"]
     lengths: Float[Array, "c c"]
     reach: Float[Array, "c c"]
@@ -53,12 +55,16 @@ class Regions(NamedTuple):
 
 
 def make_regions(
-    gram: Float[Array, "c c"], squares: Float[Array, "c c"], logits: Float[Array, "b c"], margin: Float[Array, "b"]
+    rows: Float[Array, "c n"],
+    gram: Float[Array, "c c"],
+    squares: Float[Array, "c c"],
+    logits: Float[Array, "b c"],
+    margin: Float[Array, "b"],
 ) -> Regions:
-    """The shared problem, from the Gram matrix and the squared distances of the rows."""
+    """The shared problem, from the centred rows, their Gram matrix and their squared distances."""
     lengths = jnp.sqrt(squares)
     same = lengths <= 4 * float(jnp.finfo(gram.dtype).eps) * jnp.sqrt(jnp.max(jnp.diagonal(gram)))
-    return Regions(gram, lengths, jnp.where(same, 0, 1 / jnp.where(same, 1, lengths)), logits, margin)
+    return Regions(rows, gram, lengths, jnp.where(same, 0, 1 / jnp.where(same, 1, lengths)), logits, margin)
 
 
 class Lanes(NamedTuple):
@@ -255,7 +261,8 @@ def conclude(regions: Regions, lanes: Lanes) -> tuple[Lanes, Conclusions]:
     noise = 8 * (rounding + epsilon * length * spread)
     empty = stuck & (-slack > noise + 4 * excuse)
     excused = stuck & ~empty
-    certificate = jnp.where(used, jnp.maximum(-response, 0), 0)
+    polished = response + _times(lanes.inverse, cross - _times(between, response))
+    certificate = jnp.where(used, jnp.maximum(-polished, 0), 0)
 
     # A multiplier half given to an excused rival goes to those it depends on: g_p = sum_s response_s g_s.
     held = lanes.held + jnp.where(excused, lanes.push, 0)[:, None] * response
@@ -287,8 +294,8 @@ def conclude(regions: Regions, lanes: Lanes) -> tuple[Lanes, Conclusions]:
     # bound; it counts as proof when it exceeds the farthest single boundary by 0.01 / sqrt(epsilon), 29 times in
     # float32. Rivals that merely nearly depend on each other do not pass.
     gain = jnp.sum(certificate * heights, axis=-1) + height
-    combination = jnp.sum(certificate * (_times(between, certificate) + 2 * cross), axis=-1) + jnp.square(length)
-    combination = jnp.sqrt(jnp.maximum(combination, 0))
+    # Taken from the rows themselves: in the Gram matrix half of its digits have cancelled.
+    combination = jax.lax.cond(jnp.any(empty), lambda: _combination(regions, ended), lambda: 0 * length)
     certified = (gain > 0) & (gain * epsilon**0.5 > 0.01 * farthest * combination)
     terms = jnp.sum(certificate * lengths, axis=-1) + length
 
@@ -314,6 +321,13 @@ def dense_multipliers(lanes: Lanes, num_classes: int) -> Float[Array, "p c"]:
     dense = jnp.zeros((len(rows), num_classes), lanes.held.dtype)
     dense = dense.at[rows[:, None], lanes.slots].add(jnp.where(lanes.used, lanes.held, 0))
     return dense.at[rows, jnp.maximum(lanes.candidate, 0)].add(jnp.where(lanes.candidate >= 0, lanes.push, 0))
+
+
+def _combination(regions: Regions, lanes: Lanes) -> Float[Array, "p"]:
+    """||sum_k lambda_k (w_target - w_k)||, the length of delta."""
+    multipliers = dense_multipliers(lanes, regions.gram.shape[0])
+    own = jnp.sum(multipliers, axis=-1, keepdims=True) * pick(regions.rows, lanes.target)
+    return safe_norm(own - jnp.matmul(multipliers, regions.rows, precision=HIGHEST))
 
 
 def _where(chosen: Bool[Array, "p"], ours: Lanes, theirs: Lanes) -> Lanes:

@@ -88,15 +88,14 @@ def projection_perturbation(
     check_mutable(head, mutable)
     logits = relative_logits(head, attributes[None])[0]
     gaps = logit_gaps(logits, target, margin)
-    rows = centred(head.weights)
-    rows = rows if mutable is None else jnp.where(mutable[None, :], rows, 0)
+    rows = _centred(head, mutable)
 
     fixed = jax.lax.stop_gradient
     gram, squares = fixed(gram_matrix(head.weights, mutable)), fixed(squared_distances(head.weights, mutable))
     rank = min(head.weights.shape[1], head.weights.shape[0] - 1)
     rounding = fixed(gap_rounding(logits, target, margin))
     search = over_members(lambda shared, members: _search_pairs(*shared, *members, rank=rank))
-    found = search((gram, squares), (fixed(logits), target, fixed(margin)))
+    found = search((fixed(rows), gram, squares), (fixed(logits), target, fixed(margin)))
     feasible, empty = found.status == OPTIMAL, found.status == INFEASIBLE
 
     # The search fixes WHICH rivals are active. Solving for the multipliers on them is the smooth part.
@@ -188,6 +187,7 @@ def all_pairs_projection(
     logits = relative_logits(head, attributes)
     rank = min(head.weights.shape[1], head.weights.shape[0] - 1)
     found = _all_targets(
+        _centred(head, mutable),
         gram_matrix(head.weights, mutable),
         squared_distances(head.weights, mutable),
         logits,
@@ -225,18 +225,19 @@ def projection_norms(
     rank = min(head.weights.shape[1], head.weights.shape[0] - 1)
     gram = gram_matrix(head.weights, mutable)
     squares = jax.lax.stop_gradient(squared_distances(head.weights, mutable))
-    norms = _norms(rank, gram, squares, logits, margin)
+    rows = jax.lax.stop_gradient(_centred(head, mutable))
+    norms = _norms(rank, rows, gram, squares, logits, margin)
     return jnp.where(_is_predicted(logits), 0, norms)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _norms(rank, gram, squares, logits, margin):
-    return _all_targets(gram, squares, logits, margin, rank=rank, want_multipliers=False).norm
+def _norms(rank, rows, gram, squares, logits, margin):
+    return _all_targets(rows, gram, squares, logits, margin, rank=rank, want_multipliers=False).norm
 
 
 @_norms.defjvp
 def _norms_jvp(rank, primals, tangents):
-    gram_dot, _, logits_dot, margin_dot = tangents
+    _, gram_dot, _, logits_dot, margin_dot = tangents
     found = _all_targets(*primals, rank=rank, want_multipliers=True)
     feasible = found.status == OPTIMAL
     assert found.multipliers is not None
@@ -256,21 +257,26 @@ def _is_predicted(logits: Float[Array, "b c"]) -> Bool[Array, "b c"]:
     return classes[None, :] == jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
 
 
-def _all_targets(gram, squares, logits, margin, *, rank: int, want_multipliers: bool) -> Solutions:
+def _centred(head: Head, mutable: Bool[Array, "n"] | None) -> Float[Array, "c n"]:
+    rows = centred(head.weights)
+    return rows if mutable is None else jnp.where(mutable[None, :], rows, 0)
+
+
+def _all_targets(rows, gram, squares, logits, margin, *, rank: int, want_multipliers: bool) -> Solutions:
     """Solutions with leading axes (b, c)."""
     num_samples, num_classes = logits.shape
     pairs = jnp.arange(num_samples * num_classes, dtype=jnp.int32)
-    regions = make_regions(gram, squares, logits, jnp.broadcast_to(margin, num_samples))
+    regions = make_regions(rows, gram, squares, logits, jnp.broadcast_to(margin, num_samples))
     found = solve_pairs(
         regions, pairs // num_classes, pairs % num_classes, rank=rank, want_multipliers=want_multipliers
     )
     return jax.tree.map(lambda leaf: leaf.reshape(num_samples, num_classes, *leaf.shape[1:]), found)
 
 
-def _search_pairs(gram, squares, logits, targets, margins, *, rank: int) -> Solutions:
+def _search_pairs(rows, gram, squares, logits, targets, margins, *, rank: int) -> Solutions:
     """Each row of logits with its own target."""
     samples = jnp.arange(len(targets), dtype=jnp.int32)
-    regions = make_regions(gram, squares, logits, margins)
+    regions = make_regions(rows, gram, squares, logits, margins)
     return solve_pairs(regions, samples, targets, rank=rank, want_multipliers=True)
 
 
