@@ -31,8 +31,8 @@ class Singles(NamedTuple):
         attribute: column f.
         sign: +1 or -1.
         requested: change of the attribute that was asked for.
-        before, after: (p, n) attributes of the original and of the picture rounded to 8 bits.
-        results: (p, h, w, 3) uint8.
+        before, after: (p, n) attributes of the original and of the picture.
+        change: (p, h, w, 3) float16, picture minus original.
         success: whether the attribute moved as far as asked.
         num_steps: of the search.
     """
@@ -43,7 +43,7 @@ class Singles(NamedTuple):
     requested: Any
     before: Any
     after: Any
-    results: Any
+    change: Any
     success: Any
     num_steps: Any
 
@@ -114,15 +114,18 @@ def choose_singles(
 
 
 def one_attribute(encode: Callable[..., Any]) -> Callable[..., Any]:
-    """(params, unit (n,), images) -> (b, 1), the attribute that `unit` picks, in its standard deviations."""
+    """(params, unit (n,), images) -> (b, 1), the attribute that `unit` picks, in the unit that it sets."""
     return lambda params, unit, images: jnp.sum(encode(params, images) * unit[None], axis=-1, keepdims=True)
 
 
 def find_singles(
-    run: LoadedRun, params: Params, spread: np.ndarray, chosen: Sequence[tuple[int, int]], *, size: float, hold: bool,
+    run: LoadedRun, params: Params, spread: np.ndarray, chosen: Sequence[tuple[int, int]], *, size: float,
     config: InversionConfig, folder: Path, name: str, console: Console,
 ) -> Singles:  # fmt: skip
     """Searches, for every (image, attribute), the picture where it rises and the one where it falls by `size` sd.
+
+    The attribute is all that the search sees of the encoder. The pictures are not rounded to 8 bits: some networks move
+    an attribute by so small a change that rounding would be most of it.
 
     Args:
         run: the model and its data.
@@ -130,39 +133,31 @@ def find_singles(
         spread: (n,) standard deviation of each attribute.
         chosen: from `choose_singles`.
         size: of the request, in standard deviations.
-        hold: ask all other attributes to stay, the paper's loss, instead of leaving them free.
         config: of the search.
         folder, name: of the files that keep the pictures.
         console: shows the progress.
     """
     encode, alone = jax.jit(run.model.encode), one_attribute(run.model.encode)
     pixels = run.config.image_size
+    sign = np.array([1.0, -1.0], np.float32)
+    targets = jnp.asarray([1, 2], jnp.int32)
 
     def pair(index: int, f: int) -> dict[str, Any]:
         original = run.dataset.images("test", np.array([index, index]), image_size=pixels)
         images = jnp.asarray(original, jnp.float32) / 255
-        before = np.asarray(encode(params, images))
-        sign, unit = np.array([1.0, -1.0], np.float32), np.zeros(before.shape[1], np.float32)
+        unit = np.zeros(len(spread), np.float32)
         unit[f] = 1 / spread[f]
+        before = np.asarray(encode(params, images))
         now = float(before[0] @ unit)
-        # Class 0 is "not far enough", 1 is "risen by `size`", 2 is "fallen by it".
-        weights = np.array([0, 1, -1], np.float32)[:, None] * (unit[None] if hold else 1)
-        head = Head(jnp.asarray(weights), jnp.asarray([0, -(now + size), now - size], jnp.float32))
-        if hold:
-            goal = before + sign[:, None] * np.float32(size) * (unit * spread**2)
-            search = functools.partial(run.model.encode, params)
-        else:
-            goal = np.float32(now) + np.float32(size) * sign[:, None]
-            search = functools.partial(alone, params, jnp.asarray(unit))
-        targets = jnp.asarray([1, 2], jnp.int32)
-        found = invert(search, head, images, jnp.asarray(goal, jnp.float32), targets, config=config)
-        results = np.rint(np.asarray(found.images) * 255).astype(np.uint8)
-        after = np.asarray(encode(params, jnp.asarray(results, jnp.float32) / 255))
-        # Rounding may cost the last bit of the way; half a percent is no matter.
-        moved = sign * (after - before)[:, f] / spread[f] >= 0.995 * size
+        # Class 0 is "not far enough", 1 is "risen by `size`", 2 is "fallen by it"; a logit is a standard deviation.
+        head = Head(jnp.asarray([[0.0], [1.0], [-1.0]]), jnp.asarray([0, -(now + size), now - size], jnp.float32))
+        goal = jnp.asarray(now + (size + config.margin) * sign[:, None], jnp.float32)
+        search = functools.partial(alone, params, jnp.asarray(unit))
+        found = invert(search, head, images, goal, targets, config=config)
         values = (
-            np.full(2, index), np.full(2, f), sign.astype(int), sign * size * spread[f], before, after, results, moved,
-            np.asarray(found.num_steps),
+            np.full(2, index), np.full(2, f), sign.astype(int), sign * size * spread[f], before,
+            np.asarray(encode(params, found.images)), np.asarray(found.images - images).astype(np.float16),
+            np.asarray(found.success), np.asarray(found.num_steps),
         )  # fmt: skip
         return dict(zip(Singles._fields, values, strict=True))
 
@@ -172,6 +167,13 @@ def find_singles(
 
     stored = staged(folder, name, len(chosen), compute, chunk=CHUNK, console=console, title=f"attributes ({name})")
     return Singles(**stored)
+
+
+def pictures_of(run: LoadedRun, singles: Singles, rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """(k, h, w, 3) originals and changed pictures of some rows, in [0, 1]."""
+    original = run.dataset.images("test", singles.index[rows], image_size=run.config.image_size)
+    images = jnp.asarray(original, jnp.float32) / 255
+    return images, jnp.clip(images + jnp.asarray(singles.change[rows], jnp.float32), 0, 1)
 
 
 def check_flips(
@@ -260,17 +262,14 @@ def witness_changes(
     encode = jax.jit(witness.model.encode)
     own, theirs = run.config.image_size, witness.config.image_size
 
-    def seen(pictures: np.ndarray) -> np.ndarray:
-        images = jnp.asarray(pictures, jnp.float32) / 255
+    def seen(images: jax.Array) -> np.ndarray:
         if own != theirs:
             images = jax.image.resize(images, (len(images), theirs, theirs, 3), "linear")
         return np.asarray(encode(witness.params, images))
 
     def compute(rows: np.ndarray) -> dict[str, Any]:
-        chosen = np.resize(rows, CHUNK)
-        before = seen(run.dataset.images("test", singles.index[chosen], image_size=own))
-        change = (seen(singles.results[chosen]) - before) / np.where(spread > 0, spread, np.inf)
-        return {"change": change[: len(rows)]}
+        before, after = map(seen, pictures_of(run, singles, np.resize(rows, CHUNK)))
+        return {"change": ((after - before) / np.where(spread > 0, spread, np.inf))[: len(rows)]}
 
     stored = staged(folder, name, len(singles.index), compute, chunk=CHUNK, console=console, title="asking the witness")
     return stored["change"]

@@ -1,5 +1,7 @@
 """Every claim of the paper as comparisons with controls, measured on the pictures of one run (Section 5.2 and 5.3)."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 from skimage.color import rgb2lab
 
 from data_prep.synthetic.vocabulary import RGB
-from experiments._claims_images import CHUNK, FlipChecks, Singles
+from experiments._claims_images import CHUNK, FlipChecks, Singles, pictures_of
 from experiments._claims_regions import Regions
 from experiments._claims_statistics import (
     Comparison,
@@ -45,8 +47,23 @@ LEAST_RANK = 0.10  # of all attributes
 INEXACT = 0.10  # of the requested change's length
 FEW = 0.01  # of all pixels
 CLEAR = 10.0  # percentage points between two classes from which an attribute tells them apart
+MOST_ANSWERS = 20_000  # single-attribute answers, drawn at random where there are more
 SIMILAR_FREQUENCY = 2.0  # factor
 SHAPES = ("has_size", "has_shape", "has_bill_shape", "has_bill_length", "has_tail_shape", "has_wing_shape")
+
+
+SIGN = {
+    "class flips": "The attribute that a flip's request changes most (of those that tell source and target class apart "
+    "by 10 points of the annotators' percentages) changes towards the target class more often than towards it in a "
+    "random one of them.",
+    "single-attribute answers": "The same for the best single attributes of correctly classified test images and the "
+    "targets that one attribute can reach, as far as they tell the classes apart; no pictures are needed.",
+}
+APART = {
+    "class flips": "The attribute that a flip's request changes most tells the two classes apart more often than a "
+    "random attribute does.",
+    "single-attribute answers": "The same for the best single attributes.",
+}
 
 
 class Material(NamedTuple):
@@ -81,14 +98,16 @@ class Material(NamedTuple):
     witness: np.ndarray | None
 
 
-def place_measures(run: LoadedRun, regions: Regions, index: Any, attribute: Any, results: Any) -> dict[str, np.ndarray]:
+def place_measures(
+    run: LoadedRun, regions: Regions, index: Any, attribute: Any, pictures: Callable[[np.ndarray], Any]
+) -> dict[str, np.ndarray]:
     """Where changes are: lift at the part, elsewhere on the bird and at another part, and pointing; NaN without a part.
 
     Args:
         run: whose test pictures were changed.
         regions: of the pictures.
         index, attribute: (p,) picture and column.
-        results: (p, h, w, 3) uint8 or floats in [0, 1].
+        pictures: rows -> originals and changed pictures, (k, h, w, 3) in [0, 1].
     """
     places = {"": regions.own, "_elsewhere": regions.elsewhere, "_swapped": regions.swapped}
     columns: dict[str, list[np.ndarray]] = {
@@ -98,11 +117,10 @@ def place_measures(run: LoadedRun, regions: Regions, index: Any, attribute: Any,
     for start in range(0, len(index), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(index)))
         wrapped = np.resize(rows, CHUNK)
-        before = run.dataset.images("test", index[wrapped], image_size=run.config.image_size)
-        after, original = _unit(results[wrapped]), _unit(before)
+        original, after = pictures(wrapped)
         for place, region_of in places.items():
             masks = [region_of(int(index[row]), run.info.attribute_names[int(attribute[row])]) for row in rows]
-            region = np.zeros((CHUNK, *before.shape[1:3]), bool)
+            region = np.zeros((CHUNK, *original.shape[1:3]), bool)
             known = np.array([mask is not None for mask in masks])
             for row, mask in enumerate(masks):
                 if mask is not None:
@@ -123,7 +141,7 @@ def colour_scores(
     Colours are CIELAB. The complement of (L, a, b) is (100 - L, -a, -b).
 
     Args:
-        before, after: (h, w, 3) uint8.
+        before, after: (h, w, 3) in [0, 1].
         region: (h, w) booleans, not empty.
         word: of `data_prep.synthetic.vocabulary.RGB`.
         sign: +1 towards the word, -1 towards its complement.
@@ -132,7 +150,7 @@ def colour_scores(
         Cosine of the shift with the direction from the present colour to the word's; the mean cosine with those of all
         other words; and the mean of the first one over all rotations of the shift's hue. NaN where nothing moved.
     """
-    own, new = (rgb2lab(picture[region][None] / 255.0)[0].mean(axis=0) for picture in (before, after))
+    own, new = (rgb2lab(np.asarray(picture, np.float64)[region][None])[0].mean(axis=0) for picture in (before, after))
     shift = new - own
 
     def direction(name: str) -> np.ndarray:
@@ -149,8 +167,8 @@ def colour_scores(
 
 def measure_singles(run: LoadedRun, regions: Regions, singles: Singles, spread: np.ndarray) -> dict[str, np.ndarray]:
     """(p,) columns of every measure of the single-attribute pictures; NaN where one is not defined."""
-    names, size = run.info.attribute_names, run.config.image_size
-    columns = place_measures(run, regions, singles.index, singles.attribute, singles.results)
+    names, pictures = run.info.attribute_names, functools.partial(pictures_of, run, singles)
+    columns = place_measures(run, regions, singles.index, singles.attribute, pictures)
     count = len(singles.index)
     for name in ("toward", "others", "rotated", "percentile", "fine", "length"):
         columns[name] = np.full(count, np.nan)
@@ -161,9 +179,8 @@ def measure_singles(run: LoadedRun, regions: Regions, singles: Singles, spread: 
     split = jax.jit(frequency_split)
     for start in range(0, count, CHUNK):
         rows = np.arange(start, min(start + CHUNK, count))
-        wrapped = np.resize(rows, CHUNK)
-        before = run.dataset.images("test", singles.index[wrapped], image_size=size)
-        parts = split(_unit(singles.results[wrapped]), _unit(before))
+        before, after = pictures(np.resize(rows, CHUNK))
+        parts = split(after, before)
         low, high = (np.square(np.asarray(part, np.float64))[: len(rows)] for part in parts)
         columns["length"][rows] = np.sqrt(low + high)
         columns["fine"][rows] = np.divide(high, low + high, out=np.full(len(rows), np.nan), where=low + high > 0)
@@ -175,7 +192,9 @@ def measure_singles(run: LoadedRun, regions: Regions, singles: Singles, spread: 
                 continue
             region = regions.own(int(singles.index[row]), name)
             if region is not None:
-                scores = colour_scores(before[place], singles.results[row], region, word, int(singles.sign[row]))
+                scores = colour_scores(
+                    np.asarray(before[place]), np.asarray(after[place]), region, word, int(singles.sign[row])
+                )
                 columns["toward"][row], columns["others"][row], columns["rotated"][row] = scores
     return columns
 
@@ -200,33 +219,43 @@ def meaning(material: Material, spread: np.ndarray, *, margin: float, seed: int)
     change, f = np.asarray(delta), np.asarray(best)
     row, target = np.nonzero((f >= 0) & (np.arange(f.shape[1])[None] != predicted[right, None]))
 
-    def compare(name: str, statement: str, sources: Any, targets: Any, f: Any, change: Any, rows: Any) -> Comparison:
-        differ = truth[targets] - truth[sources]
-        clear = np.abs(differ) >= CLEAR
-        # A random attribute among those that tell the two classes apart; where there is none, the row says nothing.
-        drawn = np.where(clear, rng.random(differ.shape), -1).argmax(axis=-1)
-        each = np.arange(len(f))
-        own, other = differ[each, f], differ[each, drawn]
-        value = np.where(np.abs(own) >= CLEAR, agreement(change, own), np.nan)
-        control = np.where(np.abs(other) >= CLEAR, agreement(change, other), np.nan)
-        cluster = material.labels[right[row]] if rows is None else material.labels[material.flips.index]
-        return Comparison("5.2.1", name, statement, value, control, cluster, LEAST_RATE, "%", rows, "flips")
-
     flips = material.flips
     each = np.arange(len(flips.index))
+    varies = (truth.max(axis=0) - truth.min(axis=0)) >= CLEAR
+
+    def pairs(
+        kind: str, sources: Any, targets: Any, f: Any, leading: Any, change: Any, cluster: Any, rows: Any
+    ) -> list[Comparison]:
+        differ = truth[targets] - truth[sources]
+        clear = np.abs(differ) >= CLEAR
+        places, usable = np.arange(len(f)), clear.any(axis=-1)
+        apart = np.where(varies[f], clear[places, f], np.nan)
+        chance = clear[:, varies].mean(axis=1)
+        # A random attribute among those that tell the two classes apart.
+        drawn = np.where(clear, rng.random(differ.shape), -1).argmax(axis=-1)
+        sign = agreement(change, differ[places, leading])
+        own = np.where(usable & clear[places, leading], sign, np.nan)
+        other = np.where(usable, agreement(change, differ[places, drawn]), np.nan)
+        return [
+            Comparison("5.2.1", f"{kind}: sign, random attribute", SIGN[kind], own, other, cluster, LEAST_RATE, "%",
+                       rows, "flips"),
+            Comparison("5.2.1", f"{kind}: tells apart, random attribute", APART[kind], apart, chance, cluster,
+                       LEAST_RATE, "%", rows, "flips"),
+        ]  # fmt: skip
+
+    # The largest requested change among the attributes that tell the flip's classes apart.
+    clear = np.abs(truth[flips.target] - truth[flips.predicted]) >= CLEAR
+    size = np.abs(flips.requested) / np.asarray(scale)
+    leading = np.where(clear & np.isfinite(size), size, -1).argmax(axis=-1)
+    leading_change = flips.requested[each, leading]
+    flipped = material.labels[flips.index]
+    answers = rng.permutation(len(row))[:MOST_ANSWERS]
+    row, target = row[answers], target[answers]
+    best_f, best_change = f[row, target], change[row, target]
     found = [
-        compare(
-            "class flips: sign, random attribute",
-            "The attribute that a flip's request changes most changes towards the target class, by the annotators' "
-            "percentages, more often than a random attribute that tells the two classes apart would.",
-            flips.predicted, flips.target, material.named, flips.requested[each, material.named], each,
-        ),
-        compare(
-            "single-attribute answers: sign, random attribute",
-            "The same for the best single attribute of every correctly classified test image and every target that one "
-            "attribute can reach; no pictures are needed.",
-            predicted[right[row]], target, f[row, target], change[row, target], None,
-        ),
+        *pairs("class flips", flips.predicted, flips.target, material.named, leading, leading_change, flipped, each),
+        *pairs("single-attribute answers", predicted[right[row]], target, best_f, best_f, best_change,
+               material.labels[right[row]], None),
     ]  # fmt: skip
     singles = material.singles
     value = control = np.full(len(singles.index), np.nan)
@@ -429,9 +458,3 @@ def make_atlas(material: Material, spread: np.ndarray) -> dict[str, Any]:
             signs[f] = np.nanmean(agreement(weights[:, None, f] - weights[None, :, f], differ)[clear])
     atlas["sign_agreement"] = signs
     return atlas
-
-
-def _unit(pictures: np.ndarray) -> jax.Array:
-    """uint8 or floats as float32 in [0, 1]."""
-    scale = 255 if pictures.dtype == np.uint8 else 1
-    return jnp.asarray(pictures, jnp.float32) / scale

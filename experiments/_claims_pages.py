@@ -12,7 +12,7 @@ import pyarrow.parquet
 from PIL import Image
 from scipy.ndimage import binary_erosion, maximum_filter
 
-from experiments._claims_images import rounded
+from experiments._claims_images import pictures_of, rounded
 from experiments._claims_measure import CLAIMS, FEW, SHAPES
 from experiments._claims_run import ClaimConfig, RunClaims
 from experiments._claims_statistics import RULE, Comparison, Verdict, Word, overall
@@ -96,12 +96,11 @@ def write_page(runs: Sequence[RunClaims], path: Path, *, config: ClaimConfig, se
     for run in runs:
         _add_atlas(report, run)
     report.text(f"{RULE}\n\n{CHOICE}", title="How the verdicts are made and the pictures chosen")
-    report.provenance(seed=seed, seconds=seconds, inversion=str(config.inversion))
+    report.provenance(seed=seed, seconds=seconds, flips=str(config.inversion), singles=str(config.single))
     return report.write(path)
 
 
 def _add_basis(report: Report, runs: Sequence[RunClaims], config: ClaimConfig) -> None:
-    rest = "asked to stay" if config.hold_others else "left free"
     report.table(
         "What they rest on",
         [
@@ -127,7 +126,8 @@ def _add_basis(report: Report, runs: Sequence[RunClaims], config: ClaimConfig) -
         ],
         caption=f"A flip asks for the smallest attribute change that makes the target win by {config.margin:g} logits; "
         "its attribute is the one that this changes most, in standard deviations. A single-attribute picture asks one "
-        f"attribute to rise or fall by {config.step:g} standard deviations, all others are {rest}.",
+        f"attribute to rise or fall by {config.step:g} standard deviations, with as little change of "
+        "the picture as possible; all others are free.",
     )  # fmt: skip
 
 
@@ -208,12 +208,12 @@ def _single(run: RunClaims, row: int, prefix: str, *, pruned: bool = False) -> P
     material, singles = run.material, run.material.singles
     name = material.run.info.attribute_names[int(singles.attribute[row])]
     index = int(singles.index[row])
-    original = material.run.dataset.images("test", np.array([index]), image_size=singles.results.shape[1])[0]
+    original, result = (np.asarray(picture[0]) for picture in pictures_of(material.run, singles, np.array([row])))
     verb = "raised" if singles.sign[row] > 0 else "lowered"
     achieved = format_number(float(material.columns["achieved"][row] * singles.sign[row]), signed=True)
     caption = f"{prefix}{spoken(name)} {verb}, moved {achieved} sd, image {index}"
     region = material.regions.own(index, name)
-    return Picture(_panels(original, singles.results[row], region, None), caption, f"Four pictures: {caption}")
+    return Picture(_panels(original, result, region, None), caption, f"Four pictures: {caption}")
 
 
 def _flip(run: RunClaims, row: int, prefix: str, *, pruned: bool) -> Picture:
@@ -222,7 +222,7 @@ def _flip(run: RunClaims, row: int, prefix: str, *, pruned: bool) -> Picture:
     name = info.attribute_names[int(material.named[row])]
     classes = [info.class_names[int(k)].replace("_", " ") for k in (flips.predicted[row], flips.target[row])]
     change = format_number(float(flips.requested[row, material.named[row]]), signed=True)
-    result = np.asarray(rounded(flips.results[row]) * 255).round().astype(np.uint8)
+    result = np.asarray(rounded(flips.results[row]))
     caption = f"{prefix}{classes[0]} → {classes[1]}; {spoken(name)} {change}"
     mask = None
     if pruned:
@@ -230,13 +230,16 @@ def _flip(run: RunClaims, row: int, prefix: str, *, pruned: bool) -> Picture:
         mask = material.pixels["masks"][place]
         caption = f"{prefix}{classes[0]} → {classes[1]}; {mask.sum():,} of {mask.size:,} pixels (limit {FEW:.0%})"
     region = None if pruned else material.regions.own(int(flips.index[row]), name)
-    return Picture(_panels(flips.images[row], result, region, mask), caption, f"Four pictures: {caption}")
+    return Picture(
+        _panels(flips.images[row] / np.float32(255), result, region, mask), caption, f"Four pictures: {caption}"
+    )
 
 
 def _panels(original: np.ndarray, result: np.ndarray, region: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
-    """(2 PANEL + gap, same, 3) uint8: original and result above, difference and place of the change below."""
+    """Original and result above, difference and place of the change below; (side, side, 3) uint8 from [0, 1]."""
     difference = difference_picture(original, result).pixels
-    energy = np.square(result.astype(np.float32) - original).sum(axis=-1)
+    energy = np.square(result - original).sum(axis=-1)
+    original, result = (np.rint(255 * picture).astype(np.uint8) for picture in (original, result))
     if mask is None:
         where = heat(original, energy, None)
     else:

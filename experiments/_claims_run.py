@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from experiments._claims_regions import Regions
 from experiments._claims_statistics import Comparison, Verdict, judge
 from experiments._counterfactuals import PairConfig, choose_pairs, find_counterfactuals
 from experiments._folder import UserError, owned_folder
+from experiments._parts import group_of
 from experiments._run import LoadedRun, checksum, describe, load_run, test_attributes
 from spectra_jax import InversionConfig
 from spectra_jax.logging import Console
@@ -37,25 +39,29 @@ class ClaimConfig:
     Attributes:
         num_pairs: class flips (test image, target), half towards the nearest class and half towards a random one.
         images_per_attribute: test images for every attribute; each is asked to raise and to lower it.
+        groups: only ask attributes of these groups to move, for example has_nape_color; all if not given.
         step: by how many standard deviations an attribute is asked to move.
-        hold_others: ask all other attributes to stay where they are (the paper's loss) while one moves; slower.
         few_pixel_pairs: flips of which pixels are left out; as many as there are at most.
-        random_weights: also make the requests to a network with random weights, the control of 5.2.2.
+        random_weights: also make the requests to a network with random weights, a control of 5.2.2.
         margin: lead of the target that a flip's request has, in logits.
         batch_size: flips searched together.
-        inversion: how to search for the pictures.
+        inversion: how to search for the pictures of flips.
+        single: how to search for the pictures in which one attribute moves.
     """
 
     num_pairs: int = 500
     images_per_attribute: int = 2
+    groups: tuple[str, ...] = ()
     step: float = 1.0
-    hold_others: bool = False
     few_pixel_pairs: int = 500
     random_weights: bool = True
     margin: float = 1.0
-    batch_size: int = 20
+    batch_size: int = 64
     inversion: InversionConfig = field(
-        default_factory=lambda: InversionConfig(step_size=0.005, margin=0.2, shrink_steps=8)
+        default_factory=lambda: InversionConfig(method="gauss_newton", margin=0.2, max_steps=60, shrink_steps=8)
+    )
+    single: InversionConfig = field(
+        default_factory=lambda: InversionConfig(method="nearest", max_steps=60, refine_steps=4)
     )
 
     def __post_init__(self) -> None:
@@ -116,9 +122,25 @@ def claims_of(
     pairs = PairConfig(num_pairs=config.num_pairs, margin=config.margin, batch_size=config.batch_size,
                        inversion=config.inversion)  # fmt: skip
     regions = Regions(run, masks=masks, seed=seed)
-    options = {**dataclasses.asdict(config), "seed": seed, "format": FORMAT, "regions": regions.kind,
-               "model": checksum(run, attributes, labels)}  # fmt: skip
-    with owned_folder(out / "runs" / name, MADE_BY, options) as folder:
+    # What each of the two sets depends on: other options of one do not cost the other.
+    common = {"seed": seed, "format": FORMAT, "regions": regions.kind, "model": checksum(run, attributes, labels)}
+    columns = _asked(run, config, spread)
+    about = common | {"step": config.step, "images": config.images_per_attribute} | dataclasses.asdict(config.single)
+    about |= {"groups": config.groups} if config.groups else {}
+    with owned_folder(out / "runs" / name / "singles", MADE_BY, about) as folder:
+        kept = folder / "pairs"
+        chosen = images.choose_singles(run, regions, labels, config.images_per_attribute, seed=seed, columns=columns)
+        singles = images.find_singles(
+            run, run.params, spread, chosen, size=config.step, config=config.single, folder=kept, name="singles",
+            console=console,
+        )  # fmt: skip
+        measured = _once(kept, "columns", lambda: measure.measure_singles(run, regions, singles, spread), console)
+        witness, moved = _witness(run, singles, witnesses, kept, console=console)
+    random_lift = np.full(len(singles.index), np.nan)
+    if config.random_weights:
+        random_lift = _random_lift(run, regions, singles, chosen, config, out, seed=seed, console=console)
+    about = common | dataclasses.asdict(pairs) | {"few_pixel_pairs": config.few_pixel_pairs}
+    with owned_folder(out / "runs" / name / "flips", MADE_BY, about) as folder:
         kept = folder / "pairs"
         index, target = choose_pairs(run, attributes, labels, pairs, seed=seed)
         flips = find_counterfactuals(run, labels, index, target, pairs, kept, console=console)
@@ -128,22 +150,14 @@ def claims_of(
         if not len(rows):
             raise UserError(f"{run_dir}: none of the {config.num_pairs} flips succeeded; see --inversion.max-steps")
         pixels = images.few_pixels(run, flips, rows, seed=seed, folder=kept, console=console)
-        varying = [int(f) for f in np.flatnonzero(spread > 0)]
-        chosen = images.choose_singles(run, regions, labels, config.images_per_attribute, seed=seed, columns=varying)
-        singles = images.find_singles(
-            run, run.params, spread, chosen, size=config.step, hold=config.hold_others, config=config.inversion,
-            folder=kept, name="singles", console=console,
-        )  # fmt: skip
-        columns = _once(kept, "columns", lambda: measure.measure_singles(run, regions, singles, spread), console)
-        results = np.asarray(images.rounded(flips.results))
+
+        def pictures(rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
+            return jnp.asarray(flips.images[rows], jnp.float32) / 255, images.rounded(flips.results[rows])
+
         places = _once(
-            kept, "places", lambda: measure.place_measures(run, regions, flips.index, named, results), console
+            kept, "places", lambda: measure.place_measures(run, regions, flips.index, named, pictures), console
         )
-        random_lift = np.full(len(singles.index), np.nan)
-        if config.random_weights:
-            random_lift = _random_lift(run, regions, singles, chosen, config, out, seed=seed, console=console)
-        witness, moved = _witness(run, singles, witnesses, kept, console=console)
-    material = Material(run, regions, attributes, labels, flips, checks, named, pixels, rows, singles, columns, places,
+    material = Material(run, regions, attributes, labels, flips, checks, named, pixels, rows, singles, measured, places,
                         random_lift, moved)  # fmt: skip
     comparisons = [
         *measure.meaning(material, spread, margin=config.margin, seed=seed),
@@ -156,6 +170,15 @@ def claims_of(
     atlas = measure.make_atlas(material, spread)
     verdicts = [*map(judge, comparisons), *measure.perturbability(material, atlas)]
     return RunClaims(name, material, comparisons, verdicts, atlas, witness, _figures(material))
+
+
+def _asked(run: LoadedRun, config: ClaimConfig, spread: np.ndarray) -> list[int]:
+    """Columns of the attributes that are asked to move: those of the chosen groups that vary at all."""
+    groups = [group_of(name) for name in run.info.attribute_names]
+    unknown = sorted(set(config.groups) - set(groups))
+    if unknown:
+        raise UserError(f"--groups {unknown[0]}: expected some of {', '.join(dict.fromkeys(groups))}")
+    return [f for f, group in enumerate(groups) if spread[f] > 0 and (not config.groups or group in config.groups)]
 
 
 def _once(folder: Path, name: str, compute: Any, console: Console) -> dict[str, np.ndarray]:
@@ -172,8 +195,8 @@ def _random_lift(
     Runs of one architecture on the same data share the pictures of this control.
     """
     with_part = [(i, f) for i, f in chosen if regions.parts_of(run.info.attribute_names[f])]
-    about = {**describe(run.config, run.dataset), "seed": seed, "step": config.step, "hold": config.hold_others,
-             "inversion": dataclasses.asdict(config.inversion), "requests": with_part, "format": FORMAT}  # fmt: skip
+    about = {**describe(run.config, run.dataset), "seed": seed, "step": config.step,
+             "search": dataclasses.asdict(config.single), "requests": with_part, "format": FORMAT}  # fmt: skip
     # How the trained weights came about does not matter here.
     about["train"] = {key: about["train"][key] for key in ("model", "model_options", "image_size")}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
@@ -196,12 +219,14 @@ def _random_lift(
         kept = folder / "pairs"
         found = images.find_singles(
             run, params, _once(kept, "spread", spread, console)["spread"], with_part, size=config.step,
-            hold=config.hold_others, config=config.inversion, folder=kept, name="random", console=console,
+            config=config.single, folder=kept, name="random", console=console,
         )  # fmt: skip
         places = _once(
             kept,
             "places",
-            lambda: measure.place_measures(run, regions, found.index, found.attribute, found.results),
+            lambda: measure.place_measures(
+                run, regions, found.index, found.attribute, functools.partial(images.pictures_of, run, found)
+            ),
             console,
         )
     keys = zip(found.index, found.attribute, found.sign, strict=True)
