@@ -86,11 +86,11 @@ def _markdown(found: Figures, differences: Figures, config: AttackConfig) -> str
     ]
     lines += [[name, *(_cell(values, *column) for column in shown)] for name, values in found.items()]
     parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
-    parts += [verdict(name, differences[name], config) for name in differences]
+    parts += [verdict(name, next(iter(found)), differences[name], config) for name in differences]
     return "\n\n".join([*parts, CAVEAT]) + "\n"
 
 
-def verdict(name: str, differences: Mapping[str, float], config: AttackConfig) -> str:
+def verdict(name: str, first: str, differences: Mapping[str, float], config: AttackConfig) -> str:
     """One sentence: at which radii a run holds more images than the first one, fewer, or cannot be told from it."""
     judged: dict[str, list[str]] = {"more": [], "fewer": [], "undecided": []}
     for key, column in columns(config)[1:-1]:
@@ -98,7 +98,7 @@ def verdict(name: str, differences: Mapping[str, float], config: AttackConfig) -
         judged["more" if low > 0 else "fewer" if high < 0 else "undecided"].append(column.name)
     words = {"more": "more images hold at", "fewer": "fewer hold at", "undecided": "no difference can be told at"}
     parts = [f"{words[kind]} {', '.join(radii)}" for kind, radii in judged.items() if radii]
-    return f"{name} against the first run: {'; '.join(parts)} (paired 95 % bootstrap intervals)."
+    return f"{name} against {first}: {'; '.join(parts)} (paired 95 % bootstrap intervals)."
 
 
 def write_report(
@@ -107,7 +107,7 @@ def write_report(
 ) -> Path:  # fmt: skip
     """The answer in words, the curves, the pictures, the numbers."""
     count = len(next(iter(attacked.values())).places)
-    report = Report("Robustness", subtitle=f"{', '.join(attacked)}: {count} test images of {info.name}")
+    report = Report("Robustness", subtitle=f"{', '.join(attacked)}: {count} test images")
     shown = columns(config)
     headline = []
     for name, values in found.items():
@@ -118,7 +118,8 @@ def write_report(
             )
     report.headline(headline)
     if differences:
-        report.text("\n\n".join(verdict(name, differences[name], config) for name in differences), title="In words")
+        sentences = [verdict(name, next(iter(found)), differences[name], config) for name in differences]
+        report.text("\n\n".join(sentences), title="In words")
     _add_curves(report, attacked, config)
     cards = [card for name, one in attacked.items() for card in _cards(name, one, attacked, info)]
     if cards:

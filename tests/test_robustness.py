@@ -66,9 +66,9 @@ def test_differences_are_paired_and_put_into_words():
     assert 0.3 < values["l2_accuracy_at_1_difference_low"] < 0.5 < values["l2_accuracy_at_1_difference_high"] < 0.7
     # Nobody holds at 2 and everybody at 8 grey levels: image by image the same, so the interval has no width.
     assert values["l2_accuracy_at_2_difference_low"] == values["linf_accuracy_at_8_difference_high"] == 0
-    text = verdict("better", values, CONFIG)
+    text = verdict("better", "plain", values, CONFIG)
     assert "more images hold at L2 1; no difference can be told at L2 2, L∞ 8/255" in text
-    assert "fewer hold at L2 1" in verdict("worse", compare(better, plain, CONFIG), CONFIG)
+    assert "fewer hold at L2 1" in verdict("worse", "plain", compare(better, plain, CONFIG), CONFIG)
 
 
 def test_the_broken_attack_is_not_used():
@@ -139,7 +139,7 @@ def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monk
         assert values["carlini_l2_median"] >= values["smallest_l2_median"] <= values["ddn_l2_median"]
     assert "robust/l2_accuracy_at_1_difference" in summary and "plain/l2_accuracy_at_1_difference" not in summary
     page = (out / "report.html").read_text()
-    for words in ("What is left of the accuracy", "robust against the first run", "L2FMNAttack", "Clean accuracy"):
+    for words in ("What is left of the accuracy", "robust against plain", "L2FMNAttack", "Clean accuracy"):
         assert words in page
     table = (out / "table.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2:4]] == ["plain", "robust"]
