@@ -176,7 +176,7 @@ def _samples(folder: Path, plan: Plan, edges: np.ndarray) -> tuple[np.ndarray, i
     for columns in read_samples(folder, plan.partitions, _SAMPLE_COLUMNS):
         row = dict(zip(_SAMPLE_COLUMNS, columns, strict=True))
         known = ~np.isnan(row["attackability"])
-        ratios, columns = row["attackability"][known].astype(np.float64), [column[known] for column in columns]
+        ratios, columns = row["attackability"][known].astype(np.float64), tuple(column[known] for column in columns)
         unknown += len(known) - len(ratios)
         margins = np.divide(1, ratios, out=np.full(len(ratios), np.inf), where=ratios > 0)
         inside = margins <= edges[-1]
