@@ -204,19 +204,87 @@ def test_under_jit_the_loop_finds_the_same():
     np.testing.assert_allclose(outside.images, inside.images, atol=1e-9)
 
 
+def on_every_device(search, encode, head, *columns):
+    rows = PartitionSpec(BATCH_AXIS)
+    return jax.shard_map(
+        lambda head, *shares: search(encode, head, *shares),
+        mesh=data_mesh(), in_specs=(PartitionSpec(), *[rows] * len(columns)), out_specs=rows,
+    )  # fmt: skip
+
+
 def test_every_device_finishes_its_own_rows():
     with jax.enable_x64(True):
-        encode, head, images, wanted, targets = curved_problem(np.float64, copies=2)
-        search = functools.partial(sj.invert, config=options("nearest", batch_size=2))
-        rows = PartitionSpec(BATCH_AXIS)
-        everywhere = jax.shard_map(
-            lambda head, *columns: search(encode, head, *columns),
-            mesh=data_mesh(), in_specs=(PartitionSpec(), rows, rows, rows), out_specs=rows,
-        )  # fmt: skip
-        spread = jax.jit(everywhere)(head, images, wanted, targets)
-        alone = search(encode, head, images, wanted, targets)
+        encode, head, *columns = curved_problem(np.float64, copies=2)
+        search = functools.partial(sj.invert, config=options("nearest", batch_size=2, survive_steps=2))
+        spread = jax.jit(on_every_device(search, encode, head, *columns))(head, *columns)
+        alone = search(encode, head, *columns)
     np.testing.assert_array_equal(spread.num_steps, alone.num_steps)
     np.testing.assert_allclose(spread.images, alone.images, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "adam", "shrink_steps": 3, "reaim_every": 2},
+        {"method": "gradient_descent", "encoder_dtype": "bfloat16"},
+        {"method": "gauss_newton", "reaim_every": 1},
+    ],
+)
+def test_every_option_can_be_spread_over_devices(changes):
+    encode, head, *columns = curved_problem(copies=2)
+    mutable = jnp.arange(ATTRIBUTES) > 0
+    search = functools.partial(sj.invert, config=options(**changes), mutable=mutable)
+    jax.jit(on_every_device(search, encode, head, *columns)).lower(head, *columns)
+
+
+def test_what_is_traced_besides_the_images_is_noticed():
+    encode, head, images, wanted, targets = problem()
+    region = jnp.ones(images.shape[:3], bool)
+    search = functools.partial(sj.invert, head=head, images=images, target_attributes=wanted, targets=targets)
+    jax.eval_shape(lambda region: search(encode, config=config(), region=region), region)
+    jax.eval_shape(lambda kernel: search(lambda x: linear(kernel, x), config=config()), encode.args[0])
+
+
+def test_settings_bound_to_the_encoder_stay_settings():
+    def encoder(kernel, images, *, double, name):
+        assert name == "kernel"
+        return linear(kernel, images) * (2.0 if double else 1.0)
+
+    encode, head, images, wanted, targets = problem()
+    bound = functools.partial(encoder, encode.args[0], double=False, name="kernel")
+    found = sj.invert(bound, head, images, wanted, targets, config=config())
+    np.testing.assert_array_equal(found.num_steps, sj.invert(*problem(), config=config()).num_steps)
+
+
+def test_infeasible_rows_cost_nothing_and_stay_in_their_places():
+    encode, head, images, wanted, targets = problem()
+    index = np.arange(16) % 4
+    feasible = np.isin(np.arange(16), [1, 6, 11, 12])
+    aims = jnp.where(jnp.asarray(feasible)[:, None], wanted[index], jnp.inf)
+    alone = sj.invert(encode, head, images, wanted, targets, config=config())
+    found = sj.invert(encode, head, images[index], aims, targets[index], config=config(batch_size=4))
+    np.testing.assert_array_equal(found.success, feasible)
+    np.testing.assert_array_equal(np.asarray(found.reason) == Reason.TARGET_INFEASIBLE, ~feasible)
+    np.testing.assert_array_equal(found.num_steps[feasible], np.asarray(alone.num_steps)[index[feasible]])
+    np.testing.assert_allclose(found.images[feasible], np.asarray(alone.images)[index[feasible]], atol=1e-6)
+    np.testing.assert_array_equal(found.images[~feasible], images[index[~feasible]])
+    assert not found.backward_passes[~feasible].any()
+
+
+@pytest.mark.parametrize("finishing", ["shrink_steps", "survive_steps"])
+def test_finishing_leaves_alone_what_did_not_change(finishing):
+    encode, head, images, wanted, targets = problem()  # not on 256 levels
+    targets = targets.at[0].set(jnp.argmax(sj.head_logits(head, encode(images[:1])), axis=-1)[0])  # there already
+    region = np.zeros(images.shape[:3], bool)
+    region[:, :, 3:] = True
+    result = sj.invert(
+        encode, head, images, wanted, targets, region=region, config=options("adam", max_steps=200, **{finishing: 6})
+    )
+    assert result.success.all() and result.num_steps[0] == 0 and np.isinf(result.psnr[0])
+    np.testing.assert_array_equal(result.images[:, :, :3], images[:, :, :3])
+    np.testing.assert_array_equal(result.images[0], images[0])
+    plain = np.round(np.asarray(images) * 255) / 255
+    np.testing.assert_allclose(result.images_8bit[:, :, :3], plain[:, :, :3], atol=1e-6)
 
 
 def test_the_figures_of_the_result_are_those_of_its_images():
@@ -302,6 +370,9 @@ def test_failures_are_told_apart(method):
     [
         ({"max_steps": np.zeros(3, np.int32)}, {}, "one budget an image"),
         ({"region": np.zeros((4, 2, 2), bool)}, {}, "one flag a pixel"),
+        ({"max_steps": np.zeros(4)}, {}, "whole numbers of updates"),
+        ({"max_steps": np.asarray([1, 2, -1, 3])}, {}, "max_steps contains -1"),
+        ({"region": np.ones((4, 12, 13))}, {}, "True where a pixel may change"),
         ({"mutable": np.ones(ATTRIBUTES, bool)}, {"method": "nearest"}, "looks at no single attribute"),
         ({"mutable": np.ones(ATTRIBUTES + 1, bool)}, {}, "mutable"),
         ({}, {"method": "nearest", "reaim_every": 2}, "aims anew at every step"),

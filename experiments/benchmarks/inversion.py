@@ -1,8 +1,8 @@
 """Images that reach a class, against the minimum-norm attacks of Foolbox on the same encoder and pairs."""
 
+import dataclasses
 import functools
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from skimage.metrics import structural_similarity
 
 from experiments import _run
 from experiments._counterfactuals import PairConfig, choose_pairs
-from experiments._folder import write_arrays
+from experiments._folder import UserError, owned_folder, write_arrays
 from experiments.benchmarks._timing import interleaved
 from experiments.foolbox_attack import BottleneckModel, foolbox, foolbox_model
 from spectra_jax import InversionConfig, invert, projection_perturbation, ssim
@@ -83,12 +83,13 @@ def peer(name: str) -> Any:
 
 
 def attack(
-    name: str, model: BottleneckModel, images: Any, targets: Any, wanted: Any, *, max_steps: Any = None
+    name: str, model: BottleneckModel, images: Any, targets: Any, wanted: Any, *, least: bool = False
 ) -> dict[str, Any]:
-    """Runs one method on one batch; what `summarise` needs, one row a pair."""
+    """Runs one method on one batch, by one step a pair if `least`; what `summarise` needs, one row a pair."""
     if name in OURS:
-        options: dict[str, Any] = {"config": OURS[name], "max_steps": max_steps}
-        found = invert(model.encode_fn, model.head, images, wanted, targets, **options)
+        config = OURS[name]
+        budgets = jnp.full(len(images), 1 if least else config.max_steps, jnp.int32)
+        found = invert(model.encode_fn, model.head, images, wanted, targets, config=config, max_steps=budgets)
         return {
             "images": found.images, "images_8bit": found.images_8bit, "forward": found.forward_passes,
             "backward": found.backward_passes, "cosine": found.selectivity.cosine,
@@ -158,13 +159,17 @@ def step_cost(model: BottleneckModel, images: Any, targets: Any, wanted: Any) ->
     }
 
 
-def compaction(backward: np.ndarray, lanes: int) -> dict[str, float]:
-    """Steps of the encoder on full batches with and without refilling, from the steps each pair needs."""
-    lockstep = sum(backward[start : start + lanes].max() for start in range(0, len(backward), lanes))
-    free = np.zeros(min(lanes, len(backward)), int)  # when each lane is done with what it has
-    for need in backward:
-        free[free.argmin()] += need
-    return {"batch_steps_refilled": int(free.max()), "batch_steps_lockstep": int(lockstep)}
+def compaction(backward: np.ndarray, batch_size: int, lanes: int) -> dict[str, int]:
+    """Steps on full lanes with and without refilling, worked out from the steps each pair needs, batch by batch."""
+    refilled = lockstep = 0
+    for start in range(0, len(backward), batch_size):
+        batch = backward[start : start + batch_size]
+        free = np.zeros(min(lanes, len(batch)), int)  # when each lane is done with what it has
+        for need in batch:
+            free[free.argmin()] += need
+        refilled += int(free.max())
+        lockstep += sum(int(batch[at : at + lanes].max()) for at in range(0, len(batch), lanes))
+    return {"lanes": lanes, "batch_steps_refilled": refilled, "batch_steps_lockstep": lockstep}
 
 
 def ssim_error(model: BottleneckModel, images: Any, targets: Any, wanted: Any) -> float:
@@ -195,9 +200,9 @@ def measure(args: Args, console: Console) -> dict[str, Any]:
     parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in limits}
     first = batch(0)
     for name in OURS.keys() & limits.keys():  # compile, by one step a pair
-        attack(name, model, *first, max_steps=jnp.ones(args.batch_size, jnp.int32))
-    if limits.keys() - OURS.keys():
-        attack("ddn-1", model, *first)
+        attack(name, model, *first, least=True)
+    for least in {"ddn-2" if name.startswith("ddn") else "cw-1x2" for name in limits.keys() - OURS.keys()}:
+        attack(least, model, *first)
     with console.progress("attacking", args.pairs, unit="pairs") as task:
         for start in range(0, args.pairs, args.batch_size):
             columns = None
@@ -208,7 +213,8 @@ def measure(args: Args, console: Console) -> dict[str, Any]:
                 path = args.out / f"{name.replace(' ', '_')}-{start:05d}.npz"
                 if not path.exists():
                     columns = batch(start) if columns is None else columns
-                    write_arrays(path, **measure_batch(name, model, *columns))
+                    found = measure_batch(name, model, *columns)
+                    write_arrays(path, **{key: value[: args.pairs - start] for key, value in found.items()})
                 with np.load(path) as stored:
                     parts[name].append({key: stored[key][:keep] for key in stored})
             task.update(min(start + args.batch_size, args.pairs))
@@ -218,9 +224,10 @@ def measure(args: Args, console: Console) -> dict[str, Any]:
     for name, limit in limits.items():
         if limit < args.pairs and name not in OURS:
             same = {key: value[:limit] for key, value in rows["spectra_jax nearest"].items()}
-            figures[name]["nearest_l2_median_there"] = summarise(same)["l2_median"]
-    lanes = min(16, args.batch_size)
-    figures["compaction"] = compaction(rows["spectra_jax nearest"]["backward"], lanes)
+            there = summarise(same)
+            figures[name] |= {f"nearest_{key}_there": there[key] for key in ("l2_median", "ms_a_pair", "success")}
+    lanes = min(16 if jax.default_backend() == "cpu" else 256, args.batch_size)
+    figures["compaction"] = compaction(rows["spectra_jax nearest"]["backward"], args.batch_size, lanes)
     few = jax.tree.map(lambda column: column[:lanes], first)
     figures["step"] = step_cost(model, *few)
     figures["ssim_error"] = ssim_error(model, *few)
@@ -229,24 +236,29 @@ def measure(args: Args, console: Console) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    heading = ("method", "pairs", "success", "median L2", "8 bits: plain / written", "median SSIM", "ms a pair",
-               "passes forward / backward", "cosine to delta")  # fmt: skip
+    heading = ("method", "pairs", "success", "median L2", "successes after 8 bits: rounded / as written", "median SSIM",
+               "ms a pair", "passes forward / backward", "cosine to delta, all pairs")  # fmt: skip
     lines = [heading, ("---",) * len(heading)]
     for name, each in figures.items():
         if not isinstance(each, dict) or "success" not in each:
             continue
-        there = f" (nearest there: {each['nearest_l2_median_there']:.3f})" if "nearest_l2_median_there" in each else ""
+        there, time_there = "", ""
+        if "nearest_l2_median_there" in each:
+            there = f" (nearest there: {each['nearest_l2_median_there']:.3f})"
+            time_there = f" (nearest there: {each['nearest_ms_a_pair_there']:.1f})"
         passes = f"{each['forward_passes']:.1f} / {each['backward_passes']:.1f}" if "forward_passes" in each else ""
         lines.append((
             name, str(each["pairs"]), f"{each['success']:.1%}", f"{each['l2_median']:.3f}{there}",
             f"{each['survives_plain']:.1%} / {each['survives_written']:.1%}", f"{each['ssim_median']:.4f}",
-            f"{each['ms_a_pair']:.1f}", passes, f"{each['cosine_median']:.2f}" if "cosine_median" in each else "",
+            f"{each['ms_a_pair']:.1f}{time_there}", passes,
+            f"{each['cosine_median']:.2f}" if "cosine_median" in each else "",
         ))  # fmt: skip
     step, packed = figures["step"], figures["compaction"]
+    steps = f"{packed['batch_steps_refilled']} steps when refilled and {packed['batch_steps_lockstep']} in lockstep"
     notes = (
         f"One step of nearest costs {step['step_over_bare']:.2f} bare forward and backward passes (batch "
-        f"{step['batch']}). Refilled lanes: {packed['batch_steps_refilled']} steps of a full batch, in lockstep "
-        f"{packed['batch_steps_lockstep']}. SSIM differs from scikit-image by {figures['ssim_error']:.0e} at most."
+        f"{step['batch']}). By the steps each pair needs, {packed['lanes']} lanes make {steps}. "
+        f"SSIM differs from scikit-image by {figures['ssim_error']:.0e} at most."
     )
     return "\n".join([*(" | ".join(("", *line, "")).strip() for line in lines), "", notes]) + "\n"
 
@@ -255,13 +267,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks.inversion")
     _run.use_compilation_cache()
-    args.out.mkdir(parents=True, exist_ok=True)
-    figures = measure(args, Console())
-    write_atomically(args.out / "inversion.json", json.dumps(figures, indent=1) + "\n")
-    write_atomically(args.out / "table.md", table(figures))
+    limits = dict(_split(name, args.pairs) for name in (*args.ours, *args.peers))
+    if limits.get("spectra_jax nearest") != args.pairs:
+        raise UserError('--ours: "spectra_jax nearest" must be there, for all pairs; the peers are compared with it')
+    options = {"run": str(args.run_dir), "pairs": args.pairs, "batch_size": args.batch_size, "seed": args.seed}
+    configs = {name: dataclasses.asdict(config) for name, config in OURS.items()}
+    with owned_folder(args.out, "experiments.benchmarks.inversion", options | {"ours": configs}) as out:
+        figures = measure(args, Console())
+        write_atomically(out / "inversion.json", json.dumps(figures, indent=1) + "\n")
+        write_atomically(out / "table.md", table(figures))
     print(table(figures))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _run.run_main(main)

@@ -6,7 +6,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from spectra_jax.inversion.encoder import lead_of, per_sample
-from spectra_jax.inversion.step import Move, Sample
+from spectra_jax.inversion.step import Aim, Move, Sample
 from spectra_jax.inversion.types import InversionConfig
 from spectra_jax.similarity import ssim
 from spectra_jax.types import Head
@@ -23,18 +23,19 @@ def start(images: Float[Array, "b h w k"], config: InversionConfig) -> PyTree:
     return jax.vmap(_optimizer(config).init)(images)
 
 
-def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], state: PyTree, config) -> Move:
+def move(encode, head: Head, sample: Sample, aim: Aim, images: Float[Array, "b h w k"], state: PyTree, config) -> Move:
     """One step of the optimiser (Section 2.6)."""
 
     def objective(candidates):
         attributes = encode(candidates)
-        loss = jnp.mean(jnp.square(attributes - sample.aims), axis=-1)
+        aims = aim(jax.lax.stop_gradient(attributes))
+        loss = jnp.mean(jnp.square(attributes - aims), axis=-1)
         if config.ssim_weight > 0:
             loss = loss + config.ssim_weight * (1 - ssim(candidates, sample.images))
         # Samples do not interact, so the gradient of the sum is each sample's own.
-        return jnp.sum(loss), (loss, attributes)
+        return jnp.sum(loss), (loss, attributes, aims)
 
-    (_, (loss, attributes)), gradient = jax.value_and_grad(objective, has_aux=True)(images)
+    (_, (loss, attributes, aims)), gradient = jax.value_and_grad(objective, has_aux=True)(images)
     finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(gradient), axis=tuple(range(1, images.ndim)))
     if sample.region is not None:
         gradient = gradient * sample.region
@@ -43,4 +44,4 @@ def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], st
         updates, state = jax.vmap(_optimizer(config).update)(gradient, state, images)
     won = lead_of(head, attributes, sample.targets).by(config.margin)
     moved = jnp.clip(images + jnp.where(per_sample(finite, updates), updates, 0), 0, 1)
-    return Move(images=moved, state=state, attributes=attributes, finished=won, holds=won, answer=images, finite=finite)
+    return Move(images=moved, state=state, aims=aims, finished=won, holds=won, answer=images, finite=finite)

@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +44,26 @@ def lead_of(head: Head, attributes: Float[Array, "b n"], targets: Int[Array, "b"
 
 
 def as_partial(encode_fn: EncodeFn) -> jax.tree_util.Partial:
-    """The function as a pytree: its bound arguments become inputs of the compiled search, not constants in it."""
+    """The function as a pytree: arrays bound to it become inputs of the compiled search, not constants in it."""
     if isinstance(encode_fn, jax.tree_util.Partial):
         return encode_fn
-    if isinstance(encode_fn, functools.partial):
-        return jax.tree_util.Partial(encode_fn.func, *encode_fn.args, **encode_fn.keywords)
-    return jax.tree_util.Partial(encode_fn)
+    if not isinstance(encode_fn, functools.partial):
+        return jax.tree_util.Partial(encode_fn)
+    settings = {name: value for name, value in encode_fn.keywords.items() if isinstance(value, (bool, str))}
+    arrays = {name: value for name, value in encode_fn.keywords.items() if name not in settings}
+    function = _WithSettings(encode_fn.func, tuple(sorted(settings.items()))) if settings else encode_fn.func
+    return jax.tree_util.Partial(function, *encode_fn.args, **arrays)
+
+
+@dataclass(frozen=True)
+class _WithSettings:
+    """A function with some keywords bound for good, such as train=False; equal ones share a compilation."""
+
+    function: Callable[..., Array]
+    settings: tuple[tuple[str, bool | str], ...]
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Array:
+        return self.function(*arguments, **keywords, **dict(self.settings))
 
 
 def in_bfloat16(encode: jax.tree_util.Partial) -> jax.tree_util.Partial:

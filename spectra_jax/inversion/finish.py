@@ -53,7 +53,7 @@ def finish(encode, head: Head, sample, before, requested, images, success, *, co
         images = _shorten(encode, head, original, targets, images, success, config)
     attributes = encode(images)
     holds = success & lead_of(head, attributes, targets).by(config.margin)
-    plain = _rounded(images, original, jnp.full(len(images), 0.5, images.dtype))
+    plain = jnp.round(images * LEVELS) / LEVELS
     survives = holds & names_target(plain)
     png, success_8bit = plain, survives
     if config.survive_steps:
@@ -89,14 +89,14 @@ def finishing_passes(config: InversionConfig) -> int:
 def _rounded(
     images: Float[Array, "b h w k"], original: Float[Array, "b h w k"], threshold: Float[Array, "b"]
 ) -> Float[Array, "b h w k"]:
-    """The images on 256 levels, each value away from the original's level once its change is past the threshold.
+    """The images on 256 levels; a changed value takes the next level along its change once past the threshold.
 
     A threshold of half a level is rounding to the nearest.
     """
-    start = jnp.round(original * LEVELS)
-    levels = images * LEVELS - start
-    kept = jnp.sign(levels) * jnp.floor(jnp.abs(levels) + 1 - per_sample(threshold, levels))
-    return jnp.clip(start + kept, 0, LEVELS) / LEVELS
+    levels, threshold = images * LEVELS, per_sample(threshold, images)
+    change = images - original
+    along = jnp.where(change > 0, jnp.floor(levels + 1 - threshold), jnp.ceil(levels - 1 + threshold))
+    return jnp.clip(jnp.where(change == 0, jnp.round(levels), along), 0, LEVELS) / LEVELS
 
 
 def _carry_over(names_target, images, original, plain, survives, holds, tries: int):
@@ -104,10 +104,11 @@ def _carry_over(names_target, images, original, plain, survives, holds, tries: i
 
     Changes of less than half a level are lost in a file. A lower threshold turns the largest of them into whole levels
     instead. Each try scales the change a little further and takes the threshold at which the rounded change has the
-    effect of the exact one, to first order and for an effect of each value in proportion to its change.
+    effect of the exact one, to first order, for an original on 256 levels and an effect of each value in proportion to
+    its change.
     """
     change = images - original
-    levels = jnp.abs(images * LEVELS - jnp.round(original * LEVELS)).reshape(len(images), -1)
+    levels = jnp.abs(change * LEVELS).reshape(len(images), -1)
     largest = -jnp.sort(-levels, axis=-1)
     exact = jnp.sum(jnp.square(largest), axis=-1)[:, None]
 
@@ -137,7 +138,8 @@ def _shorten(encode, head: Head, original, targets, images, success, config: Inv
 
     def shortened(share):
         # On the grid of 8 bits, because a change shorter than that would be lost in any image file.
-        return jnp.round((original + per_sample(share, change) * change) * LEVELS) / LEVELS
+        nearer = jnp.round((original + per_sample(share, change) * change) * LEVELS) / LEVELS
+        return jnp.where(change == 0, original, nearer)
 
     def halve(_, interval):
         lost, held = interval
@@ -145,7 +147,8 @@ def _shorten(encode, head: Head, original, targets, images, success, config: Inv
         holds = lead_of(head, encode(shortened(middle)), targets).by(config.margin)
         return jnp.where(holds, lost, middle), jnp.where(holds, middle, held)
 
-    ends = (jnp.zeros(len(images), images.dtype), jnp.ones(len(images), images.dtype))
+    none = 0 * change[:, 0, 0, 0]  # made from the data: under shard_map a loop must start as different as it ends
+    ends = (none, none + 1)
     _, share = jax.lax.fori_loop(0, config.shrink_steps, halve, ends)
     shrunk = shortened(share)
     kept = success & lead_of(head, encode(shrunk), targets).by(config.margin)

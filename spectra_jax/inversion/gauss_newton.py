@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spectra_jax.inversion.encoder import lead_of, per_sample
-from spectra_jax.inversion.step import Move, Sample
+from spectra_jax.inversion.step import Aim, Move, Sample
 from spectra_jax.inversion.types import InversionConfig
 from spectra_jax.types import Head
 
 _ITERATIONS = 6
 _DAMPING = 1e-2  # of the curvature along r: what the encoder hardly responds to is not worth a large change
-PASSES = (2 + _ITERATIONS, 1 + _ITERATIONS)
+PASSES = (1 + _ITERATIONS, 1 + _ITERATIONS)
 
 
 def start(images: Float[Array, "b h w k"], config: InversionConfig) -> tuple[()]:
@@ -23,7 +23,9 @@ def start(images: Float[Array, "b h w k"], config: InversionConfig) -> tuple[()]
     return ()
 
 
-def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], state: tuple[()], config) -> Move:
+def move(
+    encode, head: Head, sample: Sample, aim: Aim, images: Float[Array, "b h w k"], state: tuple[()], config
+) -> Move:
     """One Gauss-Newton step."""
     attributes, forward = jax.linearize(encode, images)
     (transpose,) = (jax.linear_transpose(forward, images),)
@@ -32,7 +34,8 @@ def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], st
         (pixels,) = transpose(change)
         return pixels if sample.region is None else pixels * sample.region
 
-    residual = sample.aims - attributes
+    aims = aim(attributes)
+    residual = aims - attributes
     along = backward(residual)
     norm = jnp.sum(jnp.square(residual), axis=-1)
     curvature = jnp.sum(jnp.square(along), axis=tuple(range(1, along.ndim))) / jnp.where(norm > 0, norm, 1)
@@ -45,7 +48,7 @@ def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], st
     finite = jnp.all(jnp.isfinite(attributes), axis=-1) & jnp.all(jnp.isfinite(step), axis=tuple(range(1, step.ndim)))
     won = lead_of(head, attributes, sample.targets).by(config.margin)
     moved = jnp.clip(images + jnp.where(per_sample(finite, step), step, 0), 0, 1)
-    return Move(images=moved, state=state, attributes=attributes, finished=won, holds=won, answer=images, finite=finite)
+    return Move(images=moved, state=state, aims=aims, finished=won, holds=won, answer=images, finite=finite)
 
 
 def _conjugate_gradients(product, wanted: Float[Array, "b n"]) -> Float[Array, "b n"]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from spectra_jax.checks import check_attributes, check_images, check_mutable, check_targets, is_concrete
@@ -42,7 +43,7 @@ def invert(
 
     Args:
         encode_fn: images -> attributes (b, n). Pass functools.partial(model.encode, params) so that a second call
-            with other parameters reuses the compiled loop.
+            with other parameters reuses the compiled loop; booleans and strings may be bound by keyword.
         head: classifier on the attributes.
         images: (b, h, w, channels) in [0, 1], where to start from.
         target_attributes: (b, n) e + delta; rows that are not finite are reported as TARGET_INFEASIBLE.
@@ -79,17 +80,24 @@ def invert(
         raise ValueError('mutable does not apply to method="nearest", which looks at no single attribute')
     if max_steps is not None and jnp.shape(max_steps) != (batch,):
         raise ValueError(f"max_steps has shape {jnp.shape(max_steps)}; expected {(batch,)}, one budget an image")
+    if max_steps is not None and not jnp.issubdtype(jnp.result_type(max_steps), jnp.integer):
+        raise ValueError(f"max_steps is of type {jnp.result_type(max_steps)}; expected whole numbers of updates")
+    if max_steps is not None and is_concrete(max_steps) and np.min(np.asarray(max_steps)) < 0:
+        raise ValueError(f"max_steps contains {np.min(np.asarray(max_steps))}; expected 0 or more updates")
+    if region is not None and jnp.result_type(region) != jnp.bool_:
+        raise ValueError(f"region is of type {jnp.result_type(region)}; expected True where a pixel may change")
     if region is not None and jnp.shape(region) != images.shape[:3]:
         raise ValueError(f"region has shape {jnp.shape(region)}; expected {images.shape[:3]}, one flag a pixel")
 
     encode = as_partial(encode_fn)
     images, wanted = jnp.asarray(images), jnp.asarray(target_attributes)
     on_cpu = jax.default_backend() == "cpu"
-    concrete = all(is_concrete(leaf) for leaf in jax.tree.leaves((encode, head, images, wanted, targets, max_steps)))
     num_lanes = min(batch, config.batch_size or (_LANES_ON_CPU if on_cpu else _LANES))
-    in_chunks = functools.partial(_in_chunks, num_lanes if concrete else batch)
+    in_chunks = functools.partial(_in_chunks, num_lanes)
 
     before = in_chunks(functools.partial(_encode, encode), images)
+    given = (before, images, head, wanted, targets, max_steps, region, mutable)  # `before` knows encode_fn's closure
+    stepwise = on_cpu and all(is_concrete(leaf) for leaf in jax.tree.leaves(given))
     if before.shape != wanted.shape:
         raise ValueError(f"encode_fn gives shape {before.shape}; expected {wanted.shape}, the head's width")
     queue = Sample(
@@ -99,7 +107,7 @@ def invert(
         budgets=jnp.asarray(jnp.full(batch, config.max_steps) if max_steps is None else max_steps, jnp.int32),
         region=None if region is None else jnp.asarray(region, images.dtype)[..., None],
     )
-    explore = functools.partial(search, config=config, stepwise=on_cpu and concrete)
+    explore = functools.partial(search, config=config, stepwise=stepwise)
     if config.encoder_dtype == "same":
         found = explore(encode, head, queue, mutable, num_lanes)
     else:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.inversion.encoder import lead_of, per_sample
-from spectra_jax.inversion.step import Move, Sample
+from spectra_jax.inversion.step import Aim, Move, Sample
 from spectra_jax.inversion.types import InversionConfig
 from spectra_jax.types import Head
 
@@ -78,15 +78,14 @@ def start(images: Float[Array, "b h w k"], config: InversionConfig) -> Search:
     )
 
 
-def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], state: Search, config) -> Move:
-    """One more half-space, and the two projections."""
+def move(encode, head: Head, sample: Sample, aim: Aim, images: Float[Array, "b h w k"], state: Search, config) -> Move:
+    """One more half-space, and a projection onto all of them."""
 
     def objective(candidates):
-        attributes = encode(candidates)
-        lead = lead_of(head, attributes, sample.targets)
-        return jnp.sum(lead.lead), (lead, attributes)
+        lead = lead_of(head, encode(candidates), sample.targets)
+        return jnp.sum(lead.lead), lead
 
-    (_, (lead, attributes)), gradient = jax.value_and_grad(objective, has_aux=True)(images)
+    (_, lead), gradient = jax.value_and_grad(objective, has_aux=True)(images)
     finite = jnp.isfinite(lead.lead) & jnp.isfinite(jnp.sum(jnp.square(gradient), axis=tuple(range(1, images.ndim))))
     if sample.region is not None:
         gradient = gradient * sample.region
@@ -95,7 +94,7 @@ def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], st
     change = here - origin
     length = jnp.linalg.norm(change, axis=-1)
 
-    holds = lead.by(config.margin) & finite
+    holds = lead.by(config.margin)
     better = holds & (length < state.best_length)
     found_before = jnp.isfinite(state.best_length)
     factor = jnp.select([better & found_before, holds & ~better], [_MIX_UP, _MIX_DOWN], 1.0).astype(length.dtype)
@@ -125,9 +124,8 @@ def move(encode, head: Head, sample: Sample, images: Float[Array, "b h w k"], st
         spent=state.spent + found.astype(jnp.int32),
     )
     answer = jnp.where(per_sample(found, images), best, images)
-    return Move(
-        jnp.where(per_sample(finite, images), moved, images), state, attributes, finished, found, answer, finite
-    )
+    moved = jnp.where(per_sample(finite, images), moved, images)
+    return Move(moved, state, sample.aims, finished, found, answer, finite)
 
 
 def _with_cut(state: Search, rival: Int[Array, "b"], normal: Float[Array, "b p"], offset: Float[Array, "b"]) -> Search:

@@ -51,15 +51,15 @@ class Lanes(NamedTuple):
     place: Int[Array, "l"]
     running: Bool[Array, "l"]
     found: Found
-    attributes: Float[Array, "l n"]
     state: PyTree
 
 
 class Progress(NamedTuple):
-    """The lanes, how many samples have been taken from the queue, and the answers so far."""
+    """The lanes, how many samples of the queue have been taken and are to be taken, and the answers so far."""
 
     lanes: Lanes
     taken: Int[Array, ""]
+    total: Int[Array, ""]
     answers: Found
 
 
@@ -87,17 +87,29 @@ def search(
     Returns:
         Found, in the order of the queue.
     """
-    if not stepwise:
-        return _search_on_device(encode, head, queue, mutable, num_lanes=num_lanes, config=config)
+    order, back = _feasible_first(queue.aims)
+    queue = jax.tree.map(lambda column: column[order], queue)
+    run = _search_by_steps if stepwise else _search_on_device
+    found = run(encode, head, queue, mutable, num_lanes=num_lanes, config=config)
+    return jax.tree.map(lambda column: column[back], found)
+
+
+@jax.jit
+def _feasible_first(aims: Float[Array, "b n"]) -> tuple[Int[Array, "b"], Int[Array, "b"]]:
+    """The order in which nothing infeasible takes up a lane, and the way back."""
+    order = jnp.argsort(~jnp.all(jnp.isfinite(aims), axis=-1), stable=True)
+    return order, jnp.argsort(order)
+
+
+def _search_by_steps(encode, head, queue, mutable, *, num_lanes: int, config: InversionConfig) -> Found:
     progress = _open(queue, num_lanes=num_lanes, config=config)
+    total = int(progress.total)
     while True:
         progress = _exchange(queue, progress, config=config)
         running = jax.device_get(progress.lanes.running)
         if not running.any():
-            if int(progress.taken) == len(queue.targets):
-                return _exchange(queue, progress, config=config).answers
-            continue
-        waiting = int(progress.taken) < len(queue.targets)
+            return progress.answers
+        waiting = int(progress.taken) < total
         lanes = progress.lanes
         while running.any():
             lanes = _step(encode, head, mutable, lanes, config=config)
@@ -109,21 +121,22 @@ def search(
 
 @functools.partial(jax.jit, static_argnames=("num_lanes", "config"))
 def _search_on_device(encode, head, queue, mutable, *, num_lanes: int, config: InversionConfig) -> Found:
-    count = len(queue.targets)
+    # Under shard_map everything in the loop differs from device to device, the classifier included.
+    head, mutable = _varying_like(queue, (head, mutable))
 
     def work(progress: Progress) -> Progress:
         progress = _exchange(queue, progress, config=config)
         started = progress.lanes.running
 
         def go_on(lanes):
-            ended = jnp.any(started & ~lanes.running) & (progress.taken < count)
+            ended = jnp.any(started & ~lanes.running) & (progress.taken < progress.total)
             return jnp.any(lanes.running) & ~ended
 
         step = functools.partial(_step, encode, head, mutable, config=config)
         return progress._replace(lanes=jax.lax.while_loop(go_on, step, progress.lanes))
 
     def unfinished(progress: Progress):
-        return (progress.taken < count) | jnp.any(progress.lanes.running)
+        return (progress.taken < progress.total) | jnp.any(progress.lanes.running)
 
     start = _varying_like(queue, _open(queue, num_lanes=num_lanes, config=config))
     progress = jax.lax.while_loop(unfinished, work, start)
@@ -148,29 +161,28 @@ def _open(queue: Sample, *, num_lanes: int, config: InversionConfig) -> Progress
         place=jnp.full(num_lanes, -1, jnp.int32),
         running=jnp.zeros(num_lanes, bool),
         found=blank(num_lanes),
-        attributes=jnp.zeros((num_lanes, queue.aims.shape[1]), queue.aims.dtype),
         state=_METHODS[config.method].start(sample.images, config),
     )
-    return Progress(lanes, jnp.asarray(0, jnp.int32), blank(len(queue.targets)))
+    total = jnp.sum(jnp.all(jnp.isfinite(queue.aims), axis=-1), dtype=jnp.int32)
+    answers = blank(len(queue.targets))._replace(images=queue.images)
+    return Progress(lanes, jnp.asarray(0, jnp.int32), total, answers)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnums=1)
 def _exchange(queue: Sample, progress: Progress, *, config: InversionConfig) -> Progress:
     """Writes down what has ended and hands the free lanes the next samples."""
-    lanes, taken, answers = progress
-    count = len(queue.targets)
+    lanes, taken, total, answers = progress
     free = ~lanes.running
-    where = jnp.where(free & (lanes.place >= 0), lanes.place, count)  # out of bounds is dropped
+    where = jnp.where(free & (lanes.place >= 0), lanes.place, len(queue.targets))  # out of bounds is dropped
     answers = jax.tree.map(lambda old, new: old.at[where].set(new, mode="drop"), answers, lanes.found)
     position = taken + jnp.cumsum(free, dtype=jnp.int32) - 1
-    chosen = free & (position < count)
+    chosen = free & (position < total)
     row = jnp.where(chosen, position, 0)
 
     def fill(old, new):
         return jnp.where(per_sample(chosen, old), new, old)
 
     sample = jax.tree.map(lambda old, column: fill(old, column[row]), lanes.sample, queue)
-    feasible = jnp.all(jnp.isfinite(sample.aims), axis=-1)
     fresh = Found(
         images=sample.images,
         num_steps=jnp.zeros_like(lanes.found.num_steps),
@@ -180,12 +192,11 @@ def _exchange(queue: Sample, progress: Progress, *, config: InversionConfig) -> 
     lanes = Lanes(
         sample=sample,
         place=jnp.where(chosen, position, jnp.where(free, -1, lanes.place)),
-        running=lanes.running | (chosen & feasible),
+        running=lanes.running | chosen,
         found=jax.tree.map(fill, lanes.found, fresh),
-        attributes=lanes.attributes,
         state=jax.tree.map(fill, lanes.state, _METHODS[config.method].start(sample.images, config)),
     )
-    return Progress(lanes, taken + jnp.sum(chosen, dtype=jnp.int32), answers)
+    return Progress(lanes, taken + jnp.sum(chosen, dtype=jnp.int32), total, answers)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -193,9 +204,11 @@ def _step(encode, head, mutable, lanes: Lanes, *, config: InversionConfig) -> La
     """One evaluation and one update in every running lane."""
     found, running = lanes.found, lanes.running
     sample = lanes.sample
-    if config.reaim_every:
-        sample = sample._replace(aims=_aim_anew(head, mutable, lanes, config))
-    move = _METHODS[config.method].move(encode, head, sample, found.images, lanes.state, config)
+
+    def aim(attributes):
+        return _aim_anew(head, mutable, lanes, attributes, config) if config.reaim_every else sample.aims
+
+    move = _METHODS[config.method].move(encode, head, sample, aim, found.images, lanes.state, config)
     images = move.images if sample.region is None else jnp.where(sample.region > 0, move.images, sample.images)
     still = jnp.all(images == found.images, axis=tuple(range(1, images.ndim)))
     exhausted = found.num_steps >= sample.budgets
@@ -208,7 +221,7 @@ def _step(encode, head, mutable, lanes: Lanes, *, config: InversionConfig) -> La
     )
     go_on, end = running & ~stop, running & stop
     return Lanes(
-        sample=sample,
+        sample=sample._replace(aims=move.aims),
         place=lanes.place,
         running=go_on,
         found=Found(
@@ -219,7 +232,6 @@ def _step(encode, head, mutable, lanes: Lanes, *, config: InversionConfig) -> La
             evaluations=found.evaluations + running.astype(jnp.int32),
             reason=jnp.where(end, reason, found.reason),
         ),
-        attributes=move.attributes,
         state=move.state,
     )
 
@@ -236,11 +248,13 @@ def search_step(
     return functools.partial(_step, encode, head, None, progress.lanes, config=config)
 
 
-def _aim_anew(head: Head, mutable: Bool[Array, "n"] | None, lanes: Lanes, config: InversionConfig) -> Array:
+def _aim_anew(
+    head: Head, mutable: Bool[Array, "n"] | None, lanes: Lanes, attributes: Float[Array, "l n"], config: InversionConfig
+) -> Float[Array, "l n"]:
     """The wanted attributes, replaced where it is time to by the nearest ones of the target's region."""
     steps, aims = lanes.found.num_steps, lanes.sample.aims
     due = lanes.running & (steps > 0) & (steps % config.reaim_every == 0)
-    here = lanes.attributes if mutable is None else jnp.where(mutable, lanes.attributes, aims)
+    here = attributes if mutable is None else jnp.where(mutable, attributes, aims)
 
     def project(_):
         margin = jnp.asarray(config.reaim_margin, aims.dtype)

@@ -1,5 +1,6 @@
 """The common language of the ways of searching: what a sample asks for and what one step answers."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -23,13 +24,17 @@ class Sample(NamedTuple):
     region: Float[Array, "b h w 1"] | None
 
 
+# From the attributes of the present images to the attributes wanted.
+Aim = Callable[[Float[Array, "b n"]], Float[Array, "b n"]]
+
+
 class Move(NamedTuple):
     """One evaluation of the encoder and what follows from it.
 
     Attributes:
         images: (b, h, w, channels) where to look next.
         state: what the method remembers.
-        attributes: (b, n) at the images given.
+        aims: (b, n) the attributes wanted from now on.
         finished: (b,) no further step is worth its cost.
         holds: (b,) `answer` has the target.
         answer: (b, h, w, channels) what to return if the search ends here.
@@ -38,7 +43,7 @@ class Move(NamedTuple):
 
     images: Float[Array, "b h w k"]
     state: PyTree
-    attributes: Float[Array, "b n"]
+    aims: Float[Array, "b n"]
     finished: Bool[Array, "b"]
     holds: Bool[Array, "b"]
     answer: Float[Array, "b h w k"]

@@ -29,7 +29,8 @@ class InversionReason(enum.IntEnum):
         return {
             InversionReason.SUCCESS: "the classifier names the target",
             InversionReason.BUDGET: "the step budget ran out before the classifier named the target",
-            InversionReason.TARGET_INFEASIBLE: "no attribute change reaches the target, so there is nothing to invert",
+            InversionReason.TARGET_INFEASIBLE: "the wanted attributes are not finite: no change reaches the target, or "
+            "none is known",
             InversionReason.STALLED: "the image stopped changing before the classifier named the target",
             InversionReason.NOT_FINITE: "the loss or its gradient became NaN or infinite",
             InversionReason.NOT_CONFIRMED: "the target was named during the search, but not when the image was "
@@ -42,8 +43,8 @@ class InversionConfig:
     """How to search for the image.
 
     "gradient_descent" is the paper's loop. "adam" and "gauss_newton" want the same attributes e + delta, by better
-    steps. "nearest" wants the class alone, by the smallest change of the image: it never looks at e + delta, needs the
-    fewest encoder passes and disturbs the image least.
+    steps. "nearest" wants the class alone, by the smallest change of the image: it looks at e + delta only for being
+    finite, needs the fewest encoder passes and disturbs the image least.
 
     Attributes:
         method: "gradient_descent" is plain descent on MSE + lambda (1 - SSIM); "adam" adapts each pixel's step;
@@ -65,7 +66,8 @@ class InversionConfig:
         batch_size: samples searched together; one that is done makes room for the next. None: 16 on CPUs and 256
             otherwise.
         encoder_dtype: "bfloat16" runs the encoder in it during the search, for hardware that is faster so. The verdict
-            is in full precision, and samples it does not confirm are searched again in full precision.
+            is in full precision, and samples it does not confirm are searched again so; num_steps is then that of the
+            second search. Reaches arrays bound by functools.partial, not those in a closure.
     """
 
     method: Literal["adam", "gradient_descent", "gauss_newton", "nearest"] = "adam"
