@@ -27,6 +27,7 @@ from spectra_jax.reporting.page import write_atomically
 
 OURS = {
     "spectra_jax nearest": InversionConfig(method="nearest", survive_steps=12),
+    "spectra_jax nearest, first found": InversionConfig(method="nearest", refine_steps=0),
     "spectra_jax nearest, refine 20": InversionConfig(method="nearest", survive_steps=12, refine_steps=20),
     "spectra_jax gauss_newton": InversionConfig(method="gauss_newton"),
     "spectra_jax adam": InversionConfig(margin=0.2, shrink_steps=8),
