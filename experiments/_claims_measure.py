@@ -25,7 +25,7 @@ from experiments._claims_statistics import (
 from experiments._counterfactuals import Counterfactuals
 from experiments._parts import group_of
 from experiments._run import LoadedRun
-from spectra_jax import best_single_attributes, energy_lift, frequency_split, head_logits, pointing_hit
+from spectra_jax import Head, best_single_attributes, energy_lift, frequency_split, head_logits, pointing_hit
 
 CLAIMS = {
     "5.2.1": "A counterfactual means what it says",
@@ -34,7 +34,7 @@ CLAIMS = {
     "5.2.4": "A few pixels are enough",
     "5.2.5": "Lowering an attribute looks like noise",
     "5.3.1": "Size and shape cannot be perturbed, colours can",
-    "5.3.3": "The picture does not realise the requested change exactly",
+    "5.3.3": "The picture follows the request, but not exactly",
 }
 # Smallest differences that deserve a claim's words; fixed before anything was measured.
 LEAST_RATE = 0.10  # of pairs, for signs that agree
@@ -205,6 +205,11 @@ def named_attributes(requested: np.ndarray, spread: np.ndarray) -> np.ndarray:
     return (size / np.where(spread > 0, spread, np.inf)).argmax(axis=-1)
 
 
+@jax.jit
+def _answers(head: Head, attributes: Any, margin: Any, scale: Any, mutable: Any) -> tuple[Any, Any]:
+    return best_single_attributes(head, attributes, margin=margin, scale=scale, mutable=mutable)
+
+
 def meaning(material: Material, spread: np.ndarray, *, margin: float, seed: int) -> list[Comparison]:
     """5.2.1: signs of the requests against what annotators say of the classes, and another network's opinion."""
     run, rng = material.run, np.random.default_rng([seed, 21])
@@ -213,15 +218,12 @@ def meaning(material: Material, spread: np.ndarray, *, margin: float, seed: int)
     right = np.flatnonzero(predicted == material.labels)
     scale = jnp.asarray(np.where(spread > 0, spread, 1), jnp.float32)
     mutable = jnp.asarray(spread > 0)
-    delta, best = best_single_attributes(
-        head, jnp.asarray(material.attributes[right]), margin=margin, scale=scale, mutable=mutable
-    )
+    delta, best = _answers(head, jnp.asarray(material.attributes[right]), margin, scale, mutable)
     change, f = np.asarray(delta), np.asarray(best)
     row, target = np.nonzero((f >= 0) & (np.arange(f.shape[1])[None] != predicted[right, None]))
 
     flips = material.flips
     each = np.arange(len(flips.index))
-    varies = (truth.max(axis=0) - truth.min(axis=0)) >= CLEAR
 
     def pairs(
         kind: str, sources: Any, targets: Any, f: Any, leading: Any, change: Any, cluster: Any, rows: Any
@@ -229,8 +231,7 @@ def meaning(material: Material, spread: np.ndarray, *, margin: float, seed: int)
         differ = truth[targets] - truth[sources]
         clear = np.abs(differ) >= CLEAR
         places, usable = np.arange(len(f)), clear.any(axis=-1)
-        apart = np.where(varies[f], clear[places, f], np.nan)
-        chance = clear[:, varies].mean(axis=1)
+        apart, chance = clear[places, f].astype(float), clear.mean(axis=1)
         # A random attribute among those that tell the two classes apart.
         drawn = np.where(clear, rng.random(differ.shape), -1).argmax(axis=-1)
         sign = agreement(change, differ[places, leading])

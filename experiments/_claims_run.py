@@ -302,7 +302,7 @@ def claims_folder(path: Path) -> Iterator[Path]:
 
 def run_names(run_dirs: tuple[Path, ...]) -> list[str]:
     """A different name for every run folder: its own, with its parents' where two would be the same."""
-    parts = [path.resolve().parts for path in run_dirs]
+    parts = [path.absolute().parts for path in run_dirs]
     for depth in range(1, max(map(len, parts))):
         names = ["-".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):

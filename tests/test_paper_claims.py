@@ -307,19 +307,19 @@ def test_a_small_run_is_measured_reported_and_resumed(birds, tmp_path):
     command = [
         *("--run-dirs", str(birds / "run0"), "--out", str(out), "--masks", str(birds / "birds"), "--quiet"),
         *("--num-pairs", "8", "--batch-size", "4", "--images-per-attribute", "1"),
-        *("--groups", "has_wing_color", "has_size", "has_belly_color"),
+        *("--groups", "has_wing_color", "has_size"),
         *("--witness-dirs", str(birds / "run0"), str(birds / "run1")),
     ]
     assert paper_claims.main(command) == 0
     summary = json.loads((out / "summary.json").read_text())
     for claim in measure.CLAIMS:
         assert summary[f"run0/{claim}/verdict"] in ("holds", "fails", "undecided", "missing")
-    assert summary["run0/5.2.1/witness: direction, random attribute/pairs"] > 30
-    assert summary["run0/5.2.2/lift: random weights/pairs"] > 20
+    assert summary["run0/5.2.1/witness: direction, random attribute/pairs"] > 20
+    assert summary["run0/5.2.2/lift: random weights/pairs"] > 10
     assert summary["run0/singles_reached"] > 0.9  # a linear encoder is moved by one Newton step
     atlas = pyarrow.parquet.read_table(out / "atlas.parquet").to_pydict()
     names = load_run(birds / "run0").info.attribute_names
-    asked = np.array([name.startswith(("has_wing_color", "has_size", "has_belly_color")) for name in names])
+    asked = np.array([name.startswith(("has_wing_color", "has_size")) for name in names])
     assert atlas["attribute"] == list(names)
     np.testing.assert_array_equal(atlas["requests"], np.where(asked, 2, 0))
     moved = np.array(atlas["achieved_over_requested"], float)
