@@ -113,6 +113,7 @@ def choose_singles(
     return chosen
 
 
+@functools.cache  # the same function for the same model, so that a second run compiles nothing again
 def one_attribute(encode: Callable[..., Any]) -> Callable[..., Any]:
     """(params, unit (n,), images) -> (b, 1), the attribute that `unit` picks, in the unit that it sets."""
     return lambda params, unit, images: jnp.sum(encode(params, images) * unit[None], axis=-1, keepdims=True)

@@ -43,7 +43,7 @@ LEAST_SHARE = 0.10  # of an attribute's change
 LEAST_COSINE = 0.10
 LEAST_FREQUENCY = 0.05  # of a change's energy
 LEAST_AUROC = 0.05
-LEAST_RANK = 0.10  # of all attributes
+FIRST_RANKS = 3  # as the figures of the paper are judged
 INEXACT = 0.10  # of the requested change's length
 FEW = 0.01  # of all pixels
 CLEAR = 10.0  # percentage points between two classes from which an attribute tells them apart
@@ -371,8 +371,9 @@ def inexactness(material: Material, spread: np.ndarray) -> list[Comparison]:
     error = np.linalg.norm(realised - flips.requested, axis=-1) / length
     unit = np.where(spread > 0, spread, np.inf)
     direction = np.sign(flips.requested[rows, material.named])[:, None]
-    ranks = [
-        np.array([percentile_of(moved[row], int(material.named[row])) if won[row] else np.nan for row in rows])
+    # Percentiles would not do: those of both are next to 1, which leaves no room for a difference.
+    first = [
+        np.where(won, (moved > moved[rows, material.named][:, None]).sum(axis=-1) < FIRST_RANKS, np.nan)
         for moved in ((after - flips.before) / unit * direction for after in (flips.after, material.checks.step))
     ]
     step = material.checks.step - flips.before
@@ -384,9 +385,9 @@ def inexactness(material: Material, spread: np.ndarray) -> list[Comparison]:
         Comparison("5.3.3", "direction: gradient step", "The cosine of realised and requested change exceeds that of a "
                    "gradient step on the class logits as long.", towards[0], towards[1], cluster, LEAST_COSINE, "",
                    rows, "flips"),
-        Comparison("5.3.3", "rank: gradient step", "The attribute that the request changes most moves ahead of more "
-                   "others than after a gradient step on the class logits as long.", ranks[0], ranks[1], cluster,
-                   LEAST_RANK, "%", rows, "flips"),
+        Comparison("5.3.3", "first three: gradient step", "The attribute that the request changes most is among the "
+                   f"{FIRST_RANKS} that move most in its direction more often than after a gradient step on the class "
+                   "logits as long.", first[0], first[1], cluster, LEAST_RATE, "%", rows, "flips"),
     ]  # fmt: skip
 
 

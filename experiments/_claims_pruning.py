@@ -1,5 +1,6 @@
 """How few pixels keep a flip, for a batch of pictures at once (Section 5.2.4)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class FewPixels(NamedTuple):
     masks: Any
 
 
+@functools.cache  # the same function for the same model, so that a second run compiles nothing again
 def make_pruner(encode: Callable[[Any, Any], Any]) -> Callable[..., FewPixels]:
     """A compiled function (params, head, before (b, h, w, 3), after, targets (b,), key) -> `FewPixels`.
 
