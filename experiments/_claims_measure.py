@@ -36,7 +36,7 @@ CLAIMS = {
     "5.3.1": "Size and shape cannot be perturbed, colours can",
     "5.3.3": "The picture follows the request, but not exactly",
 }
-# Smallest differences that deserve a claim's words; fixed before anything was measured.
+# Smallest differences that deserve a claim's words; no size was chosen by looking at results.
 LEAST_RATE = 0.10  # of pairs, for signs that agree
 LEAST_LIFT = 0.5  # times what chance puts there
 LEAST_SHARE = 0.10  # of an attribute's change

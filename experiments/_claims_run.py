@@ -190,7 +190,7 @@ def _random_lift(
     run: LoadedRun, regions: Regions, singles: Singles, chosen: list[tuple[int, int]], config: ClaimConfig, out: Path,
     *, seed: int, console: Console,
 ) -> np.ndarray:  # fmt: skip
-    """(p,) lift of every single-attribute request, raised only, to the same architecture with random weights.
+    """(p,) lift of every single-attribute request to the same architecture with random weights.
 
     Runs of one architecture on the same data share the pictures of this control.
     """
