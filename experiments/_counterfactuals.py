@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments._folder import UserError, write_arrays
+from experiments._folder import UserError, stop_on_signals, write_arrays
 from experiments._run import LoadedRun, checksum
 from spectra_jax import (
     Head,
@@ -211,7 +211,8 @@ def find_counterfactuals(
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     starts = range(0, len(index), config.batch_size)
-    with console.progress("inverting", len(index), unit="pairs") as task:
+    # A Ctrl-C is taken between two batches: JAX may lose one that comes while it traces a function.
+    with stop_on_signals() as stop, console.progress("inverting", len(index), unit="pairs") as task:
         for start in starts:
             path = folder / f"pairs-{start:05d}.npz"
             if not path.exists():
@@ -222,6 +223,8 @@ def find_counterfactuals(
             with np.load(path) as stored:
                 parts.append(Counterfactuals(**{name: stored[name] for name in Counterfactuals._fields}))
             task.update(min(start + config.batch_size, len(index)))
+            if stop():
+                raise KeyboardInterrupt
     return Counterfactuals(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
