@@ -325,6 +325,11 @@ def test_a_change_below_half_a_level_is_carried_over_to_8_bits():
         np.testing.assert_allclose(grid, np.round(grid), atol=1e-4)
         named = np.argmax(np.asarray(sj.head_logits(head, encode(result.images_8bit))), axis=-1)
         np.testing.assert_array_equal(result.success_8bit, named == np.asarray(targets))
+    tries = np.asarray(found[1].forward_passes) - np.asarray(
+        found[0].forward_passes
+    )  # only what had to be carried over
+    np.testing.assert_array_equal(tries > 0, ~np.asarray(found[0].survives_rounding))
+    assert np.all(tries <= 8)
 
 
 def test_bfloat16_searches_and_full_precision_judges():

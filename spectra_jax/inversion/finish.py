@@ -39,6 +39,7 @@ class Finished(NamedTuple):
     psnr: Array
     realised: Array
     selectivity: AttributeSelectivity
+    forward_passes: Array
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -55,9 +56,14 @@ def finish(encode, head: Head, sample, before, requested, images, success, *, co
     holds = success & lead_of(head, attributes, targets).by(config.margin)
     plain = jnp.round(images * LEVELS) / LEVELS
     survives = holds & names_target(plain)
-    png, success_8bit = plain, survives
+    png, success_8bit, passes = plain, survives, jnp.full(len(images), 2, jnp.int32)
+    if config.shrink_steps:
+        passes = passes + (config.shrink_steps + 1)
     if config.survive_steps:
-        png, success_8bit = _carry_over(names_target, images, original, plain, survives, holds, config.survive_steps)
+        png, success_8bit, tries = _carry_over(
+            names_target, images, original, plain, survives, holds, config.survive_steps
+        )
+        passes = passes + tries
     finite = jnp.where(jnp.isfinite(requested), requested, jnp.nan)
     realised = attributes - before
     size = min(images.shape[1:3])
@@ -78,12 +84,8 @@ def finish(encode, head: Head, sample, before, requested, images, success, *, co
         psnr=psnr(images, original),
         realised=realised,
         selectivity=attribute_selectivity(realised, finite),
+        forward_passes=passes,
     )
-
-
-def finishing_passes(config: InversionConfig) -> int:
-    """Forward passes of `finish`."""
-    return 2 + (config.shrink_steps + 1 if config.shrink_steps else 0) + config.survive_steps
 
 
 def _rounded(
@@ -105,7 +107,7 @@ def _carry_over(names_target, images, original, plain, survives, holds, tries: i
     Changes of less than half a level are lost in a file. A lower threshold turns the largest of them into whole levels
     instead. Each try scales the change a little further and takes the threshold at which the rounded change has the
     effect of the exact one, to first order, for an original on 256 levels and an effect of each value in proportion to
-    its change.
+    its change. Also returns how many of the tries each image needed.
     """
     change = images - original
     levels = jnp.abs(change * LEVELS).reshape(len(images), -1)
@@ -113,7 +115,7 @@ def _carry_over(names_target, images, original, plain, survives, holds, tries: i
     exact = jnp.sum(jnp.square(largest), axis=-1)[:, None]
 
     def attempt(state):
-        step, best, found = state
+        step, best, found, needed = state
         scale = _STRONGER ** step.astype(images.dtype)
         effect = jnp.cumsum(largest * jnp.maximum(jnp.round(scale * largest), 1), axis=-1)
         enough = effect >= scale * exact
@@ -122,14 +124,16 @@ def _carry_over(names_target, images, original, plain, survives, holds, tries: i
         scaled = jnp.clip(original + scale * change, 0, 1)
         candidate = _rounded(scaled, original, jnp.clip(threshold * (1 - 1e-4), _LEAST, 0.5))
         held = names_target(candidate) & holds & ~found
-        return step + 1, jnp.where(per_sample(held, best), candidate, best), found | held
+        needed = needed + (holds & ~found).astype(jnp.int32)
+        return step + 1, jnp.where(per_sample(held, best), candidate, best), found | held, needed
 
     def wanting(state):
-        step, _, found = state
+        step, _, found, _ = state
         return (step < tries) & jnp.any(holds & ~found)
 
-    _, best, found = jax.lax.while_loop(wanting, attempt, (jnp.asarray(0, jnp.int32), plain, survives))
-    return best, found
+    start = (jnp.asarray(0, jnp.int32), plain, survives, 0 * survives.astype(jnp.int32))
+    _, best, found, needed = jax.lax.while_loop(wanting, attempt, start)
+    return best, found, needed
 
 
 def _shorten(encode, head: Head, original, targets, images, success, config: InversionConfig):

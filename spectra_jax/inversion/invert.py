@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from spectra_jax.checks import check_attributes, check_images, check_mutable, check_targets, is_concrete
 from spectra_jax.inversion.encoder import EncodeFn, as_partial, in_bfloat16, lead_of, per_sample
-from spectra_jax.inversion.finish import Finished, finish, finishing_passes
+from spectra_jax.inversion.finish import Finished, finish
 from spectra_jax.inversion.search import Found, passes, search
 from spectra_jax.inversion.step import Sample
 from spectra_jax.inversion.types import InversionConfig, InversionReason, InversionResult
@@ -136,7 +136,7 @@ def invert(
         survives_rounding=end.survives_rounding,
         images_8bit=end.images_8bit,
         success_8bit=end.success_8bit,
-        forward_passes=found.evaluations * forward + 1 + int(config.encoder_dtype != "same") + finishing_passes(config),
+        forward_passes=found.evaluations * forward + 1 + int(config.encoder_dtype != "same") + end.forward_passes,
         backward_passes=found.evaluations * backward,
         distances=end.distances,
         ssim=end.ssim,

@@ -18,6 +18,7 @@ from spectra_jax.inversion.encoder import EncodeFn, as_partial, per_sample
 from spectra_jax.inversion.step import Sample
 from spectra_jax.inversion.types import InversionConfig, InversionReason
 from spectra_jax.perturbations import projection_perturbation
+from spectra_jax.perturbations.batching import varying_like
 from spectra_jax.types import Head
 
 _METHODS: dict[str, ModuleType] = {
@@ -122,7 +123,7 @@ def _search_by_steps(encode, head, queue, mutable, *, num_lanes: int, config: In
 @functools.partial(jax.jit, static_argnames=("num_lanes", "config"))
 def _search_on_device(encode, head, queue, mutable, *, num_lanes: int, config: InversionConfig) -> Found:
     # Under shard_map everything in the loop differs from device to device, the classifier included.
-    head, mutable = _varying_like(queue, (head, mutable))
+    head, mutable = varying_like(queue, (head, mutable))
 
     def work(progress: Progress) -> Progress:
         progress = _exchange(queue, progress, config=config)
@@ -138,7 +139,7 @@ def _search_on_device(encode, head, queue, mutable, *, num_lanes: int, config: I
     def unfinished(progress: Progress):
         return (progress.taken < progress.total) | jnp.any(progress.lanes.running)
 
-    start = _varying_like(queue, _open(queue, num_lanes=num_lanes, config=config))
+    start = varying_like(queue, _open(queue, num_lanes=num_lanes, config=config))
     progress = jax.lax.while_loop(unfinished, work, start)
     return _exchange(queue, progress, config=config).answers
 
@@ -264,10 +265,3 @@ def _aim_anew(
         return jnp.where(usable[:, None], wanted, aims)
 
     return jax.lax.cond(jnp.any(due), project, lambda _: aims, None)
-
-
-def _varying_like(reference: PyTree, tree: PyTree) -> PyTree:
-    """The same tree, for shard_map different on each device where the reference is: a loop there must start so."""
-    seen = jnp.stack([jnp.any(leaf.ravel()[:1] > 0) for leaf in jax.tree.leaves(reference)])
-    zero = jnp.where(jnp.any(seen), 0, 0)
-    return jax.tree.map(lambda leaf: leaf ^ (zero > 0) if leaf.dtype == bool else leaf + zero.astype(leaf.dtype), tree)

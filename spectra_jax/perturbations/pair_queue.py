@@ -5,7 +5,7 @@ lane whose pair is done takes the next pair from the queue, so the cost is that 
 all are tried with a few, and those that run out queue again for lanes with more.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from spectra_jax.perturbations.active_set import (
     load,
     pick,
 )
+from spectra_jax.perturbations.batching import varying_like
 
 # Slots of a lane, stage by stage; the last stage has as many as a pair can ever use.
 _CAPACITIES = (10, 24)
@@ -128,14 +129,4 @@ def _run_queue(
 
     lanes = empty_lanes(regions, num_lanes, capacity)
     start = (lanes, jnp.zeros(num_lanes, jnp.int32), jnp.asarray(0, jnp.int32), solutions)
-    return jax.lax.while_loop(unfinished, work, _varying_like(regions, start))[3]
-
-
-def _varying_like(reference: Any, tree: Any) -> Any:
-    """The same tree, for shard_map different on each device where the reference is: a loop there must start so.
-
-    A zero made from the data carries the mark on every version of JAX.
-    """
-    seen = [jnp.any(leaf.ravel()[:1] > 0) for leaf in jax.tree.leaves(reference)]
-    zero = jnp.where(jnp.any(jnp.stack(seen)), 0, 0)
-    return jax.tree.map(lambda leaf: leaf ^ (zero > 0) if leaf.dtype == bool else leaf + zero.astype(leaf.dtype), tree)
+    return jax.lax.while_loop(unfinished, work, varying_like(regions, start))[3]
