@@ -31,6 +31,13 @@ def cache_of_its_own(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_of_one_file():
+    """Drops what a file compiled: a program takes several memory maps, of which Linux allows a process 65,530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Runs a test in float64 without leaking the switch into other tests."""
