@@ -28,9 +28,19 @@ def outputs(method):
             sj.single_attribute_perturbations(*args, margin=margin)
         ),
     }[method]
-    return jax.jit(
-        lambda weights, bias, sample, margin, target: solve(sj.Head(weights, bias), sample, target, margin=margin)
-    )
+    return lambda weights, bias, sample, margin, target: solve(sj.Head(weights, bias), sample, target, margin=margin)
+
+
+def inner(tree, others):
+    """The sum of products over all leaves."""
+    return sum(jnp.sum(a * b) for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(others), strict=True))
+
+
+def slopes(function, point, direction):
+    """Value, directional derivative in forward mode and gradient, which share what they have in common."""
+    value, push = jax.linearize(function, *point)
+    (gradient,) = jax.linear_transpose(lambda tangents: push(*tangents), point)(jnp.ones_like(value))
+    return value, push(*direction), gradient
 
 
 def central_difference(function, point, direction, step=1e-5):
@@ -46,17 +56,19 @@ def targets_to_check(weights, bias, sample):
 @pytest.mark.parametrize("method", ["boundary", "pinv", "projection", "single"])
 def test_gradient_of_delta_with_respect_to_everything(method):
     weights, bias, attributes = problem()
-    sample, margin = attributes[0], jnp.asarray(0.1)
+    sample, margin = attributes[0], jnp.float64(0.1)
     delta = outputs(method)
     rng = np.random.default_rng(1)
     point = (weights, bias, sample, margin)
     direction = tuple(jnp.asarray(rng.normal(size=np.shape(x))) for x in point)
     cotangent = jnp.asarray(rng.normal(size=sample.shape))
-    for target in targets_to_check(weights, bias, sample):
-        scalar = functools.partial(lambda t, *args: jnp.sum(cotangent * delta(*args, t)), jnp.int32(target))
-        expected = central_difference(scalar, point, direction)
-        reverse = sum(jnp.sum(g * d) for g, d in zip(jax.grad(scalar, (0, 1, 2, 3))(*point), direction, strict=True))
-        _, forward = jax.jvp(scalar, point, direction)
+    together = jax.jit(
+        lambda target, *point: slopes(lambda *args: jnp.sum(cotangent * delta(*args, target)), point, direction)
+    )
+    for target in map(jnp.int32, targets_to_check(weights, bias, sample)):
+        expected = central_difference(lambda *args, target=target: together(target, *args)[0], point, direction)
+        _, forward, gradient = together(target, *point)
+        reverse = inner(gradient, direction)
         np.testing.assert_allclose(reverse, expected, rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(forward, reverse, rtol=1e-9)
 
@@ -64,37 +76,36 @@ def test_gradient_of_delta_with_respect_to_everything(method):
 @pytest.mark.parametrize("method", ["pinv", "projection"])
 def test_second_derivatives(method):
     weights, bias, attributes = problem(2)
-    point = (weights, bias, attributes[0], jnp.asarray(0.1))
+    point = (weights, bias, attributes[0], jnp.float64(0.1))
     direction = tuple(jnp.asarray(np.random.default_rng(3).normal(size=np.shape(x))) for x in point)
     delta = outputs(method)
     target = targets_to_check(weights, bias, attributes[0])[0]
     square = lambda *args: jnp.sum(delta(*args, jnp.int32(target)) ** 2)  # noqa: E731
-    slope = jax.jit(
-        lambda *args: sum(jnp.sum(g * d) for g, d in zip(jax.grad(square, (0, 1, 2, 3))(*args), direction, strict=True))
-    )
-    _, second = jax.jvp(slope, point, direction)
-    np.testing.assert_allclose(second, central_difference(slope, point, direction), rtol=1e-6)
+    slope = lambda *args: inner(jax.grad(square, (0, 1, 2, 3))(*args), direction)  # noqa: E731
+    together = jax.jit(lambda *point: jax.jvp(slope, point, direction))
+    expected = central_difference(lambda *args: together(*args)[0], point, direction)
+    np.testing.assert_allclose(together(*point)[1], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["boundary", "pinv", "projection"])
 def test_gradient_of_all_pairs_norms(method):
     weights, bias, attributes = problem(4)
     rng = np.random.default_rng(5)
-    point = (weights, bias, attributes, jnp.asarray(0.1))
+    point = (weights, bias, attributes, jnp.float64(0.1))
     direction = tuple(jnp.asarray(rng.normal(size=np.shape(x))) for x in point)
     cotangent = jnp.asarray(rng.normal(size=(3, 8)))
     scalar = jax.jit(
         lambda w, b, e, m: jnp.sum(cotangent * sj.all_pairs_norms(sj.Head(w, b), e, method=method, margin=m))
     )
-    value = sum(jnp.sum(g * d) for g, d in zip(jax.grad(scalar, (0, 1, 2, 3))(*point), direction, strict=True))
-    np.testing.assert_allclose(value, central_difference(scalar, point, direction), rtol=1e-6)
+    gradient = jax.jit(jax.grad(scalar, (0, 1, 2, 3)))(*point)
+    np.testing.assert_allclose(inner(gradient, direction), central_difference(scalar, point, direction), rtol=1e-6)
 
 
 def test_pinv_gradient_is_finite_at_repeated_singular_values():
     simplex = jnp.eye(6, 9) - 1 / 6  # all non-zero singular values equal: where trained heads tend to go
     sample = jnp.asarray(np.random.default_rng(6).normal(size=9))
-    loss = lambda w: jnp.sum(sj.pinv_perturbation(sj.Head(w), sample, 2, margin=0.5) ** 2)  # noqa: E731
-    gradient = jax.grad(loss)(simplex)
+    loss = jax.jit(lambda w: jnp.sum(sj.pinv_perturbation(sj.Head(w), sample, 2, margin=0.5) ** 2))
+    gradient = jax.jit(jax.grad(loss))(simplex)
     assert np.all(np.isfinite(gradient))
     direction = jnp.asarray(np.random.default_rng(7).normal(size=(6, 9)))
     expected = central_difference(loss, (simplex,), (direction,))
@@ -109,8 +120,9 @@ def test_projection_gradient_is_finite_where_nothing_is_to_be_done_or_possible()
         result = sj.projection_perturbation(sj.Head(w), sample, target, margin=margin)
         return jnp.where(result.feasible, result.norm, 0.0)
 
+    gradient = jax.jit(jax.grad(norm))
     for target, margin in [(0, 0.0), (2, 0.5)]:  # already the class; can never win
-        assert np.all(np.isfinite(jax.grad(norm)(weights, target, margin)))
+        assert np.all(np.isfinite(gradient(weights, jnp.int32(target), margin)))
 
 
 def test_transforms_in_any_order_agree_and_compile_once():
@@ -118,16 +130,16 @@ def test_transforms_in_any_order_agree_and_compile_once():
     head = sj.Head(weights, bias)
     solve = lambda h, e, j: sj.projection_perturbation(h, e, j, margin=0.1).delta  # noqa: E731
     classes = jnp.arange(8, dtype=jnp.int32)
-    samples_first = jax.vmap(jax.vmap(solve, (None, 0, None)), (None, None, 0))(head, attributes, classes)
+    samples_first = jax.jit(jax.vmap(jax.vmap(solve, (None, 0, None)), (None, None, 0)))(head, attributes, classes)
     compiled = jax.jit(jax.vmap(jax.vmap(solve, (None, None, 0)), (None, 0, None)))
     np.testing.assert_allclose(compiled(head, attributes, classes), jnp.swapaxes(samples_first, 0, 1), atol=1e-12)
     compiled(head, attributes + 1, classes)
     assert compiled._cache_size() == 1
     heads = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), head)  # vmapped over heads as well
-    several = jax.vmap(solve, (0, None, None))(heads, attributes[0], jnp.int32(1))
+    several = jax.jit(jax.vmap(solve, (0, None, None)))(heads, attributes[0], jnp.int32(1))
     np.testing.assert_allclose(several[0], compiled(head, attributes, classes)[0, 1], atol=1e-12)
-    jacobian = jax.vmap(jax.jacrev(solve, argnums=1), (None, 0, None))(head, attributes, jnp.int32(2))
-    forward = jax.jacfwd(jax.vmap(solve, (None, 0, None)), argnums=1)(head, attributes, jnp.int32(2))
+    jacobian = jax.jit(jax.vmap(jax.jacrev(solve, argnums=1), (None, 0, None)))(head, attributes, jnp.int32(2))
+    forward = jax.jit(jax.jacfwd(jax.vmap(solve, (None, 0, None)), argnums=1))(head, attributes, jnp.int32(2))
     np.testing.assert_allclose(jacobian, forward[jnp.arange(3), :, jnp.arange(3)], atol=1e-10)
 
 
@@ -136,12 +148,17 @@ def test_pairs_beyond_the_usual_working_set_differentiate_too():
     weights = jnp.asarray(np.eye(37, 36) + 0.02 * rng.normal(size=(37, 36)))
     # To be the last class, whose weights are near zero, every positive attribute must be erased.
     samples = jnp.asarray(np.stack([rng.uniform(1, 2, size=36), rng.normal(size=36)]))
-    solve = lambda e: sj.projection_perturbation(sj.Head(weights), e, 36)  # noqa: E731
-    result = jax.jit(jax.vmap(solve))(samples)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def first_norm(e):
+        result = jax.vmap(lambda e: sj.projection_perturbation(sj.Head(weights), e, 36))(e)
+        return result.norm[0], result
+
+    (_, result), gradient = first_norm(samples)
     assert int(jnp.max(jnp.sum(result.multipliers > 0, axis=-1))) > 32
     assert float(jnp.max(result.kkt_residual)) < 1e-9
     direction = jnp.asarray(rng.normal(size=36))
-    norm = jax.jit(lambda e: jax.vmap(lambda s: solve(s).norm)(e))
-    gradient = jax.grad(lambda e: norm(e)[0])(samples)[0]
-    expected = central_difference(lambda e: norm(e)[0], (samples,), (jnp.stack([direction, 0 * direction]),))
-    np.testing.assert_allclose(jnp.sum(gradient * direction), expected, rtol=1e-6)
+    moving = jnp.stack([direction, 0 * direction])
+    expected = central_difference(lambda e: first_norm(e)[0][0], (samples,), (moving,))
+    np.testing.assert_allclose(jnp.sum(gradient * moving), expected, rtol=1e-6)
