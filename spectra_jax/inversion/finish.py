@@ -21,6 +21,7 @@ from spectra_jax.types import Head
 
 LEVELS = 255
 _STRONGER = 1.15
+_HALVINGS = 16  # of the interval in which the rounding threshold is sought
 _LEAST = 1e-4  # of a level; changes below this are rounding errors of float32
 
 
@@ -111,18 +112,26 @@ def _carry_over(names_target, images, original, plain, survives, holds, tries: i
     """
     change = images - original
     levels = jnp.abs(change * LEVELS).reshape(len(images), -1)
-    largest = -jnp.sort(-levels, axis=-1)
-    exact = jnp.sum(jnp.square(largest), axis=-1)[:, None]
+    exact = jnp.sum(jnp.square(levels), axis=-1)
+
+    def threshold_at(scale):
+        """The largest threshold, in levels of the unscaled change, whose rounded change has the wanted effect."""
+
+        def halve(_, interval):
+            enough, lost = interval
+            middle = (enough + lost) / 2
+            kept = jnp.where(levels >= middle[:, None], jnp.maximum(jnp.round(scale * levels), 1) * levels, 0)
+            holds = jnp.sum(kept, axis=-1) >= scale * exact
+            return jnp.where(holds, middle, enough), jnp.where(holds, lost, middle)
+
+        ends = (0 * exact, jnp.max(levels, axis=-1) * 1.001)
+        return jax.lax.fori_loop(0, _HALVINGS, halve, ends)[0]
 
     def attempt(state):
         step, best, found, needed = state
         scale = _STRONGER ** step.astype(images.dtype)
-        effect = jnp.cumsum(largest * jnp.maximum(jnp.round(scale * largest), 1), axis=-1)
-        enough = effect >= scale * exact
-        last = jnp.where(jnp.any(enough, axis=-1), jnp.argmax(enough, axis=-1), levels.shape[1] - 1)
-        threshold = scale * jnp.take_along_axis(largest, last[:, None], axis=-1)[:, 0]
         scaled = jnp.clip(original + scale * change, 0, 1)
-        candidate = _rounded(scaled, original, jnp.clip(threshold * (1 - 1e-4), _LEAST, 0.5))
+        candidate = _rounded(scaled, original, jnp.clip(scale * threshold_at(scale), _LEAST, 0.5))
         held = names_target(candidate) & holds & ~found
         needed = needed + (holds & ~found).astype(jnp.int32)
         return step + 1, jnp.where(per_sample(held, best), candidate, best), found | held, needed

@@ -163,10 +163,11 @@ def _merged(first_counts: Bool[Array, "b"], first: Found, second: Found) -> Foun
 
 
 def _in_chunks(size: int, function: Callable[..., PyTree], *columns: PyTree) -> PyTree:
-    """The function applied to so many rows at a time, which bounds its memory; the last chunk is filled up."""
+    """The function applied to at most so many rows at a time, which bounds its memory; the last chunk is filled up."""
     count = len(jax.tree.leaves(columns)[0])
     if count <= size:
         return function(*columns)
+    size = -(-count // -(-count // size))  # as even as possible: little is filled up
     parts = []
     for start in range(0, count, size):
         rows = jnp.arange(start, start + size) % count
