@@ -15,6 +15,11 @@ IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(3, SIDE, SIDE, 3)), 
 HEAD = sj.Head(jnp.asarray(np.random.default_rng(1).normal(size=(CLASSES, ATTRIBUTES)), jnp.float32))
 
 
+@jax.jit
+def shortest_changes(attributes, targets):
+    return jax.vmap(lambda e, j: sj.projection_perturbation(HEAD, e, j, margin=0.5).delta)(attributes, targets)
+
+
 class NnxEncoder(nnx.Module):
     """A convolution and a linear layer."""
 
@@ -71,7 +76,7 @@ def test_images_are_found_for_any_encoder(make):
     assert before.shape == (len(IMAGES), ATTRIBUTES)
     logits = sj.head_logits(HEAD, before)
     targets = jnp.argsort(logits, axis=-1)[:, -2].astype(jnp.int32)
-    change = jax.vmap(lambda e, target: sj.projection_perturbation(HEAD, e, target, margin=0.5).delta)(before, targets)
+    change = shortest_changes(before, targets)
     config = sj.InversionConfig(step_size=0.02, max_steps=100, margin=0.01)
     found = sj.invert(encode, HEAD, IMAGES, before + change, targets, config=config)
     assert found.success.all()

@@ -15,6 +15,7 @@ CHECKED = (
     "checks",
     "image_metrics",
     "inversion",
+    "localization",
     "losses",
     "metrics",
     "models",
@@ -34,6 +35,11 @@ def array(*shape: int) -> jax.Array:
     return jnp.asarray(RANDOM.normal(size=shape), jnp.float32)
 
 
+def traced(function, *arguments, **options) -> None:
+    """Traces a call without compiling it: all that annotations speak of, shapes and types, is known then."""
+    jax.eval_shape(functools.partial(function, **options), *arguments)
+
+
 def solve_one_and_many(head: sj.Head, attributes: jax.Array) -> None:
     single = {
         "boundary": sj.boundary_perturbation,
@@ -43,19 +49,25 @@ def solve_one_and_many(head: sj.Head, attributes: jax.Array) -> None:
     }
     targets = jnp.asarray([0, 1, 2], jnp.int32)
     for solve in single.values():
-        jax.jit(jax.vmap(functools.partial(solve, margin=0.1), (None, 0, 0)))(head, attributes, targets)
+        traced(jax.vmap(functools.partial(solve, margin=0.1), (None, 0, 0)), head, attributes, targets)
     sj.boundary_perturbation(head, attributes[0], 2)  # a Python integer
-    for method in ("boundary", "pinv", "projection"):
-        sj.all_pairs_norms(head, attributes, method=method)
     mutable = jnp.arange(attributes.shape[1]) > 1
-    sj.all_pairs_projection(head, attributes, margin=0.1, mutable=mutable)
-    jax.jit(lambda e, m: sj.all_pairs_norms(head, e, margin=m, mutable=mutable))(attributes, jnp.float32(0.1))
-    sj.best_single_attributes(head, attributes)
+    for method in ("boundary", "pinv", "projection"):
+        traced(sj.all_pairs_norms, head, attributes, method=method)
+    traced(sj.all_pairs_projection, head, attributes, margin=0.1, mutable=mutable)
+    traced(lambda e, m: sj.all_pairs_norms(head, e, margin=m, mutable=mutable), attributes, jnp.float32(0.1))
+    traced(sj.best_single_attributes, head, attributes)
     units = jnp.ones(attributes.shape[1])
-    sj.best_single_attributes(head, attributes, margin=0.1, scale=units, mutable=mutable)
-    sj.box_perturbation(head, attributes[0], 1, lower=attributes[0] - units, margin=0.1, mutable=mutable)
-    sj.sparse_perturbation(head, attributes[0], 1, max_changes=1, mutable=mutable)
-    sj.one_hot_perturbation(head, attributes[0], 1, groups=jnp.asarray([0, 0, 1, 1, -1]), threshold=0.1)
+    traced(sj.best_single_attributes, head, attributes, margin=0.1, scale=units, mutable=mutable)
+    # The head as a constant, so that what is checked of concrete values is called with them.
+    pairwise = {
+        sj.projection_perturbation: {"margin": 0.1, "mutable": mutable},
+        sj.box_perturbation: {"lower": attributes[0] - units, "margin": 0.1, "mutable": mutable},
+        sj.sparse_perturbation: {"max_changes": 1, "mutable": mutable},
+        sj.one_hot_perturbation: {"groups": jnp.asarray([0, 0, 1, 1, -1]), "threshold": 0.1},
+    }
+    for solve, settings in pairwise.items():
+        traced(lambda e, solve=solve, settings=settings: solve(head, e, 1, **settings), attributes[0])
     sj.head_logits(head, attributes)
     sj.head_logits(head, attributes[0])
     values = sj.attackability(head, attributes)
@@ -79,7 +91,7 @@ def losses(head: sj.Head, attributes: jax.Array) -> None:
         positive_weight=jnp.ones(attributes.shape[1]),
         valid=valid,
     )
-    jax.jit(jax.grad(lambda h, e: total(h, e, truth, labels)))(head, attributes)
+    traced(jax.grad(lambda h, e: total(h, e, truth, labels)), head, attributes)
     sj.stability_loss(head, attributes, logits=sj.head_logits(head, attributes), detach_logits=True)
 
 
@@ -98,20 +110,31 @@ def images_and_metrics(head: sj.Head) -> None:
         config=sj.InversionConfig(max_steps=2),
     )
     sj.activation_map(encode, images, 0, top_k=5)
-    jax.jit(lambda f: sj.activation_map(encode, images, f))(jnp.int32(0))
+    traced(lambda f: sj.activation_map(encode, images, f), jnp.int32(0))
     sj.ssim(result.images, images)
     sj.psnr(result.images, images)
     sj.image_distances(result.images, images, threshold=0.5)
     sj.frequency_split(result.images, images, cutoff=0.25)
     logits = sj.head_logits(head, attributes)
-    jax.jit(sj.class_change)(logits, logits, jnp.asarray([0, 1, 2], jnp.int32))
+    traced(sj.class_change, logits, logits, jnp.asarray([0, 1, 2], jnp.int32))
     spread = jnp.std(attributes, axis=0)
     sj.attribute_selectivity(attributes, attributes, scale=spread, chosen=attributes > 0)
     sj.perturbation_noise_ratio(result.images - images, result.attributes - attributes)
     sj.attack_success_rate(result.success, attempted=result.success)
+    where_it_changed(encode, head, images, result.images)
     metrics.class_accuracy(array(3, 4), jnp.asarray([0, 1, 2]))
     metrics.attribute_metrics(array(6, 2), (array(6, 2) > 0).astype(jnp.float32))
     metrics.attribute_metrics(np.asarray(array(6, 2)), np.asarray(array(6, 2) > 0, np.float32))
+
+
+def where_it_changed(encode, head: sj.Head, images: jax.Array, changed: jax.Array) -> None:
+    visible = jnp.asarray([[True, True], [True, False], [False, False]])
+    centres = jnp.asarray(RANDOM.uniform(2, 10, size=(3, 2, 2)), jnp.float32)
+    region = sj.part_discs(centres, visible, jnp.full(3, 2.5), height=12, width=13)
+    sj.energy_lift(changed, images, region)
+    sj.pointing_hit(changed, images, region)
+    targets = jnp.asarray([0, 1, 2], jnp.int32)
+    sj.causal_split(encode, head, changed, images, region, targets, jnp.asarray([4, 0, 1], jnp.int32))
 
 
 def mistakes(head: sj.Head, attributes: jax.Array) -> None:
@@ -120,6 +143,7 @@ def mistakes(head: sj.Head, attributes: jax.Array) -> None:
         lambda: sj.head_logits(head, attributes.astype(jnp.int32)),
         lambda: sj.psnr(attributes, attributes[0, 0]),
         lambda: sj.attribute_loss(attributes, attributes[:, :-1]),
+        lambda: sj.pointing_hit(jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 4))),
     ):
         try:
             call()
