@@ -64,7 +64,8 @@ def test_success_is_what_invert_says():
     targets = (labels + 1) % NUM_CLASSES
     config = InversionConfig(step_size=0.02, max_steps=6, margin=0.01, ssim_weight=0.0)
     attributes = model.attributes(images)
-    change = jax.vmap(lambda e, t: sj.projection_perturbation(model.head, e, t, margin=1.0).delta)(attributes, targets)
+    solve = jax.vmap(lambda e, t: sj.projection_perturbation(model.head, e, t, margin=1.0).delta)
+    change = jax.jit(solve)(attributes, targets)
     own = sj.invert(model.encode_fn, model.head, images, attributes + change, targets, config=config)
     criterion = foolbox.criteria.TargetedMisclassification(targets)
     _, found, success = bridge.SpectraAttack(config=config)(model, images, criterion, epsilons=None)
