@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from spectra_jax.checks import check_attributes, check_images, check_mutable, check_targets, is_concrete
 from spectra_jax.inversion.encoder import EncodeFn, as_partial, in_bfloat16, lead_of, per_sample
 from spectra_jax.inversion.finish import Finished, finish
+from spectra_jax.inversion.rounding import Written, write_on_device, write_stepwise
 from spectra_jax.inversion.search import Found, passes, search
 from spectra_jax.inversion.step import Sample
 from spectra_jax.inversion.types import InversionConfig, InversionReason, InversionResult
@@ -123,6 +124,14 @@ def invert(
     end: Finished = in_chunks(
         functools.partial(finish, encode, head, config=config), queue, before, requested, found.images, success
     )
+    if config.survive_steps:
+        rounding = (queue, end.images, end.rounded, end.holds & ~end.survives_rounding)
+        write = functools.partial(write_stepwise if stepwise else write_on_device, encode, head,
+                                  tries=config.survive_steps)  # fmt: skip
+        written = write(*rounding, num_lanes=num_lanes) if stepwise else in_chunks(write, *rounding)
+    else:
+        nothing = jnp.zeros(batch, jnp.int32)
+        written = Written(end.rounded, nothing > 0, nothing)
     lost = success & ~end.holds
     forward, backward = passes(config)
     feasible = found.reason != InversionReason.TARGET_INFEASIBLE
@@ -134,10 +143,12 @@ def invert(
         loss=jnp.where(feasible, end.loss, jnp.nan),
         reason=jnp.where(lost, jnp.asarray(InversionReason.NOT_CONFIRMED, jnp.int32), found.reason),
         survives_rounding=end.survives_rounding,
-        images_8bit=end.images_8bit,
-        success_8bit=end.success_8bit,
-        forward_passes=found.evaluations * forward + 1 + int(config.encoder_dtype != "same") + end.forward_passes,
-        backward_passes=found.evaluations * backward,
+        images_8bit=written.images,
+        success_8bit=end.survives_rounding | written.success,
+        forward_passes=(
+            found.evaluations * forward + 1 + int(config.encoder_dtype != "same") + end.forward_passes + written.tries
+        ),
+        backward_passes=found.evaluations * backward + written.tries,
         distances=end.distances,
         ssim=end.ssim,
         psnr=end.psnr,

@@ -61,7 +61,7 @@ class InversionConfig:
         refine_steps: image updates "nearest" may spend on shortening the change once the target is reached.
         shrink_steps: halvings that then shorten the change x' - x of a success as far as the image, rounded to 8
             bits a channel, still has the target lead by the margin; 0, the paper's rule, keeps the image found.
-        survive_steps: rounding thresholds to try on a success that plain rounding to 8 bits would lose, see
+        survive_steps: images on 256 levels to try for a success that plain rounding to 8 bits would lose, see
             `InversionResult.images_8bit`. 0: plain rounding.
         batch_size: samples searched together; one that is done makes room for the next. None: 16 on CPUs and 256
             otherwise.
@@ -113,7 +113,8 @@ class InversionResult(NamedTuple):
         reason: (b,) an `InversionReason`.
         survives_rounding: (b,) success that holds after rounding to 8 bits a channel, as a PNG file does.
         images_8bit: (b, h, w, channels) the image to write to a file, on the 256 levels: `images` rounded to the
-            nearest or, where that loses the target and config.survive_steps allows, by a lower threshold than a half.
+            nearest or, where that loses the target, by what config.survive_steps allow: first by a lower threshold
+            than a half, then by whole levels where the gradient is steepest, see `spectra_jax.inversion.rounding`.
         success_8bit: (b,) success that holds for images_8bit.
         forward_passes: (b,) images put through the encoder for this sample, all stages together; a product with the
             Jacobian counts as one.
