@@ -11,6 +11,9 @@ from jax.sharding import PartitionSpec
 from test_inversion import ATTRIBUTES, CLASSES, IMAGES, WEIGHTS, config, encoded, linear, problem
 
 import spectra_jax as sj
+from spectra_jax.inversion.encoder import as_partial
+from spectra_jax.inversion.rounding import write_on_device, write_stepwise
+from spectra_jax.inversion.step import Sample
 from spectra_jax.sharding import BATCH_AXIS, data_mesh
 
 METHODS = ("adam", "gradient_descent", "gauss_newton", "nearest")
@@ -345,6 +348,32 @@ def test_a_change_below_half_a_level_is_carried_over_to_8_bits():
     )  # only what had to be carried over
     np.testing.assert_array_equal(tries > 0, ~np.asarray(found[0].survives_rounding))
     assert np.all(tries <= 8)
+
+
+def test_whole_levels_win_what_a_lower_threshold_does_not():
+    encode, head, images, _, targets = curved_problem()
+    images = jnp.round(images * 255) / 255
+    region = jnp.broadcast_to(jnp.arange(images.shape[2]) > 2, images.shape[:3]).astype(images.dtype)[..., None]
+    budgets = jnp.zeros(len(images), jnp.int32)
+    sample = Sample(images, encode(images), targets, budgets, region)
+    nearly = images + region * 0.3 / 255  # in no direction of use: the first image to try is as far away as the last
+    missed = jnp.arange(len(images)) != 1
+    arguments = (as_partial(encode), head, sample, nearly, images, missed)
+    stepwise = write_stepwise(*arguments, tries=20, num_lanes=3)
+    for result in (stepwise, write_on_device(*arguments, tries=20)):
+        np.testing.assert_array_equal(result.images, stepwise.images)
+        np.testing.assert_array_equal(result.tries, stepwise.tries)
+        np.testing.assert_array_equal(result.success, missed)
+    tries = np.asarray(stepwise.tries)
+    assert tries[1] == 0 and tries.max() > 2 and np.all(tries[np.asarray(missed)] >= 1)
+    named = np.argmax(np.asarray(sj.head_logits(head, encode(stepwise.images))), axis=-1)
+    np.testing.assert_array_equal(named == np.asarray(targets), missed)
+    grid = np.asarray(stepwise.images) * 255
+    np.testing.assert_allclose(grid, np.round(grid), atol=1e-4)
+    np.testing.assert_array_equal(stepwise.images[:, :, :3], images[:, :, :3])
+    none = write_stepwise(*arguments, tries=1, num_lanes=3)
+    np.testing.assert_array_equal(none.success, tries == 1)
+    np.testing.assert_array_equal(none.images[tries != 1], images[tries != 1])
 
 
 def test_bfloat16_searches_and_full_precision_judges():

@@ -133,10 +133,10 @@ def _try(
     def objective(candidates):
         attributes = encode(candidates)
         logits = head_logits(head, attributes)
-        targets = sample.targets[:, None]
-        others = jnp.where(jnp.arange(logits.shape[1], dtype=targets.dtype) == targets, -jnp.inf, logits)
+        chosen = jax.nn.one_hot(sample.targets, logits.shape[1], dtype=logits.dtype)
         # All rivals close by count: moves against the best alone would help the next one.
-        smooth = jnp.take_along_axis(logits, targets, axis=1)[:, 0] - jax.nn.logsumexp(others, axis=1)
+        rivals = jax.nn.logsumexp(jnp.where(chosen > 0, -jnp.inf, logits), axis=1)
+        smooth = jnp.sum(chosen * logits, axis=1) - rivals
         return jnp.sum(smooth), lead_of(head, attributes, sample.targets)
 
     (_, lead), gradient = jax.value_and_grad(objective, has_aux=True)(candidates)
