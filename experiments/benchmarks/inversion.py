@@ -43,8 +43,9 @@ class Args:
 
     python -m experiments.benchmarks.inversion --run-dir RUN --out DIR
         64 pixels: 15 minutes on 2 CPU cores.
-    python -m experiments.benchmarks.inversion --run-dir RUN --out DIR --peers ddn-20 ddn-60 cw-2x50:50
-        224 pixels: 40 minutes.
+    python -m experiments.benchmarks.inversion --run-dir RUN --out DIR --peers ddn-20 ddn-60:100 cw-5x50:100 \
+            --ours "spectra_jax nearest" "spectra_jax nearest, first found"
+        224 pixels: 15 minutes, 12 GiB of memory.
 
     The methods take turns batch by batch, so that a busy machine slows all alike; each is compiled before. What is
     finished is kept in DIR, and a repeated command goes on from there. Foolbox's L2FMNAttack is left out: in version

@@ -77,7 +77,7 @@ class InversionConfig:
     margin: float = 0.0
     reaim_every: int = 0
     reaim_margin: float = 1.0
-    refine_steps: int = 4
+    refine_steps: int = 8
     shrink_steps: int = 0
     survive_steps: int = 0
     batch_size: int | None = None
