@@ -11,6 +11,7 @@ from tyro.conf import OmitArgPrefixes
 
 from experiments import _folder, _run
 from experiments import _reconstruction as pictures
+from experiments._reconstruction_page import add_figures, add_pictures, choose_attributes
 from spectra_jax.checkpoint import CheckpointError
 from spectra_jax.logging import Console, duration, read_metrics, write_json
 from spectra_jax.models import build_decoder
@@ -82,12 +83,12 @@ def reconstruct(args: Args) -> tuple[Path, int]:
                 return out, code
             best = {"best_step": step}
         figures = pictures.reconstruction_figures(run, decoder, params, linear, train, test)
-        columns = pictures.choose_attributes(run, decoder, params, test, args.attributes)
+        columns = choose_attributes(run, decoder, params, test, args.attributes)
         seconds = time.monotonic() - began
         write_json(out / _folder.SUMMARY, figures | best | {"seconds": seconds})
         report = Report("SPECTRA reconstruction", subtitle=f"{run.config.model} on {run.info.name}")
-        pictures.add_figures(report, figures)
-        pictures.add_pictures(report, run, decoder, params, test, columns)
+        add_figures(report, figures)
+        add_pictures(report, run, decoder, params, test, columns)
         if not brought:
             kept = f"The decoder of step {step} is shown, the best on the validation split; step 0 is ridge regression."
             records = read_metrics(out / _folder.METRICS)
