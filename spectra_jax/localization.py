@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import check_attributes, check_images, check_targets, check_unit_scale
+from spectra_jax.checks import check_attributes, check_images, check_targets, check_unit_scale, is_concrete
 from spectra_jax.perturbations.geometry import head_logits
 from spectra_jax.types import Head
 
@@ -160,7 +161,8 @@ def causal_split(
         CausalSplit; NaN shares where the whole change does not move the attribute.
 
     Raises:
-        ValueError: shapes disagree (the encoder's with the head's included), images not in [0, 1], target out of range.
+        ValueError: shapes disagree (the encoder's with the head's included), images not in [0, 1], target
+            or attribute out of range.
     """
     check_images(images)
     _energy(images, reference, region)  # for its checks
@@ -181,6 +183,9 @@ def causal_split(
         )
     )
     check_attributes(head, before, ndim=2)
+    width = before.shape[1]
+    if is_concrete(attributes) and np.any((np.asarray(attributes) < 0) | (np.asarray(attributes) >= width)):
+        raise ValueError(f"attributes contains {np.asarray(attributes)}; expected indices from 0 to {width - 1}")
 
     def named(encoded: Float[Array, "b n"]) -> Bool[Array, "b"]:
         return jnp.argmax(head_logits(head, encoded), axis=-1).astype(targets.dtype) == targets

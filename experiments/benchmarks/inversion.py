@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -80,10 +81,8 @@ def peer(name: str) -> Any:
     kind, _, budget = name.partition("-")
     if kind == "ddn":
         return foolbox.attacks.DDNAttack(steps=int(budget))
-    if kind == "cw":
-        searches, steps = (int(part) for part in budget.split("x"))
-        return foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=searches, steps=steps)
-    raise ValueError(f"peer is {name!r}; expected ddn-STEPS or cw-SEARCHESxSTEPS")
+    searches, steps = (int(part) for part in budget.split("x"))
+    return foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=searches, steps=steps)
 
 
 def attack(
@@ -96,7 +95,7 @@ def attack(
         found = invert(model.encode_fn, model.head, images, wanted, targets, config=config, max_steps=budgets)
         return {
             "images": found.images, "images_8bit": found.images_8bit, "forward": found.forward_passes,
-            "backward": found.backward_passes, "cosine": found.selectivity.cosine,
+            "backward": found.backward_passes, "evaluations": found.num_steps + 1, "cosine": found.selectivity.cosine,
         }  # fmt: skip
     return {"images": peer(name).run(model, images, foolbox.criteria.TargetedMisclassification(targets))}
 
@@ -166,11 +165,11 @@ def step_cost(model: BottleneckModel, images: Any, targets: Any, wanted: Any) ->
     }
 
 
-def compaction(backward: np.ndarray, batch_size: int, lanes: int) -> dict[str, int]:
-    """Steps on full lanes with and without refilling, worked out from the steps each pair needs, batch by batch."""
+def compaction(evaluations: np.ndarray, batch_size: int, lanes: int) -> dict[str, int]:
+    """Steps of all lanes with and without refilling, worked out from the steps each pair needs, batch by batch."""
     refilled = lockstep = 0
-    for start in range(0, len(backward), batch_size):
-        batch = backward[start : start + batch_size]
+    for start in range(0, len(evaluations), batch_size):
+        batch = evaluations[start : start + batch_size]
         free = np.zeros(min(lanes, len(batch)), int)  # when each lane is done with what it has
         for need in batch:
             free[free.argmin()] += need
@@ -188,9 +187,8 @@ def ssim_error(model: BottleneckModel, images: Any, targets: Any, wanted: Any) -
     return float(np.max(np.abs(np.asarray(found.ssim) - np.asarray(theirs))))
 
 
-def measure(args: Args, console: Console) -> dict[str, Any]:
+def measure(run: _run.LoadedRun, args: Args, console: Console) -> dict[str, Any]:
     """All figures of one run."""
-    run = _run.load_run(args.run_dir)
     attributes, labels = _run.test_attributes(args.run_dir)
     index, target = choose_pairs(run, attributes, labels, PairConfig(num_pairs=args.pairs), seed=args.seed)
     model = foolbox_model(run)
@@ -237,7 +235,7 @@ def measure(args: Args, console: Console) -> dict[str, Any]:
             same = {key: value[:limit] for key, value in rows["spectra_jax nearest"].items()}
             there = summarise(same)
             figures[name] |= {f"nearest_{key}_there": there[key] for key in ("l2_median", "ms_a_pair", "success")}
-    figures["compaction"] = compaction(rows["spectra_jax nearest"]["backward"], args.batch_size, lanes)
+    figures["compaction"] = compaction(rows["spectra_jax nearest"]["evaluations"], args.batch_size, lanes)
     figures["step"] = step_cost(model, *few)
     figures["ssim_error"] = ssim_error(model, *few)
     return figures
@@ -245,7 +243,8 @@ def measure(args: Args, console: Console) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    heading = ("method", "pairs", "success", "median L2", "successes after 8 bits: rounded / as written", "median SSIM",
+    heading = ("method", "pairs", "success", "median L2", "successes after 8 bits: rounded / as written",
+               "median L2 as written", "median SSIM",
                "ms a pair", "passes forward / backward", "cosine to delta, all pairs")  # fmt: skip
     lines = [heading, ("---",) * len(heading)]
     for name, each in figures.items():
@@ -258,7 +257,8 @@ def table(figures: dict[str, Any]) -> str:
         passes = f"{each['forward_passes']:.1f} / {each['backward_passes']:.1f}" if "forward_passes" in each else ""
         lines.append((
             name, str(each["pairs"]), f"{each['success']:.1%}", f"{each['l2_median']:.3f}{there}",
-            f"{each['survives_plain']:.1%} / {each['survives_written']:.1%}", f"{each['ssim_median']:.4f}",
+            f"{each['survives_plain']:.1%} / {each['survives_written']:.1%}", f"{each['l2_written_median']:.3f}",
+            f"{each['ssim_median']:.4f}",
             f"{each['ms_a_pair']:.1f}{time_there}", passes,
             f"{each['cosine_median']:.2f}" if "cosine_median" in each else "",
         ))  # fmt: skip
@@ -272,17 +272,33 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join([*(" | ".join(("", *line, "")).strip() for line in lines), "", notes]) + "\n"
 
 
+def _check_names(args: Args) -> None:
+    for name in args.ours:
+        if _split(name, args.pairs)[0] not in OURS:
+            raise UserError(f"--ours {name!r}: choose from {', '.join(map(repr, OURS))}")
+    for name in (*args.ours, *args.peers):
+        base, _, limit = name.partition(":")
+        if limit and not (limit.isdecimal() and 0 < int(limit) <= args.pairs):
+            raise UserError(f"{name!r}: what follows the colon is a number of pairs, from 1 to --pairs {args.pairs}")
+        if name in args.peers and not re.fullmatch(r"ddn-[1-9]\d*|cw-[1-9]\d*x[1-9]\d*", base):
+            raise UserError(f"--peers {name!r}: expected ddn-STEPS or cw-SEARCHESxSTEPS, for example cw-5x100:50")
+    if "spectra_jax nearest" not in args.ours:
+        raise UserError('--ours: "spectra_jax nearest" must be there, for all pairs; the peers are compared with it')
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks.inversion")
     _run.use_compilation_cache()
-    limits = dict(_split(name, args.pairs) for name in (*args.ours, *args.peers))
-    if limits.get("spectra_jax nearest") != args.pairs:
-        raise UserError('--ours: "spectra_jax nearest" must be there, for all pairs; the peers are compared with it')
-    options = {"run": str(args.run_dir), "pairs": args.pairs, "batch_size": args.batch_size, "seed": args.seed}
+    _check_names(args)
+    run = _run.load_run(args.run_dir)
+    options = {
+        "run": str(args.run_dir), "model": _run.checksum(run), "backend": jax.default_backend(), "pairs": args.pairs,
+        "batch_size": args.batch_size, "seed": args.seed,
+    }  # fmt: skip
     configs = {name: dataclasses.asdict(config) for name, config in OURS.items()}
     with owned_folder(args.out, "experiments.benchmarks.inversion", options | {"ours": configs}) as out:
-        figures = measure(args, Console())
+        figures = measure(run, args, Console())
         write_atomically(out / "inversion.json", json.dumps(figures, indent=1) + "\n")
         write_atomically(out / "table.md", table(figures))
     print(table(figures))

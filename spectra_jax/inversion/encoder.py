@@ -49,7 +49,7 @@ def as_partial(encode_fn: EncodeFn) -> jax.tree_util.Partial:
         return encode_fn
     if not isinstance(encode_fn, functools.partial):
         return jax.tree_util.Partial(encode_fn)
-    settings = {name: value for name, value in encode_fn.keywords.items() if isinstance(value, (bool, str))}
+    settings = {n: value for n, value in encode_fn.keywords.items() if value is None or isinstance(value, int | str)}
     arrays = {name: value for name, value in encode_fn.keywords.items() if name not in settings}
     function = _WithSettings(encode_fn.func, tuple(sorted(settings.items()))) if settings else encode_fn.func
     return jax.tree_util.Partial(function, *encode_fn.args, **arrays)
@@ -57,10 +57,10 @@ def as_partial(encode_fn: EncodeFn) -> jax.tree_util.Partial:
 
 @dataclass(frozen=True)
 class _WithSettings:
-    """A function with some keywords bound for good, such as train=False; equal ones share a compilation."""
+    """A function with some keywords bound for good, such as train=False or axis=1; equal ones share a compilation."""
 
     function: Callable[..., Array]
-    settings: tuple[tuple[str, bool | str], ...]
+    settings: tuple[tuple[str, int | str | None], ...]
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Array:
         return self.function(*arguments, **keywords, **dict(self.settings))

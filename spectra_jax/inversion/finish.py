@@ -90,6 +90,8 @@ def _shorten(encode, head: Head, original, targets, images, success, config: Inv
     ends = (none, none + 1)
     _, share = jax.lax.fori_loop(0, config.shrink_steps, halve, ends)
     shrunk = shortened(share)
-    kept = success & lead_of(head, encode(shrunk), targets).by(config.margin)
-    # else not even the full change survives rounding: leave it as it is
+    axes = tuple(range(1, images.ndim))
+    shorter = jnp.sum(jnp.square(shrunk - original), axis=axes) <= jnp.sum(jnp.square(change), axis=axes)
+    kept = success & shorter & lead_of(head, encode(shrunk), targets).by(config.margin)
+    # else not even the full change survives rounding, or the grid makes it longer: leave it as it is
     return jnp.where(per_sample(kept, shrunk), shrunk, images)

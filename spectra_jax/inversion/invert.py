@@ -1,5 +1,6 @@
 """The public call: checks what is given, searches, and completes the answer."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -38,13 +39,14 @@ def invert(
     The paper's loop descends MSE(phi(x'), e + delta) + lambda (1 - SSIM(x', x)) from x' = x, clipped to [0, 1];
     `config.method` has better ones. Samples are searched `config.batch_size` at a time: one that is done does not
     change any more and makes room for the next, so neither the order nor the batch size decides what is found.
-    Under jit or shard_map the search is one lax.while_loop; the result cannot be differentiated in reverse. For several
-    devices, shard_map this function over the rows: each device then finishes on its own. All images, and as many
-    answers, stay in the memory of the device: hand over as many at once as fit twice.
+    Under jit or shard_map the search is one lax.while_loop, while the first and the last evaluation are written out for
+    every batch_size samples: hand over few batches at once there. The result cannot be differentiated in reverse. For
+    several devices, shard_map this function over the rows: each device then finishes on its own. All images and answers
+    stay in the memory of the device, up to six times the images.
 
     Args:
         encode_fn: images -> attributes (b, n). Pass functools.partial(model.encode, params) so that a second call
-            with other parameters reuses the compiled loop; booleans and strings may be bound by keyword.
+            with other parameters reuses the compiled loop; booleans, whole numbers and strings may be bound by keyword.
         head: classifier on the attributes.
         images: (b, h, w, channels) in [0, 1], where to start from.
         target_attributes: (b, n) e + delta; rows that are not finite are reported as TARGET_INFEASIBLE.
@@ -108,6 +110,8 @@ def invert(
         budgets=jnp.asarray(jnp.full(batch, config.max_steps) if max_steps is None else max_steps, jnp.int32),
         region=None if region is None else jnp.asarray(region, images.dtype)[..., None],
     )
+    # What the queue and the lanes say already must not cost a compilation of its own.
+    config = dataclasses.replace(config, max_steps=1, batch_size=None)
     explore = functools.partial(search, config=config, stepwise=stepwise)
     if config.encoder_dtype == "same":
         found = explore(encode, head, queue, mutable, num_lanes)

@@ -65,7 +65,7 @@ def write_stepwise(
         rows = np.flatnonzero(remaining)
         for start in range(0, len(rows), num_lanes):
             some = rows[start : start + num_lanes]
-            lanes = np.resize(some, num_lanes)  # filled up by repeating: one compilation
+            lanes = np.resize(some, num_lanes)  # filled up by repeating: another size would have to be compiled
             asked = jax.tree.map(lambda column, lanes=lanes: column[lanes], sample)
             candidate = _first(images[lanes], asked.images) if attempt == 0 else jnp.asarray(candidates[lanes])
             named, following = _try(encode, head, asked, candidate, jnp.asarray(attempt, jnp.int32))
@@ -109,16 +109,16 @@ def write_on_device(
 def _first(images: Float[Array, "b h w k"], original: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
     """Rounded by the threshold at which the rounded change has the effect of the exact one, to first order.
 
-    A changed value takes the next level along its change once past the threshold. Its effect is taken to be in
-    proportion to its change, and the original to be on 256 levels.
+    A changed value moves by whole levels along its change, by at least one, once the change reaches the threshold. Its
+    effect is taken to be in proportion to its change, and the original to be on 256 levels.
     """
     change = images - original
     levels = jnp.abs(change * LEVELS).reshape(len(images), -1)
-    effects = jnp.maximum(jnp.round(levels), 1) * levels
-    threshold = jnp.clip(_threshold(levels, effects, jnp.sum(jnp.square(levels), axis=-1)), _LEAST, 0.5)
-    value, threshold = images * LEVELS, per_sample(threshold, images)
-    along = jnp.where(change > 0, jnp.floor(value + 1 - threshold), jnp.ceil(value - 1 + threshold))
-    return jnp.clip(jnp.where(change == 0, jnp.round(value), along), 0, LEVELS) / LEVELS
+    steps = jnp.maximum(jnp.round(levels), 1)
+    threshold = jnp.clip(_threshold(levels, steps * levels, jnp.sum(jnp.square(levels), axis=-1)), _LEAST, 0.5)
+    moved = jnp.where(levels >= threshold[:, None], steps, 0).reshape(images.shape)
+    value = jnp.round(original * LEVELS) + jnp.sign(change) * moved
+    return jnp.clip(jnp.where(change == 0, jnp.round(images * LEVELS), value), 0, LEVELS) / LEVELS
 
 
 @jax.jit
@@ -133,11 +133,15 @@ def _try(
     def objective(candidates):
         attributes = encode(candidates)
         logits = head_logits(head, attributes)
+        lead = lead_of(head, attributes, sample.targets)
         chosen = jax.nn.one_hot(sample.targets, logits.shape[1], dtype=logits.dtype)
-        # All rivals close by count: moves against the best alone would help the next one.
-        rivals = jax.nn.logsumexp(jnp.where(chosen > 0, -jnp.inf, logits), axis=1)
-        smooth = jnp.sum(chosen * logits, axis=1) - rivals
-        return jnp.sum(smooth), lead_of(head, attributes, sample.targets)
+        # All rivals close by count, for moves against the best alone would help the next one. What is close is said
+        # by the lead that is missing, so that the scale of the head decides nothing.
+        limits = jnp.finfo(logits.dtype)
+        least = limits.eps * jnp.max(jnp.abs(logits), axis=1) + limits.tiny  # for ties
+        unit = jax.lax.stop_gradient(jnp.maximum(jnp.abs(lead.lead), least))[:, None]
+        rivals = unit[:, 0] * jax.nn.logsumexp(jnp.where(chosen > 0, -jnp.inf, logits) / unit, axis=1)
+        return jnp.sum(jnp.sum(chosen * logits, axis=1) - rivals), lead
 
     (_, lead), gradient = jax.value_and_grad(objective, has_aux=True)(candidates)
     possible = jnp.where(gradient > 0, candidates < 1, (gradient < 0) & (candidates > 0))  # a NaN moves nothing

@@ -153,7 +153,7 @@ def _open(queue: Sample, *, num_lanes: int, config: InversionConfig) -> Progress
             images=jnp.zeros((rows, *queue.images.shape[1:]), queue.images.dtype),
             num_steps=jnp.zeros(rows, jnp.int32),
             evaluations=jnp.zeros(rows, jnp.int32),
-            reason=jnp.full(rows, InversionReason.TARGET_INFEASIBLE, jnp.int32),
+            reason=jnp.full(rows, InversionReason.TARGET_INFEASIBLE.value, jnp.int32),
         )
 
     sample = jax.tree.map(lambda column: jnp.zeros((num_lanes, *column.shape[1:]), column.dtype), queue)
@@ -188,7 +188,7 @@ def _exchange(queue: Sample, progress: Progress, *, config: InversionConfig) -> 
         images=sample.images,
         num_steps=jnp.zeros_like(lanes.found.num_steps),
         evaluations=jnp.zeros_like(lanes.found.evaluations),
-        reason=jnp.full_like(lanes.found.reason, InversionReason.TARGET_INFEASIBLE),
+        reason=jnp.full_like(lanes.found.reason, InversionReason.TARGET_INFEASIBLE.value),
     )
     lanes = Lanes(
         sample=sample,

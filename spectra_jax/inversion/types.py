@@ -111,11 +111,12 @@ class InversionResult(NamedTuple):
         num_steps: (b,) updates made.
         loss: (b,) MSE + lambda (1 - SSIM) at `images`; NaN where the target is infeasible.
         reason: (b,) an `InversionReason`.
-        survives_rounding: (b,) success that holds after rounding to 8 bits a channel, as a PNG file does.
+        survives_rounding: (b,) success whose target the classifier names, by any lead, also after rounding to 8 bits a
+            channel, as a PNG file does.
         images_8bit: (b, h, w, channels) the image to write to a file, on the 256 levels: `images` rounded to the
             nearest or, where that loses the target, by what config.survive_steps allow: first by a lower threshold
             than a half, then by whole levels where the gradient is steepest, see `spectra_jax.inversion.rounding`.
-        success_8bit: (b,) success that holds for images_8bit.
+        success_8bit: (b,) the same for images_8bit.
         forward_passes: (b,) images put through the encoder for this sample, all stages together; a product with the
             Jacobian counts as one.
         backward_passes: (b,) of these, how many were followed by a backward pass.

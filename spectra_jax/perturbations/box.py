@@ -100,6 +100,7 @@ def box_perturbation(
     return project_into_box(rows, gaps, rounding, low, high, safe_norm(attributes), outside)
 
 
+@jax.jit  # op by op its loops would be compiled anew at every call
 def project_into_box(
     rows: Float[Array, "c n"],
     gaps: Float[Array, "c"],

@@ -86,6 +86,11 @@ def projection_perturbation(
     """
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
     check_mutable(head, mutable)
+    return _project(head, attributes, target, margin, mutable)
+
+
+@jax.jit  # op by op it would be hundreds of programs, and the loops among them compiled anew at every call
+def _project(head: Head, attributes: Array, target: Array, margin: Array, mutable: Array | None) -> ProjectionResult:
     logits = relative_logits(head, attributes[None])[0]
     gaps = logit_gaps(logits, target, margin)
     rows = _centred(head, mutable)
@@ -184,6 +189,11 @@ def all_pairs_projection(
     head, attributes = as_problem(head, attributes, ndim=2)
     check_margin(margin)
     check_mutable(head, mutable)
+    return _project_all(head, attributes, jnp.asarray(margin, attributes.dtype), mutable)
+
+
+@jax.jit
+def _project_all(head: Head, attributes: Array, margin: Array, mutable: Array | None) -> AllPairsResult:
     logits = relative_logits(head, attributes)
     rank = min(head.weights.shape[1], head.weights.shape[0] - 1)
     found = _all_targets(
@@ -191,7 +201,7 @@ def all_pairs_projection(
         gram_matrix(head.weights, mutable),
         squared_distances(head.weights, mutable),
         logits,
-        jnp.asarray(margin, attributes.dtype),
+        margin,
         rank=rank,
         want_multipliers=False,
     )
@@ -207,6 +217,7 @@ def all_pairs_projection(
     )
 
 
+@jax.jit
 def projection_norms(
     head: Head,
     logits: Float[Array, "b c"],
