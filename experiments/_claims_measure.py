@@ -44,7 +44,7 @@ LEAST_COSINE = 0.10
 LEAST_FREQUENCY = 0.05  # of a change's energy
 LEAST_AUROC = 0.05
 FIRST_RANKS = 3  # as the figures of the paper are judged
-INEXACT = 0.10  # of the requested change's length
+INEXACT = 0.10  # of the realised change's length
 FEW = 0.01  # of all pixels
 CLEAR = 10.0  # percentage points between two classes from which an attribute tells them apart
 MOST_ANSWERS = 20_000  # single-attribute answers, drawn at random where there are more
@@ -380,8 +380,8 @@ def inexactness(material: Material, spread: np.ndarray) -> list[Comparison]:
     aside = np.sqrt(1 - np.square(np.minimum(towards[0], 1)))
     return [
         Comparison("5.3.3", "exact to a tenth", "More than a tenth of the realised change of the attributes, by "
-                   "length, goes across the requested one.", aside, np.where(won, INEXACT, np.nan), cluster, 0.0, "%", rows,
-                   "flips"),
+                   "length, goes across the requested one.", aside, np.where(won, INEXACT, np.nan), cluster, 0.0, "%",
+                   rows, "flips"),
         Comparison("5.3.3", "direction: gradient step", "The cosine of realised and requested change exceeds that of a "
                    "gradient step on the class logits as long.", towards[0], towards[1], cluster, LEAST_COSINE, "",
                    rows, "flips"),

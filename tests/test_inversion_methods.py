@@ -12,7 +12,7 @@ from test_inversion import ATTRIBUTES, CLASSES, IMAGES, WEIGHTS, config, encoded
 
 import spectra_jax as sj
 from spectra_jax.inversion.encoder import as_partial
-from spectra_jax.inversion.rounding import write_on_device, write_stepwise
+from spectra_jax.inversion.rounding import first_rounding, write_on_device, write_stepwise
 from spectra_jax.inversion.step import Sample
 from spectra_jax.sharding import BATCH_AXIS, data_mesh
 
@@ -216,10 +216,17 @@ def test_the_cost_follows_the_work_that_is_left():
 def test_under_jit_the_loop_finds_the_same():
     with jax.enable_x64(True):
         encode, head, images, wanted, targets = curved_problem(np.float64)
-        search = functools.partial(sj.invert, encode, head, config=options("nearest", batch_size=2))
+        search = functools.partial(sj.invert, encode, head, config=options("nearest", batch_size=2, survive_steps=4))
         outside, inside = search(images, wanted, targets), jax.jit(search)(images, wanted, targets)
-    np.testing.assert_array_equal(outside.num_steps, inside.num_steps)
-    np.testing.assert_allclose(outside.images, inside.images, atol=1e-9)
+    assert_same_answers(outside, inside)
+    assert outside.success_8bit.sum() > outside.survives_rounding.sum()
+
+
+def assert_same_answers(one, other):
+    for name in ("num_steps", "reason", "success_8bit", "survives_rounding", "forward_passes", "backward_passes"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    np.testing.assert_allclose(one.images, other.images, atol=1e-9)
+    np.testing.assert_allclose(one.images_8bit, other.images_8bit, atol=1e-9)
 
 
 def on_every_device(search, encode, head, *columns):
@@ -236,8 +243,8 @@ def test_every_device_finishes_its_own_rows():
         search = functools.partial(sj.invert, config=options("nearest", batch_size=2, survive_steps=2))
         spread = jax.jit(on_every_device(search, encode, head, *columns))(head, *columns)
         alone = search(encode, head, *columns)
-    np.testing.assert_array_equal(spread.num_steps, alone.num_steps)
-    np.testing.assert_allclose(spread.images, alone.images, atol=1e-9)
+    assert_same_answers(spread, alone)
+    assert not alone.survives_rounding.all()
 
 
 @pytest.mark.parametrize(
@@ -253,6 +260,17 @@ def test_every_option_can_be_spread_over_devices(changes):
     mutable = jnp.arange(ATTRIBUTES) > 0
     search = functools.partial(sj.invert, config=options(**changes), mutable=mutable)
     jax.jit(on_every_device(search, encode, head, *columns)).lower(head, *columns)
+
+
+def test_settings_of_an_encoder_stay_what_they_are():
+    def encode(kernel, images, *, axis, scale=None):
+        assert isinstance(axis, int) and scale is None
+        return jnp.sum(linear(kernel, images)[..., None], axis=axis)
+
+    arguments = problem()
+    bound = functools.partial(encode, arguments[0].args[0], axis=2, scale=None)
+    result = sj.invert(bound, *arguments[1:], config=config(max_steps=2))
+    np.testing.assert_array_equal(result.num_steps <= 2, True)
 
 
 def test_what_is_traced_besides_the_images_is_noticed():
@@ -374,6 +392,36 @@ def test_whole_levels_win_what_a_lower_threshold_does_not():
     none = write_stepwise(*arguments, tries=1, num_lanes=3)
     np.testing.assert_array_equal(none.success, tries == 1)
     np.testing.assert_array_equal(none.images[tries != 1], images[tries != 1])
+
+
+def rounded_anew(head_scale=1.0, change=0.0):
+    """Whole levels for one problem: linear encoder, the images themselves as what is to be rounded."""
+    rng = np.random.default_rng(0)
+    kernel, weights = rng.normal(size=(432, 9)) / 20, rng.normal(size=(40, 9))
+    images = jnp.asarray(rng.integers(20, 230, size=(6, 12, 12, 3)) / 255, jnp.float32)
+    encode = functools.partial(linear, jnp.asarray(kernel, jnp.float32))
+    head = sj.Head(jnp.asarray(head_scale * weights, jnp.float32))
+    targets = jnp.argsort(sj.head_logits(head, encode(images)), axis=1)[:, -3]
+    sample = Sample(images, encode(images), targets, jnp.zeros(6, jnp.int32), None)
+    missed = jnp.ones(6, bool)
+    return write_stepwise(as_partial(encode), head, sample, images + change, images, missed, tries=12, num_lanes=6)
+
+
+def test_the_scale_of_the_head_does_not_decide_what_is_written():
+    found = rounded_anew()
+    assert found.success.all() and found.tries.max() > 2
+    for scale in (2.0**10, 2.0**-14):
+        other = rounded_anew(head_scale=scale)
+        np.testing.assert_array_equal(other.tries, found.tries)
+        np.testing.assert_array_equal(other.images, found.images)
+
+
+def test_changes_above_one_level_are_rounded_to_the_nearest():
+    original = jnp.full((1, 8, 8, 3), 100 / 255)
+    change = jnp.zeros((1, 8, 8, 3)).at[0, 0].set(1.4).at[0, 1].set(-2.3).at[0, 2:].set(0.1)
+    levels = jnp.round((first_rounding(original + change / 255, original) - original) * 255)
+    np.testing.assert_array_equal(levels[0, :2, 0, 0], [1, -2])
+    assert 0 <= levels[0, 2:].min() <= levels[0, 2:].max() <= 1
 
 
 def test_bfloat16_searches_and_full_precision_judges():

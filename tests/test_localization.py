@@ -103,6 +103,9 @@ def test_mistakes_are_explained():
     index = jnp.asarray([0], jnp.int32)
     head = sj.Head(jnp.ones((2, 2)))
     encode = functools.partial(linear_encoder, jnp.ones((40, 2)))
+    for attribute in (2, -1):
+        with pytest.raises(ValueError, match="expected indices from 0 to 1"):
+            sj.causal_split(encode, head, images, reference, region, index, jnp.asarray([attribute], jnp.int32))
     with pytest.raises(ValueError, match="disagree"):
         sj.energy_lift(images, reference[:, :3], region)
     with pytest.raises(ValueError, match="booleans"):

@@ -67,7 +67,7 @@ def write_stepwise(
             some = rows[start : start + num_lanes]
             lanes = np.resize(some, num_lanes)  # filled up by repeating: another size would have to be compiled
             asked = jax.tree.map(lambda column, lanes=lanes: column[lanes], sample)
-            candidate = _first(images[lanes], asked.images) if attempt == 0 else jnp.asarray(candidates[lanes])
+            candidate = first_rounding(images[lanes], asked.images) if attempt == 0 else jnp.asarray(candidates[lanes])
             named, following = _try(encode, head, asked, candidate, jnp.asarray(attempt, jnp.int32))
             won = np.asarray(named)[: len(some)]
             found[some[won]] = np.asarray(candidate)[: len(some)][won]
@@ -100,13 +100,13 @@ def write_on_device(
         return (step < tries) & jnp.any(remaining)
 
     none = Written(plain, jnp.zeros(len(plain), bool), jnp.zeros(len(plain), jnp.int32))
-    start = (jnp.asarray(0, jnp.int32), none, _first(images, sample.images), missed)
+    start = (jnp.asarray(0, jnp.int32), none, first_rounding(images, sample.images), missed)
     head, start = varying_like(sample, (head, start))
     return jax.lax.while_loop(wanting, attempt, start)[1]
 
 
 @jax.jit
-def _first(images: Float[Array, "b h w k"], original: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
+def first_rounding(images: Float[Array, "b h w k"], original: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
     """Rounded by the threshold at which the rounded change has the effect of the exact one, to first order.
 
     A changed value moves by whole levels along its change, by at least one, once the change reaches the threshold. Its

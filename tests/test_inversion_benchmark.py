@@ -1,0 +1,45 @@
+"""The figures of the inversion benchmark that are worked out from others."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("foolbox", reason="the benchmark compares with Foolbox")
+
+from experiments._folder import UserError
+from experiments.benchmarks.inversion import compaction, main, summarise
+
+
+def test_lanes_are_counted_as_they_are_refilled():
+    # Two lanes: 5 beside 1 + 1 + 2, then in lockstep max(5, 1) + max(1, 2).
+    assert compaction(np.array([5, 1, 1, 2]), 4, 2) == {
+        "lanes": 2, "batch_steps_refilled": 5, "batch_steps_lockstep": 7
+    }  # fmt: skip
+    batches = compaction(np.array([5, 1, 1, 2]), 2, 2)  # handed over two by two: nothing to refill with
+    assert batches["batch_steps_refilled"] == batches["batch_steps_lockstep"] == 7
+
+
+def test_failures_count_as_infinitely_far():
+    rows = {
+        "success": np.array([True, True, False, False]), "survives_plain": np.array([True, False, True, False]),
+        "survives_written": np.array([True, True, True, False]), "l2": np.array([1.0, 2, 0, 0]),
+        "l2_written": np.array([1.5, 2.5, 0.5, 0]), "linf": np.array([0.1, 0.2, 0, 0]),
+        "ssim": np.array([0.9, 0.8, 1, 1]), "seconds": np.full(4, 0.5),
+    }  # fmt: skip
+    figures = summarise(rows)
+    assert figures["success"] == 0.5 and figures["ms_a_pair"] == 500
+    assert np.isinf(figures["l2_median"]) and figures["ssim_median"] == pytest.approx(0.85)
+    assert figures["survives_plain"] == 0.5 and figures["survives_written"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--ours", "nearest", "choose from 'spectra_jax nearest'"),
+        ("--peers", "dnn-20", "expected ddn-STEPS"),
+        ("--peers", "ddn-20:0", "from 1 to --pairs 200"),
+        ("--ours", "spectra_jax adam", "must be there"),
+    ],
+)
+def test_misspelt_methods_are_named(tmp_path, option, value, message):
+    with pytest.raises(UserError, match=message):
+        main(["--run-dir", str(tmp_path), "--out", str(tmp_path / "out"), option, value])
