@@ -54,8 +54,8 @@ SHAPES = ("has_size", "has_shape", "has_bill_shape", "has_bill_length", "has_tai
 
 SIGN = {
     "class flips": "The attribute that a flip's request changes most (of those that tell source and target class apart "
-    "by 10 points of the annotators' percentages) changes towards the target class more often than towards it in a "
-    "random one of them.",
+    "by 10 points of the annotators' percentages) moves as the target class differs from the source in it, more often "
+    "than as they differ in a random one of them.",
     "single-attribute answers": "The same for the best single attributes of correctly classified test images and the "
     "targets that one attribute can reach, as far as they tell the classes apart; no pictures are needed.",
 }
