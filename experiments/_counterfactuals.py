@@ -161,7 +161,8 @@ def choose_pairs(
         for label in np.unique(labels):
             turn[labels[order] == label] = np.arange((labels == label).sum())
         order = order[np.argsort(turn, kind="stable")]
-    fixed = _class(run, config.targets) if config.targets not in ("nearest", "random", "mixed") else None
+    choices = ("nearest", "random", "mixed")
+    fixed = None if config.targets in choices else _class(run, config.targets, besides=choices)
     logits = np.asarray(head_logits(head, jnp.asarray(attributes)))
     such = "such images"
     if fixed is not None:
@@ -192,11 +193,12 @@ def pair_options(
     return {**dataclasses.asdict(config), "seed": seed, "step": run.step, "model": model}
 
 
-def _class(run: LoadedRun, name: str) -> int:
+def _class(run: LoadedRun, name: str, *, besides: tuple[str, ...] = ()) -> int:
     try:
         return run.info.find_class(name)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        words = f" (or one of: {', '.join(besides)})" if besides else ""
+        raise UserError(f"{error}{words}") from error
 
 
 def find_counterfactuals(

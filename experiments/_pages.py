@@ -177,7 +177,8 @@ def add_counterfactuals(
     report.counterfactuals(
         cards,
         caption="Left to right: the original, the image found, and their amplified difference. Attributes are those "
-        f"with the {SHOWN_ATTRIBUTES} largest requested changes in units of their spread over the test images.",
+        f"with the {SHOWN_ATTRIBUTES} largest requested changes in units of their spread over the test images. "
+        "(The search “nearest” aims at the class and not at the requested attributes.)",
     )
     feasible = np.isfinite(found.norms).all(axis=-1)
     rows = []

@@ -27,8 +27,8 @@ from spectra_jax.reporting import Report
 class Args:
     """Finds images that realise counterfactuals of a trained run's test images.
 
-    python -m experiments.invert --run-dir runs/cnn-synthetic-seed0 --out runs/invert
-        24 pairs at 64 pixels; half a minute on 2 CPU cores, nearly all reach their target.
+    python -m experiments.invert --run-dir runs/quickstart-synthetic-cnn-seed0 --out runs/invert
+        24 pairs at 64 pixels; a minute on 2 CPU cores, nearly all reach their target.
     python -m experiments.invert --run-dir RUN --out DIR --source Brewer_Blackbird --targets Laysan_Albatross
         images of one class towards another.
 
@@ -67,7 +67,10 @@ def invert_run(args: Args) -> Path:
         seconds = time.monotonic() - began
         write_json(out / _folder.SUMMARY, figures | {"seconds": seconds})
 
-        report = Report("SPECTRA counterfactual images", subtitle=f"{run.config.model} on {run.info.name}")
+        report = Report(
+            "SPECTRA counterfactual images",
+            subtitle=f"{run.config.model} on {run.info.name}, search: {args.pairs.inversion.method}",
+        )
         report.headline(_pages.inversion_metrics(figures))
         _pages.add_counterfactuals(report, run, found, spread, measured)
         _pages.add_changes(report, figures)

@@ -86,7 +86,8 @@ GLOSSARY: dict[str, Definition] = {
         "Section 4",
     ),
     "Success after 8 bits": Definition(
-        "Share of attempted counterfactuals that still reach their target after rounding the image to 8 bits a channel."
+        "Share of attempted counterfactuals that still reach their target as images of 8 bits a channel: rounded or, "
+        "if the search has survive_steps, written as its images_8bit."
     ),
     "PSNR": Definition(
         "Peak signal-to-noise ratio of the counterfactual against the original, for values in [0, 1]; infinite for "
