@@ -25,12 +25,8 @@ with warnings.catch_warnings():
     try:
         import foolbox
     except ModuleNotFoundError as error:
-        if error.name != "foolbox":
-            raise
         missing = f"Foolbox is not installed: {sys.executable} -m pip install -c constraints.txt -e '.[bench]'"
-        if __name__ == "__main__":
-            sys.exit(f"error: {missing}")
-        raise ImportError(missing) from error
+        raise (SystemExit(f"error: {missing}") if __name__ == "__main__" else ImportError(missing)) from error
     from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwargs
     from foolbox.criteria import Misclassification, TargetedMisclassification
 
@@ -114,7 +110,6 @@ class Args:
 
     python -m experiments.foolbox_attack --run-dir RUN
         2 minutes on 2 CPU cores, half of them compilation.
-
     Needs the extra "bench". Never compare with L2FMNAttack of Foolbox 3.3.4: its projection divides norms by
     themselves, so that its images are not within the distance it reports.
 
@@ -132,9 +127,7 @@ class Args:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(
-        Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.foolbox_attack"
-    )
+    args = tyro.cli(Args, args=arguments, prog="python -m experiments.foolbox_attack")
     _run.use_compilation_cache()
     console, run = Console(), _run.load_run(args.run_dir)
     model, total = foolbox_model(run), run.dataset.num_examples("test")
