@@ -267,7 +267,7 @@ def table(figures: dict[str, Any]) -> str:
     notes = (
         f"One step of nearest costs {step['step_over_bare']:.2f} bare forward and backward passes (batch "
         f"{step['batch']}). By the steps each pair needs, {packed['lanes']} lanes make {steps}. "
-        f"SSIM differs from scikit-image by {figures['ssim_error']:.0e} at most."
+        f"SSIM differs from scikit-image by {figures['ssim_error']:.1e} at most."
     )
     return "\n".join([*(" | ".join(("", *line, "")).strip() for line in lines), "", notes]) + "\n"
 
