@@ -109,7 +109,7 @@ class Args:
     """Attacks test images of a run with SPECTRA and with Foolbox's DDN, through Foolbox's interface, and compares.
 
     python -m experiments.foolbox_attack --run-dir RUN
-        2 minutes on 2 CPU cores, half of them compilation.
+        3 minutes on 2 busy CPU cores.
     Needs the extra "bench". Never compare with L2FMNAttack of Foolbox 3.3.4: its projection divides norms by
     themselves, so that its images are not within the distance it reports.
 

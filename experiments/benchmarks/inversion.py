@@ -43,7 +43,7 @@ class Args:
     """Inverts pairs of a trained run with every method and attacks the same pairs with Foolbox's DDN and C&W.
 
     python -m experiments.benchmarks.inversion --run-dir RUN --out DIR
-        64 pixels: 15 minutes on 2 CPU cores.
+        64 pixels: 5 minutes on 2 CPU cores.
     python -m experiments.benchmarks.inversion --run-dir RUN --out DIR --peers ddn-20 ddn-60:100 cw-5x50:100 \
             --ours "spectra_jax nearest" "spectra_jax nearest, first found"
         224 pixels: 15 minutes, 12 GiB of memory.
