@@ -1,6 +1,8 @@
 """Attribute-space counterfactuals: one algorithm a file; arrays in, arrays out."""
 
 from spectra_jax.perturbations.all_pairs import all_pairs_norms as all_pairs_norms
+from spectra_jax.perturbations.all_projections import AllPairsResult as AllPairsResult
+from spectra_jax.perturbations.all_projections import all_pairs_projection as all_pairs_projection
 from spectra_jax.perturbations.boundary import boundary_perturbation as boundary_perturbation
 from spectra_jax.perturbations.box import BoxResult as BoxResult
 from spectra_jax.perturbations.box import box_perturbation as box_perturbation
@@ -8,9 +10,7 @@ from spectra_jax.perturbations.geometry import head_logits as head_logits
 from spectra_jax.perturbations.groups import OneHotResult as OneHotResult
 from spectra_jax.perturbations.groups import one_hot_perturbation as one_hot_perturbation
 from spectra_jax.perturbations.pinv import pinv_perturbation as pinv_perturbation
-from spectra_jax.perturbations.projection import AllPairsResult as AllPairsResult
 from spectra_jax.perturbations.projection import ProjectionResult as ProjectionResult
-from spectra_jax.perturbations.projection import all_pairs_projection as all_pairs_projection
 from spectra_jax.perturbations.projection import projection_perturbation as projection_perturbation
 from spectra_jax.perturbations.single_attribute import SingleAttributeResult as SingleAttributeResult
 from spectra_jax.perturbations.single_attribute import best_single_attributes as best_single_attributes

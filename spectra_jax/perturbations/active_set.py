@@ -8,12 +8,13 @@ delta = sum_k lambda_k g_k at the optimum, so everything the solver needs is the
 g_k . g_m = K_jj - K_jk - K_jm + K_km. The number of attributes drops out of the iteration.
 
 It starts at delta = 0, adds the most violated rival, and drops rivals whose multiplier would turn
-negative: every iterate is optimal for its own active set, so it ends after finitely many steps, either
-at the answer or at a rival whose normal is a non-positive combination of the active ones. That
-combination is the certificate that the region is empty.
+negative: every iterate is optimal for its own active set, so it ends after finitely many steps.
 
 A pair occupies a lane: a few slots with its active rivals, their multipliers and the inverse of their Gram matrix.
 Only the search for the most violated rival looks at all classes, and it only adds up a few rows of K.
+
+This is the fast way for ordinary pairs. Classes with nearly equal weights, whose differences cancel in K, rivals that
+depend on each other and empty regions are found out and left to `dual_path`.
 """
 
 from typing import NamedTuple
@@ -22,18 +23,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.perturbations.geometry import HIGHEST, safe_norm, safe_sqrt
+from spectra_jax.perturbations.geometry import HIGHEST, safe_sqrt
+from spectra_jax.perturbations.lanes import (
+    FULL,
+    IDLE,
+    OPTIMAL,
+    RUNNING,
+    SOLVED,
+    STUCK,
+    UNRESOLVED,
+    pick,
+    scatter_slots,
+    times,
+    where_lane,
+)
 
-IDLE, RUNNING, SOLVED, STUCK, OPTIMAL, INFEASIBLE, FULL, UNRESOLVED = range(8)
 # Up to here the active rows of K are added up one by one; beyond, one matrix product is cheaper.
-_FEW_SLOTS = 40
+_FEW_SLOTS = 16
 
 
 class Regions(NamedTuple):
     """What all pairs share.
 
     Attributes:
-        rows: (c, n) centred weight rows.
         gram: (c, c) their inner products.
         lengths: (c, c) distances ||w_j - w_k||.
         reach: (c, c) their reciprocals; 0 for rows closer than rounding can tell apart, which count as one row.
@@ -41,7 +53,6 @@ class Regions(NamedTuple):
         margin: (b,) required lead, in logits.
     """
 
-    rows: Float[Array, "c n"]
     gram: Float[Array, "c c"]
     lengths: Float[Array, "c c"]
     reach: Float[Array, "c c"]
@@ -55,16 +66,15 @@ class Regions(NamedTuple):
 
 
 def make_regions(
-    rows: Float[Array, "c n"],
     gram: Float[Array, "c c"],
     squares: Float[Array, "c c"],
     logits: Float[Array, "b c"],
     margin: Float[Array, "b"],
 ) -> Regions:
-    """The shared problem, from the centred rows, their Gram matrix and their squared distances."""
+    """The shared problem, from the Gram matrix of the centred rows and their squared distances."""
     lengths = jnp.sqrt(squares)
     same = lengths <= 4 * float(jnp.finfo(gram.dtype).eps) * jnp.sqrt(jnp.max(jnp.diagonal(gram)))
-    return Regions(rows, gram, lengths, jnp.where(same, 0, 1 / jnp.where(same, 1, lengths)), logits, margin)
+    return Regions(gram, lengths, jnp.where(same, 0, 1 / jnp.where(same, 1, lengths)), logits, margin)
 
 
 class Lanes(NamedTuple):
@@ -79,10 +89,8 @@ class Lanes(NamedTuple):
         inverse: (p, m, m) inverse of the active rivals' Gram matrix, 0 in free rows and columns.
         candidate: (p,) rival being added, -1 between additions.
         push: (p,) its multiplier so far.
-        settled: (p, c) rivals not to be added: the target, the active ones, and those found tight up to rounding.
-        status: (p,) IDLE, RUNNING, or how the lane ended: SOLVED (nothing is violated any more), STUCK (the candidate
-            depends on the active rivals), FULL (needs more slots), UNRESOLVED (step limit). `conclude` turns the first
-            two into OPTIMAL, INFEASIBLE, UNRESOLVED or RUNNING again.
+        settled: (p, c) rivals not to be added: the target and the active ones.
+        status: (p,) see `lanes`.
         steps: (p,) steps taken.
     """
 
@@ -104,19 +112,13 @@ class Conclusions(NamedTuple):
 
     Attributes:
         norm: (p,) length of delta, from the dual objective, whose error is the square of the multipliers'.
-        residual: (p,) largest violation of the optimality conditions, as a distance in attribute space; for an empty
-            region the length of the certificate's combination relative to its terms.
+        residual: (p,) largest violation of the optimality conditions, as a distance in attribute space.
         num_active: (p,) rivals with a positive multiplier.
     """
 
     norm: Float[Array, "p"]
     residual: Float[Array, "p"]
     num_active: Int[Array, "p"]
-
-
-def pick(matrix: Array, *index: Array) -> Array:
-    """matrix[index] without the guard against indices out of bounds, which is what makes gathers slow."""
-    return matrix.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def empty_lanes(regions: Regions, num_lanes: int, capacity: int) -> Lanes:
@@ -147,7 +149,7 @@ def load(lanes: Lanes, chosen: Bool[Array, "p"], sample: Int[Array, "p"], target
         settled=classes[None, :] == target[:, None],
         status=jnp.full_like(lanes.status, RUNNING),
     )
-    return _where(chosen, fresh, lanes)
+    return where_lane(chosen, fresh, lanes)
 
 
 def advance(regions: Regions, lanes: Lanes, *, complete: bool, max_steps: int) -> Lanes:
@@ -194,8 +196,10 @@ def advance(regions: Regions, lanes: Lanes, *, complete: bool, max_steps: int) -
     go = (lanes.status == RUNNING) & ~solved & ~stuck & ~no_room
 
     # One rank-one update serves both adding (append a row) and removing (pivot a row out).
-    slot = jnp.where(add, jnp.argmin(used, axis=-1), jnp.argmin(ratios, axis=-1)).astype(jnp.int32)
-    at_slot = jnp.arange(capacity, dtype=jnp.int32)[None, :] == slot[:, None]
+    numbers = jnp.arange(capacity, dtype=jnp.int32)[None, :]
+    eligible = jnp.where(add[:, None], ~used, ratios <= shortest[:, None])
+    slot = jnp.min(jnp.where(eligible, numbers, capacity), axis=-1)
+    at_slot = numbers == slot[:, None]
     column = jnp.sum(jnp.where(at_slot[:, None, :], lanes.inverse, 0), axis=-1)
     pivot = jnp.sum(jnp.where(at_slot, column, 0), axis=-1)
     vector = jnp.where(add[:, None], jnp.where(at_slot, -1, response), column)
@@ -212,11 +216,8 @@ def advance(regions: Regions, lanes: Lanes, *, complete: bool, max_steps: int) -
     classes = jnp.arange(gram.shape[0], dtype=jnp.int32)
     settled = jnp.where(classes[None, :] == changing[:, None], add[:, None], lanes.settled)
     steps = lanes.steps + 1
-    status = jnp.select(
-        [solved, stuck, no_room, steps >= max_steps],
-        [jnp.asarray(code, jnp.int32) for code in (SOLVED, STUCK, FULL, UNRESOLVED)],
-        jnp.asarray(RUNNING, jnp.int32),
-    )
+    status = jnp.where(no_room, FULL, jnp.where(steps >= max_steps, UNRESOLVED, RUNNING))
+    status = jnp.where(solved, SOLVED, jnp.where(stuck, STUCK, status)).astype(jnp.int32)
     moved = lanes._replace(
         slots=jnp.where(at_slot & add[:, None], candidate[:, None], slots),
         used=jnp.where(at_slot, add[:, None], used),
@@ -225,7 +226,7 @@ def advance(regions: Regions, lanes: Lanes, *, complete: bool, max_steps: int) -
         push=jnp.where(add, 0, push),
         settled=settled,
     )
-    lanes_after = _where(go, moved, lanes)
+    lanes_after = where_lane(go, moved, lanes)
     running = lanes.status == RUNNING
     return lanes_after._replace(
         candidate=jnp.where(go & add, -1, jnp.where(running & ~solved, candidate, lanes.candidate)),
@@ -234,10 +235,16 @@ def advance(regions: Regions, lanes: Lanes, *, complete: bool, max_steps: int) -
     )
 
 
-def conclude(regions: Regions, lanes: Lanes) -> tuple[Lanes, Conclusions]:
-    """Checks lanes that are SOLVED or STUCK and gives the figures of all that ended."""
+def conclude(regions: Regions, lanes: Lanes, tolerance: float) -> tuple[Lanes, Conclusions]:
+    """Polishes and checks lanes that are SOLVED.
+
+    What rounding can have spoilt by more than the tolerance, relative to the norm, is UNRESOLVED: a norm that nearly
+    cancels, rivals whose lead is not known well enough to say that they are behind, rows that lie close to the
+    target's. So is every STUCK lane, whose candidate depends on the active rivals: whether its region is empty is not
+    for this precision to say.
+    """
     epsilon, _ = _precision(regions)
-    solved, stuck = lanes.status == SOLVED, lanes.status == STUCK
+    solved = lanes.status == SOLVED
     target, slots, used = lanes.target, lanes.slots, lanes.used
     own = pick(regions.gram, target, target)[:, None]
     to_target = pick(regions.gram, target[:, None], slots)
@@ -247,91 +254,49 @@ def conclude(regions: Regions, lanes: Lanes) -> tuple[Lanes, Conclusions]:
     heights = jnp.where(used, _height(regions, lanes.sample[:, None], target[:, None], slots), 0)
     lengths = pick(regions.lengths, target[:, None], slots)
 
-    # Stuck means no multiplier blocks and nothing is left of g_p: the gaps cannot all be closed.
-    # An excess that rounding explains is no evidence of that; such a rival is tight, not violated.
-    candidate = jnp.maximum(lanes.candidate, 0)
-    cross, response = _response(regions, lanes, candidate)
-    length = pick(regions.lengths, target, candidate)
-    height = _height(regions, lanes.sample, target, candidate)
-    slack = jnp.sum(lanes.held * cross, axis=-1) + lanes.push * jnp.square(length) - height
-    tightness = _times(between, lanes.held) + lanes.push[:, None] * cross - heights
-    excuse = jnp.sum(jnp.abs(response * tightness), axis=-1)
-    spread = jnp.sum(lanes.held * lengths, axis=-1) + lanes.push * length
-    rounding = _rounding(regions, lanes.sample, target, candidate)
-    noise = 8 * (rounding + epsilon * length * spread)
-    empty = stuck & (-slack > noise + 4 * excuse)
-    excused = stuck & ~empty
-    polished = response + _times(lanes.inverse, cross - _times(between, response))
-    certificate = jnp.where(used, jnp.maximum(-polished, 0), 0)
-
-    # A multiplier half given to an excused rival goes to those it depends on: g_p = sum_s response_s g_s.
-    held = lanes.held + jnp.where(excused, lanes.push, 0)[:, None] * response
     # The inverse was built up step by step: one Newton step against the true Gram matrix takes its rounding out.
-    correction = _times(lanes.inverse, heights - _times(between, held))
-    held = jnp.where(solved[:, None], held + correction, held)
-    held = jnp.where(used, jnp.maximum(held, 0), 0)
-    held = jnp.where(empty[:, None], certificate, held)
-    push = jnp.where(empty, 1, jnp.where(solved | excused, 0, lanes.push)).astype(held.dtype)
-    classes = jnp.arange(regions.gram.shape[0], dtype=jnp.int32)
-    settled = lanes.settled | (excused[:, None] & (classes[None, :] == candidate[:, None]))
-    ended = lanes._replace(held=held, push=push, settled=settled)
+    correction = times(lanes.inverse, heights - times(between, lanes.held))
+    held = jnp.where(used & solved[:, None], jnp.maximum(lanes.held + correction, 0), lanes.held)
+    ended = lanes._replace(held=held)
+    product = times(between, held)
+    square = jnp.maximum(jnp.sum(held * (2 * heights - product), axis=-1), 0)
+    norm = safe_sqrt(square)
 
-    product = _times(between, held)
-    norm = safe_sqrt(jnp.maximum(jnp.sum(held * (2 * heights - product), axis=-1), 0))
-    violation, excess, farthest = _violations(regions, ended)
-    apart = jnp.where(used, jnp.abs(product - heights) / jnp.where(used, lengths, 1), 0)
-    violation = jnp.maximum(violation, jnp.max(apart, axis=-1))
-    # "Never a wrong number": an answer that rounding has spoilt (near-dependent rivals in float32) is unresolved.
-    # What the rounding of the logits themselves explains is no such thing.
-    # The squared norm is a sum over products of weight rows, whose rounding must stay small beside it: rows that lie
-    # close together need large multipliers, and nearly all of the sum cancels.
-    sizes = jnp.sqrt(own) + jnp.sqrt(pick(regions.gram, slots, slots))
-    terms_square = jnp.square(jnp.sum(held * sizes, axis=-1))
-    trusted = (excess <= 1e-3 * norm) & (2 * epsilon * terms_square <= 1e-3 * jnp.square(norm))
-
-    # The certificate of an empty region: lambda >= 0 with G^T lambda = 0 and h . lambda > 0. Any delta in the region
-    # satisfies ||delta|| >= h.lambda / ||G^T lambda||, infinite for an exact certificate. Rounding leaves a finite
-    # bound; it counts as proof when it exceeds the farthest single boundary by 0.01 / sqrt(epsilon), 29 times in
-    # float32. Rivals that merely nearly depend on each other do not pass.
-    gain = jnp.sum(certificate * heights, axis=-1) + height
-    # Taken from the rows themselves: in the Gram matrix half of its digits have cancelled.
-    combination = jax.lax.cond(jnp.any(empty), lambda: _combination(regions, ended), lambda: 0 * length)
-    certified = (gain > 0) & (gain * epsilon**0.5 > 0.01 * farthest * combination)
-    terms = jnp.sum(certificate * lengths, axis=-1) + length
-
-    status = jnp.select(
-        [solved & trusted, empty & certified, excused, solved | stuck],
-        [jnp.asarray(code, jnp.int32) for code in (OPTIMAL, INFEASIBLE, RUNNING, UNRESOLVED)],
-        lanes.status,
+    slack, rounding, _ = _slack(regions, ended)
+    reach = pick(regions.reach, target)
+    # K cancels in the rows' differences: the rounding of a lead is that of the products of whole rows.
+    sizes = jnp.sqrt(jnp.diagonal(regions.gram))
+    terms = jnp.sum(held * (pick(sizes, slots) + pick(sizes, target)[:, None]), axis=-1)
+    noise = rounding + 4 * epsilon * (sizes[None, :] + pick(sizes, target)[:, None]) * terms[:, None]
+    rival = jnp.arange(len(sizes), dtype=jnp.int32)[None, :] != target[:, None]
+    violation = jnp.max(jnp.maximum(-slack, 0) * reach, axis=-1)
+    unclear = jnp.where(rival & (slack <= noise), jnp.where(reach > 0, noise * reach, jnp.inf), 0)
+    apart = jnp.max(jnp.where(used, jnp.abs(product - heights) / jnp.where(used, lengths, 1), 0), axis=-1)
+    residual = jnp.maximum(violation, apart)
+    blurred = jnp.sum(held * _rounding(regions, lanes.sample[:, None], target[:, None], slots), axis=-1)
+    trusted = (
+        (jnp.maximum(residual, jnp.max(unclear, axis=-1)) <= tolerance * norm)
+        & (blurred <= tolerance * square)
+        & (2 * epsilon * jnp.square(terms) <= 10 * tolerance * square)
     )
-    keep_candidate = jnp.where(excused, -1, lanes.candidate)
-    infeasible = status == INFEASIBLE
-    return ended._replace(status=status, candidate=keep_candidate), Conclusions(
-        norm=jnp.where(status == OPTIMAL, norm, jnp.where(infeasible, jnp.inf, jnp.nan)),
-        residual=jnp.where(
-            status == OPTIMAL, violation, jnp.where(infeasible, combination / jnp.where(terms > 0, terms, 1), jnp.nan)
-        ),
-        num_active=jnp.sum(held > 0, axis=-1, dtype=jnp.int32) + infeasible.astype(jnp.int32),
+    # A target that wins already, by more than rounding, needs no change.
+    nothing = ~jnp.any(used, axis=-1) & jnp.all(~rival | (slack > noise), axis=-1)
+    trusted = trusted | nothing
+
+    status = jnp.where(solved & trusted, OPTIMAL, jnp.where(solved | (lanes.status == STUCK), UNRESOLVED, lanes.status))
+    status = status.astype(jnp.int32)
+    optimal = status == OPTIMAL
+    return ended._replace(status=status), Conclusions(
+        norm=jnp.where(optimal, norm, jnp.nan),
+        residual=jnp.where(optimal, residual, jnp.nan),
+        num_active=jnp.sum(held > 0, axis=-1, dtype=jnp.int32),
     )
 
 
-def dense_multipliers(lanes: Lanes, num_classes: int) -> Float[Array, "p c"]:
-    """(p, c) multipliers, the candidate's included: the certificate where the region is empty."""
-    rows = jnp.arange(len(lanes.target), dtype=jnp.int32)
-    dense = jnp.zeros((len(rows), num_classes), lanes.held.dtype)
-    dense = dense.at[rows[:, None], lanes.slots].add(jnp.where(lanes.used, lanes.held, 0))
-    return dense.at[rows, jnp.maximum(lanes.candidate, 0)].add(jnp.where(lanes.candidate >= 0, lanes.push, 0))
-
-
-def _combination(regions: Regions, lanes: Lanes) -> Float[Array, "p"]:
-    """||sum_k lambda_k (w_target - w_k)||, the length of delta."""
-    multipliers = dense_multipliers(lanes, regions.gram.shape[0])
-    own = jnp.sum(multipliers, axis=-1, keepdims=True) * pick(regions.rows, lanes.target)
-    return safe_norm(own - jnp.matmul(multipliers, regions.rows, precision=HIGHEST))
-
-
-def _where(chosen: Bool[Array, "p"], ours: Lanes, theirs: Lanes) -> Lanes:
-    return jax.tree.map(lambda a, b: jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b), ours, theirs)
+def unit_inverse(regions: Regions, lanes: Lanes) -> Float[Array, "p m m"]:
+    """The inverse for rows of length 1."""
+    lengths = pick(regions.lengths, lanes.target[:, None], lanes.slots)
+    return lanes.inverse * lengths[:, :, None] * lengths[:, None, :]
 
 
 def _precision(regions: Regions) -> tuple[float, float]:
@@ -355,17 +320,13 @@ def _rounding(regions: Regions, sample: Array, target: Array, rival: Array) -> A
     return epsilon * (jnp.abs(pick(regions.logits, sample, rival)) + own + pick(regions.margin, sample))
 
 
-def _times(matrices: Float[Array, "p m m"], vectors: Float[Array, "p m"]) -> Float[Array, "p m"]:
-    return jnp.einsum("pst,pt->ps", matrices, vectors, precision=HIGHEST)
-
-
 def _response(regions: Regions, lanes: Lanes, rival: Int[Array, "p"]) -> tuple[Array, Array]:
     """g_s . g_rival of the active rivals s, and how their multipliers fall as that of `rival` rises."""
     gram, target = regions.gram, lanes.target
     cross = pick(gram, target, target) - pick(gram, target, rival)
     cross = cross[:, None] - pick(gram, target[:, None], lanes.slots) + pick(gram, rival[:, None], lanes.slots)
     cross = jnp.where(lanes.used, cross, 0)
-    return cross, _times(lanes.inverse, cross)
+    return cross, times(lanes.inverse, cross)
 
 
 def _slack(regions: Regions, lanes: Lanes) -> tuple[Float[Array, "p c"], Float[Array, "p c"], Float[Array, "p c"]]:
@@ -378,7 +339,8 @@ def _slack(regions: Regions, lanes: Lanes) -> tuple[Float[Array, "p c"], Float[A
         rows = sum(held[:, None] * pick(gram, slot) for held, slot in zip(lanes.held.T, lanes.slots.T, strict=True))
         rows = rows + lanes.push[:, None] * pick(gram, candidate)
     else:
-        rows = jnp.matmul(dense_multipliers(lanes, gram.shape[0]), gram, precision=HIGHEST)
+        multipliers = scatter_slots(lanes.slots, jnp.where(lanes.used, lanes.held, 0), gram.shape[0])
+        rows = jnp.matmul(multipliers, gram, precision=HIGHEST) + lanes.push[:, None] * pick(gram, candidate)
     rows = rows - total[:, None] * pick(gram, target)
     at_target = jnp.sum(lanes.held * pick(gram, target[:, None], lanes.slots), axis=-1)
     at_target = at_target + lanes.push * pick(gram, candidate, target) - total * pick(gram, target, target)
@@ -398,23 +360,15 @@ def _most_violated(regions: Regions, lanes: Lanes) -> tuple[Int[Array, "p"], Boo
     violated = ~lanes.settled & (slack < -noise)
     # Rivals whose row coincides with the target's come first: they decide feasibility.
     distance = jnp.where(violated, jnp.where(reach > 0, -slack * reach, float(jnp.finfo(slack.dtype).max)), 0)
+    num_classes = distance.shape[1]
+    classes = jnp.arange(num_classes, dtype=jnp.int32)
+    if distance.dtype == jnp.float64:
+        most = jnp.max(distance, axis=-1)
+        first = jnp.min(jnp.where(violated & (distance >= most[:, None]), classes[None, :], num_classes), axis=-1)
+        return jnp.minimum(first, num_classes - 1), first < num_classes
     # The bits of a positive float order like an integer. With the index in its lowest bits one maximum finds both; an
     # argmax is several times slower. Distances that agree in their leading bits are as good as each other.
-    num_classes = distance.shape[1]
     mask = (1 << (num_classes - 1).bit_length()) - 1
-    bits = jnp.int32 if distance.dtype == jnp.float32 else jnp.int64
-    classes = mask - jnp.arange(num_classes, dtype=bits)
-    keys = (jax.lax.bitcast_convert_type(distance, bits) & ~mask) | classes[None, :]
+    keys = (jax.lax.bitcast_convert_type(distance, jnp.int32) & ~mask) | (mask - classes)[None, :]
     best = jnp.max(jnp.where(violated, keys, -1), axis=-1)
-    return (mask - (best & mask)).astype(jnp.int32) % num_classes, best >= 0
-
-
-def _violations(regions: Regions, lanes: Lanes) -> tuple[Array, Array, Array]:
-    """Over all rivals: largest violation, the same less what the logits' rounding explains, farthest boundary."""
-    slack, rounding, _ = _slack(regions, lanes)
-    reach = pick(regions.reach, lanes.target)
-    logits, own = pick(regions.logits, lanes.sample), pick(regions.logits, lanes.sample, lanes.target)[:, None]
-    violation = jnp.maximum(-slack, 0) * reach
-    excess = jnp.max(jnp.where(violation > 0, violation - 64 * rounding * reach, violation), axis=-1)
-    heights = jnp.maximum(logits - own + pick(regions.margin, lanes.sample)[:, None], 0)  # -inf: a class without a say
-    return jnp.max(violation, axis=-1), excess, jnp.max(heights * reach, axis=-1)
+    return (mask - (best & mask)) % num_classes, best >= 0

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from spectra_jax.checks import as_problem, check_choice, check_margin, check_mutable
+from spectra_jax.perturbations.all_projections import projection_norms
 from spectra_jax.perturbations.boundary import boundary_norms
-from spectra_jax.perturbations.geometry import head_logits, relative_logits, squared_distances
+from spectra_jax.perturbations.geometry import head_logits, of_unit_size, relative_logits, squared_distances
 from spectra_jax.perturbations.pinv import pinv_norms
-from spectra_jax.perturbations.projection import projection_norms
 from spectra_jax.types import Head
 
 METHODS = ("boundary", "pinv", "projection")
@@ -48,15 +48,17 @@ def all_pairs_norms(
     check_mutable(head, mutable)
     if method == "pinv" and mutable is not None:
         raise ValueError('mutable does not apply to method="pinv"; use "boundary" or "projection"')
+    head, margin, factor = of_unit_size(head, jnp.asarray(margin, attributes.dtype))
     own_logits = logits is None
     if logits is None:  # exact differences cost about twenty matrix products; the all-way tie has no use for them
         logits = head_logits(head, attributes) if method == "pinv" else relative_logits(head, attributes)
+    else:
+        logits = logits * factor
     wanted = (attributes.shape[0], head.weights.shape[0])
     if logits.shape != wanted:
         raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row a sample")
-    margin = jnp.asarray(margin, attributes.dtype)
     if method == "pinv":
         return pinv_norms(head, logits, margin, own_logits=own_logits)
     if method == "boundary":
         return boundary_norms(squared_distances(head.weights, mutable), logits, margin)
-    return projection_norms(head, logits, margin, mutable=mutable)
+    return projection_norms(head, logits, attributes if own_logits else None, margin, mutable=mutable)

@@ -80,6 +80,6 @@ def varying_like(reference: Any, tree: Any) -> Any:
 
     A zero made from the data carries the mark on every version of JAX.
     """
-    seen = [jnp.any(leaf.ravel()[:1] > 0) for leaf in jax.tree.leaves(reference)]
+    seen = [jnp.any(leaf.ravel()[:1] > jnp.zeros(1, leaf.dtype)) for leaf in jax.tree.leaves(reference)]
     zero = jnp.where(jnp.any(jnp.stack(seen)), 0, 0)
     return jax.tree.map(lambda leaf: leaf ^ (zero > 0) if leaf.dtype == bool else leaf + zero.astype(leaf.dtype), tree)

@@ -98,6 +98,23 @@ def _add(high: Array, low: Array, term: Array) -> tuple[Array, Array]:
     return total, low + ((high - (total - seen)) + (term - seen))
 
 
+def of_unit_size(head: Head, margin: Float[Array, "..."]) -> tuple[Head, Float[Array, "..."], Float[Array, ""]]:
+    """The same head and margin, times a power of two that brings the largest weight between 1/2 and 1.
+
+    No distance changes, and squares of weights as small as 1e-20 or as large as 1e19 stay what float32 can hold.
+
+    Returns:
+        The head, the margin, and the factor; multipliers of the scaled problem times the factor are those of the given
+        one.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(head.weights)))
+    _, exponent = jnp.frexp(jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1))
+    limit = -jnp.finfo(largest.dtype).minexp
+    factor = jnp.ldexp(jnp.ones_like(largest), -jnp.clip(exponent, -limit, limit))
+    bias = None if head.bias is None else head.bias * factor
+    return Head(head.weights * factor, bias), margin * factor, factor
+
+
 def centred(weights: Float[Array, "c n"]) -> Float[Array, "c n"]:
     """Weights minus their mean row: the same row differences with the least rounding."""
     return weights - jnp.mean(weights, axis=0, keepdims=True)

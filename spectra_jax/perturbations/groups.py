@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_pair, check_groups, check_mutable
-from spectra_jax.perturbations.box import BoxResult, project_into_box
-from spectra_jax.perturbations.geometry import gap_rounding, logit_gaps, relative_logits, safe_norm
+from spectra_jax.perturbations.box import from_evidence, search_ranges
+from spectra_jax.perturbations.dual_path import Answers
+from spectra_jax.perturbations.geometry import HIGHEST, logit_gaps, of_unit_size, relative_logits, squared_distances
 from spectra_jax.perturbations.lagrangian import raise_bound, unit_rows
+from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, UNRESOLVED, scatter_slots
 from spectra_jax.types import Head
 
 # Steps on the lower bound, patterns read off its multipliers, and rounds of turning on another value of one group, of
@@ -114,21 +116,21 @@ def one_hot_perturbation(
     on_low, on_high, can_on = ranges(threshold, jnp.inf, grouped)
     off_low, off_high, can_off = ranges(-jnp.inf, -threshold, grouped)
     change = _Ranges(on_low, on_high, off_low, off_high, can_on, can_off)
-    rows = head.weights[target][None, :] - head.weights
-    logits = relative_logits(head, attributes[None])[0]
-    gaps, rounding = logit_gaps(logits, target, margin), fixed(gap_rounding(logits, target, margin))
-    size = safe_norm(attributes)
-
-    def solve(rows, gaps, change, size, active) -> BoxResult:
-        broken = jnp.where(active, ~change.can_on, ~change.can_off)
-        low = jnp.where(active, change.on_low, change.off_low)
-        high = jnp.where(active, change.on_high, change.off_high)
-        outside = jnp.where(broken, jnp.where(active, 1, -1), 0).astype(rows.dtype)
-        return project_into_box(rows, gaps, rounding, low, high, size, outside)
-
-    still = _Ranges(*map(fixed, change))
-    active, bound, impossible = _search(fixed(rows), fixed(gaps), rounding, still, fixed(size), groups, solve)
-    result = solve(rows, gaps, change, size, active)
+    head, margin, scale = of_unit_size(head, margin)
+    still = jax.tree.map(fixed, change)
+    found = _search(*map(fixed, (head, attributes)), target, fixed(margin), still, groups)
+    active, bound, impossible = found.active, found.bound, found.impossible
+    broken = jnp.where(active, ~change.can_on, ~change.can_off)
+    result = from_evidence(
+        head,
+        attributes,
+        target,
+        margin,
+        low=jnp.where(active, change.on_low, change.off_low),
+        high=jnp.where(active, change.on_high, change.off_high),
+        outside=jnp.where(broken, jnp.where(active, 1, -1), 0).astype(attributes.dtype),
+        found=found.answer,
+    )
     feasible = result.feasible
     norm = jnp.where(feasible, result.norm, jnp.where(impossible, jnp.inf, jnp.nan))
     bound = jnp.where(impossible, jnp.inf, jnp.where(feasible, jnp.minimum(bound, fixed(norm)), bound))
@@ -139,20 +141,72 @@ def one_hot_perturbation(
         lower_bound=bound,
         proven=impossible | (feasible & (norm - bound <= tolerance * norm)),
         active=active & feasible,
-        multipliers=result.multipliers,
-        bound_multipliers=result.bound_multipliers,
+        multipliers=scale * result.multipliers,
+        bound_multipliers=jnp.where(feasible, 1, scale) * result.bound_multipliers,
         feasible=feasible,
         kkt_residual=jnp.where(feasible, result.kkt_residual, jnp.nan),
     )
 
 
-def _search(rows, gaps, rounding, change: _Ranges, size, groups, solve) -> tuple[Array, Array, Array]:
-    """The value to turn on in each group, a lower bound of the norm over all choices, and whether none can exist."""
-    num_attributes = rows.shape[1]
+class _Found(NamedTuple):
+    """The best choice of values.
+
+    Attributes:
+        active: (n,) the value that is on in each group.
+        answer: of the exact search with these values.
+        bound: lower bound of the norm over all choices.
+        impossible: whether no choice can do it.
+    """
+
+    active: Bool[Array, "n"]
+    answer: Answers
+    bound: Float[Array, ""]
+    impossible: Bool[Array, ""]
+
+
+class _Round(NamedTuple):
+    """One round of the search: sets of values to try next, and the best so far.
+
+    Attributes:
+        patterns: (t, n) the value that is on in each group.
+        worth: (t,) which of them to try.
+        active: (n,) the best so far.
+        answer: of the best so far.
+        bound: half the square of the lower bound, found after the first rounds.
+        pull: (n,) lambda^T G of the multipliers that prove the bound.
+        impossible: whether no choice can do it.
+        number: of the round.
+        done: whether nothing is left to try.
+    """
+
+    patterns: Bool[Array, "t n"]
+    worth: Bool[Array, "t"]
+    active: Bool[Array, "n"]
+    answer: Answers
+    bound: Float[Array, ""]
+    pull: Float[Array, "n"]
+    impossible: Bool[Array, ""]
+    number: Int[Array, ""]
+    done: Bool[Array, ""]
+
+
+def _search(head: Head, attributes, target, margin, change: _Ranges, groups) -> _Found:
+    """The value to turn on in each group.
+
+    Round 0 also solves the problem in which every value may be on or off, without which there is no answer at all.
+    Rounds 1 to _PATTERNS follow the multipliers; then come the pattern of the best lower bound and exchanges.
+    """
+    num_attributes, dtype = head.weights.shape[1], head.weights.dtype
     grouped = groups >= 0
     names = jnp.where(grouped, groups, num_attributes)
     numbers = jnp.arange(num_attributes, dtype=jnp.int32)
-    normals, heights, lengths = unit_rows(rows, gaps)
+    rows = head.weights[target][None, :] - head.weights
+    normals, heights, lengths = unit_rows(rows, logit_gaps(relative_logits(head, attributes[None])[0], target, margin))
+    few = min(_TRIED, num_attributes)
+    squares = squared_distances(head.weights)
+
+    def over_groups(function, values):
+        return function(values, names, num_attributes + 1)
 
     def extra(pull):
         """What turning a value on costs more than leaving it off, in 1/2 delta^2 - pull delta."""
@@ -170,8 +224,10 @@ def _search(rows, gaps, rounding, change: _Ranges, size, groups, solve) -> tuple
     def cheapest(pull):
         """The choice of values with the least cost."""
         cost = extra(pull)
-        least = jax.ops.segment_min(cost, names, num_attributes + 1)
-        first = jax.ops.segment_min(jnp.where(cost <= least[names], numbers, num_attributes), names, num_attributes + 1)
+        first = over_groups(
+            jax.ops.segment_min,
+            jnp.where(cost <= over_groups(jax.ops.segment_min, cost)[names], numbers, num_attributes),
+        )
         return grouped & (first[names] == numbers)
 
     def least(pull):
@@ -180,66 +236,103 @@ def _search(rows, gaps, rounding, change: _Ranges, size, groups, solve) -> tuple
         high = jnp.where(active, change.on_high, change.off_high)
         return jnp.minimum(jnp.maximum(pull, low), high)
 
-    def tried(active):
-        result = solve(rows, gaps, change, size, active)
-        return jnp.where(result.feasible, result.norm, jnp.inf), jnp.where(
-            jnp.isfinite(result.multipliers), result.multipliers, 0
+    def pull_of(answer: Answers):
+        rivals = answer.evidence
+        weights = jnp.where(answer.status == OPTIMAL, rivals.multipliers, 0)
+        return jnp.matmul(weights, rows[rivals.slots], precision=HIGHEST)
+
+    def try_all(round: _Round) -> tuple[_Round, Array]:
+        """The round's patterns solved, and whether one of them is better."""
+        patterns = round.patterns
+        broken = jnp.any(jnp.where(patterns, ~change.can_on, ~change.can_off), axis=-1)
+        low = jnp.where(patterns, change.on_low, change.off_low)
+        high = jnp.where(patterns, change.on_high, change.off_high)
+        first = round.number == 0  # its last pattern is the one with all values open
+        widest = jnp.minimum(change.on_low, change.off_low), jnp.maximum(change.on_high, change.off_high)
+        low, high = (
+            ends.at[-1].set(jnp.where(first, wide, ends[-1])) for ends, wide in zip((low, high), widest, strict=True)
         )
+        worth = (round.worth & ~broken).at[-1].set(jnp.where(first, True, round.worth[-1] & ~broken[-1]))
+        worth = worth & ~(round.done | round.impossible)  # one vmapped along with others that still search
 
-    def follow(_, state):
-        pattern, best, norm, multipliers = state
-        found, pulls = tried(pattern)
-        better = found < norm
-        state = jnp.where(better, pattern, best), jnp.minimum(found, norm), jnp.where(better, pulls, multipliers)
-        return cheapest(jnp.matmul(pulls, rows, precision="highest")), *state
+        def solve(low, high, worth):
+            return search_ranges(head, squares, attributes, target, margin, low, high, worth)
 
-    nearest = cheapest(jnp.zeros(num_attributes, rows.dtype))
-    start = (nearest, nearest, jnp.asarray(jnp.inf, rows.dtype), jnp.zeros_like(gaps))
-    _, active, norm, multipliers = jax.lax.fori_loop(0, _PATTERNS, follow, start)
-    raised = raise_bound(normals, heights, least, multipliers * lengths, norm**2 / 2, steps=_BOUND_STEPS)
-    pull = jnp.matmul(raised[1], normals, precision="highest")
-    from_bound = cheapest(pull)
-    other = tried(from_bound)[0]
-    active = jnp.where(other < norm, from_bound, active)
-    norm = jnp.minimum(norm, other)
-    few = min(_TRIED, num_attributes)
+        found = jax.vmap(solve)(low, high, worth)
+        impossible = round.impossible | (first & (found.status[-1] == INFEASIBLE))
+        norms = jnp.where((found.status == OPTIMAL) & round.worth, found.norm, jnp.inf)
+        winner = jnp.argmin(norms)
+        best = jnp.where(round.answer.status == OPTIMAL, round.answer.norm, jnp.inf)
+        better = norms[winner] < best * (1 - 4 * float(jnp.finfo(dtype).eps))
+        answer = jax.tree.map(lambda new, old: jnp.where(better, new[winner], old), found, round.answer)
+        active = jnp.where(better, patterns[winner], round.active)
+        return round._replace(active=active, answer=answer, impossible=impossible), better
 
-    def exchange(state):
-        active, norm, _, rounds = state
-        cost = extra(pull)
-        now = jax.ops.segment_sum(jnp.where(active & jnp.isfinite(cost), cost, 0), names, num_attributes + 1)[names]
+    def only(pattern):
+        return jnp.broadcast_to(pattern, (few + 1, num_attributes)), jnp.arange(few + 1, dtype=jnp.int32) == 0
+
+    def raised(round: _Round) -> _Round:
+        rivals = round.answer.evidence
+        multipliers = jnp.where(round.answer.status == OPTIMAL, rivals.multipliers, 0)
+        start = scatter_slots(rivals.slots[None], multipliers[None], len(heights))[0] * lengths
+        upper = jnp.where(round.answer.status == OPTIMAL, round.answer.norm**2 / 2, jnp.inf)
+        bound, proof = raise_bound(normals, heights, least, start, upper, steps=_BOUND_STEPS)
+        return round._replace(bound=bound, pull=jnp.matmul(proof, normals, precision=HIGHEST))
+
+    def exchanges(round: _Round):
+        """The most promising sets in which one group has another value on."""
+        cost, active = extra(round.pull), round.active
+        now = over_groups(jax.ops.segment_sum, jnp.where(active & jnp.isfinite(cost), cost, 0))[names]
         promise = jnp.where(grouped & ~active & change.can_on, now - cost, -jnp.inf)
         newcomers = jax.lax.top_k(promise, few)[1]
+        patterns = jnp.where(
+            groups[None, :] == groups[newcomers][:, None], numbers[None, :] == newcomers[:, None], active
+        )
+        worth = promise[newcomers] > -jnp.inf
+        return jnp.concatenate([patterns, patterns[:1]]), jnp.append(worth, False)
 
-        def turned_on(newcomer):
-            group = groups == groups[newcomer]
-            pattern = jnp.where(group, numbers == newcomer, active)
-            return jnp.where(promise[newcomer] > -jnp.inf, tried(pattern)[0], jnp.inf)
+    def step(round: _Round) -> _Round:
+        round, better = try_all(round)
+        round = jax.lax.cond(round.number == _PATTERNS, raised, lambda round: round, round)
+        following, from_bound, exchanged = (
+            only(cheapest(pull_of(round.answer))),
+            only(cheapest(round.pull)),
+            exchanges(round),
+        )
+        early, turn = round.number < _PATTERNS, round.number == _PATTERNS
+        patterns, worth = (
+            jnp.where(early, a, jnp.where(turn, b, c)) for a, b, c in zip(following, from_bound, exchanged, strict=True)
+        )
+        done = ((round.number > _PATTERNS + 1) & ~better) | (round.number >= _PATTERNS + _MAX_ROUNDS)
+        return round._replace(patterns=patterns, worth=worth, number=round.number + 1, done=done)
 
-        found = jax.lax.map(turned_on, newcomers, batch_size=few)
-        winner = jnp.argmin(found)
-        better = found[winner] < norm * (1 - 4 * float(jnp.finfo(norm.dtype).eps))
-        group = groups == groups[newcomers[winner]]
-        active = jnp.where(better & group, numbers == newcomers[winner], active)
-        return active, jnp.minimum(norm, found[winner]), better, rounds + 1
-
-    active, _, _, _ = jax.lax.while_loop(
-        lambda state: state[2] & (state[3] < _MAX_ROUNDS),
-        exchange,
-        (active, norm, jnp.asarray(True), jnp.asarray(0, jnp.int32)),
+    nearest = cheapest(jnp.zeros(num_attributes, dtype))
+    patterns, worth = only(nearest)
+    nothing = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(search_ranges, head, squares, attributes, target, margin, attributes, attributes, grouped[0]),
     )
-    # No choice can do it if some group has no value that may be on, several that must be, or no delta at all exists.
-    must = jax.ops.segment_sum((grouped & ~change.can_off).astype(jnp.int32), names, num_attributes + 1)
-    may = jax.ops.segment_sum((grouped & change.can_on).astype(jnp.int32), names, num_attributes + 1)
-    size_of = jax.ops.segment_sum(grouped.astype(jnp.int32), names, num_attributes + 1)
+    start = _Round(
+        patterns=patterns,
+        worth=worth,
+        active=nearest,
+        answer=nothing._replace(status=jnp.asarray(UNRESOLVED, jnp.int32)),
+        bound=jnp.zeros((), dtype),
+        pull=jnp.zeros(num_attributes, dtype),
+        impossible=_contradictory(change, grouped, names),
+        number=jnp.asarray(0, jnp.int32),
+        done=jnp.asarray(False),
+    )
+    last = jax.lax.while_loop(lambda round: ~(round.done | round.impossible), step, start)
+    return _Found(last.active, last.answer, jnp.sqrt(2 * jnp.maximum(last.bound, 0)), last.impossible)
+
+
+def _contradictory(change: _Ranges, grouped: Bool[Array, "n"], names: Int[Array, "n"]) -> Bool[Array, ""]:
+    """Whether some group has no value that may be on, or several that must be."""
+
+    def count(mask):
+        return jax.ops.segment_sum((grouped & mask).astype(jnp.int32), names, len(names) + 1)[: len(names)]
+
     neither = jnp.any(grouped & ~change.can_on & ~change.can_off)
-    stuck = (
-        neither
-        | jnp.any(must[:num_attributes] > 1)
-        | jnp.any((size_of > 0)[:num_attributes] & (may == 0)[:num_attributes])
-    )
-    low, high = jnp.minimum(change.on_low, change.off_low), jnp.maximum(change.on_high, change.off_high)
-    outside = jnp.full(num_attributes, stuck, rows.dtype)
-    relaxed = project_into_box(rows, gaps, rounding, low, high, size, outside)
-    bound = jnp.sqrt(2 * jnp.maximum(raised[0], 0))
-    return active, bound, ~relaxed.feasible & (relaxed.norm == jnp.inf)
+    nothing_on = jnp.any((count(grouped) > 0) & (count(change.can_on) == 0))
+    return neither | jnp.any(count(~change.can_off) > 1) | nothing_on

@@ -1,0 +1,225 @@
+"""Projections onto the regions of targets: a fast search for most pairs, more careful ones for the rest.
+
+Ordinary pairs are done by the Gram matrix in the precision of the inputs. Those that it cannot settle, or that need
+more slots, are tried by the Gram matrix in float64: classes with weights as close as 1e-5, relative. What is left,
+empty regions among it, is for the exact search.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from spectra_jax.perturbations.active_set import (
+    Lanes,
+    Regions,
+    advance,
+    conclude,
+    empty_lanes,
+    load,
+    make_regions,
+    unit_inverse,
+)
+from spectra_jax.perturbations.exact import exact_pairs, head_logits64, max_slots
+from spectra_jax.perturbations.float64 import in_float64
+from spectra_jax.perturbations.geometry import gram_matrix, squared_distances
+from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, UNRESOLVED, pick, run_lanes, where_lane
+from spectra_jax.types import Head
+
+# Slots of a lane of the two fast searches.
+_FEW_SLOTS, _MORE_SLOTS = 10, 32
+# Enough lanes to fill the machine: on CPUs all of their state should fit into the cache.
+_LANES, _LANES_ON_CPU = 16_384, 256
+# A lane's inverse and rows may fill this many numbers over all lanes.
+_LANE_MEMORY = 16_000_000
+_STEPS_BETWEEN_RELOADS = 4
+# Relative error that rounding may cause in a norm, in float32 and in float64.
+_TOLERANCE, _TOLERANCE64 = 1e-5, 1e-10
+
+
+class Pairs(NamedTuple):
+    """A head with what all pairs share, the samples, and which pairs to solve.
+
+    Attributes:
+        head: weights (c, n), optional bias (c,).
+        gram: (c, c) inner products of the centred rows over the attributes that may change.
+        squares: (c, c) squared distances of the rows likewise.
+        mutable: (n,) attributes that may change, or None for all.
+    """
+
+    head: Head
+    gram: Float[Array, "c c"]
+    squares: Float[Array, "c c"]
+    mutable: Bool[Array, "n"] | None
+
+
+class Solutions(NamedTuple):
+    """The outcome of each pair.
+
+    Attributes:
+        status: (q,) OPTIMAL, INFEASIBLE or UNRESOLVED.
+        norm: (q,) length of the change; inf where INFEASIBLE, NaN where UNRESOLVED.
+        residual: (q,) largest violation of the optimality conditions, as a distance, or see `dual_path.Answers`.
+        num_active: (q,) rivals with a positive multiplier.
+        evidence: the active rivals, or None if not asked for.
+    """
+
+    status: Int[Array, "q"]
+    norm: Float[Array, "q"]
+    residual: Float[Array, "q"]
+    num_active: Int[Array, "q"]
+    evidence: "ActiveRivals | None"
+
+
+class ActiveRivals(NamedTuple):
+    """What `smooth.nearest_on` needs of each pair; see `dual_path.Evidence`.
+
+    Attributes:
+        slots: (q, s).
+        multipliers: (q, s).
+        inverse: (q, s, s).
+        delta: (q, n) the change itself where `known`.
+        known: (q,) whether the exact search found it.
+    """
+
+    slots: Int[Array, "q s"]
+    multipliers: Float[Array, "q s"]
+    inverse: Float[Array, "q s s"]
+    delta: Float[Array, "q n"]
+    known: Bool[Array, "q"]
+
+
+def shared_by_pairs(head: Head, mutable: Bool[Array, "n"] | None) -> Pairs:
+    """What the searches of one head have in common."""
+    gram, squares = gram_matrix(head.weights, mutable), squared_distances(head.weights, mutable)
+    return Pairs(head, gram, squares, mutable)
+
+
+def search_pairs(
+    shared: Pairs,
+    logits: Float[Array, "b c"],
+    attributes: Float[Array, "b n"] | None,
+    margins: Float[Array, "b"],
+    samples: Int[Array, "q"],
+    targets: Int[Array, "q"],
+    *,
+    want_evidence: bool = False,
+) -> Solutions:
+    """The shortest change of each pair, whatever the precision: not differentiable, and not to be vmapped.
+
+    Args:
+        shared: the head and what belongs to it.
+        logits: (b, c), up to a number common to each sample.
+        attributes: (b, n) that they were computed from; None where the logits are what is given.
+        margins: (b,) required lead.
+        samples: (q,) rows of the logits.
+        targets: (q,).
+        want_evidence: whether to return the active rivals.
+
+    Returns:
+        Solutions.
+    """
+    head, gram, squares, mutable = shared
+    num_slots = max_slots(head) if want_evidence else None
+    whole = jnp.all(logits < jnp.inf, axis=-1) & (margins < jnp.inf)
+    # No finite change lifts a class masked by a logit of -inf.
+    masked = pick(logits, samples, targets) == -jnp.inf
+    told, masked = pick(whole, samples) & ~masked, pick(whole, samples) & masked
+    rank = min(head.weights.shape[1], head.weights.shape[0] - 1)
+    tolerance = _TOLERANCE64 if gram.dtype == jnp.float64 else _TOLERANCE
+
+    def by_gram(gram, squares, logits, margins, waiting, slots):
+        regions = make_regions(gram, squares, logits, margins)
+        return _by_gram(regions, samples, targets, waiting, min(slots, rank), rank, num_slots, tolerance)
+
+    def by_gram64(weights, bias, squares, inputs, margins, waiting):
+        logits = inputs if attributes is None else head_logits64(Head(weights, bias), inputs)
+        return by_gram(gram_matrix(weights, mutable), squares, logits, margins, waiting, _MORE_SLOTS)
+
+    inputs = logits if attributes is None else attributes
+    usual = by_gram(gram, squares, logits, margins, told, _FEW_SLOTS)
+    unsettled = told & (usual.status != OPTIMAL)
+    careful = in_float64(by_gram64)(head.weights, head.bias, squares, inputs, margins, unsettled)
+    exact = exact_pairs(
+        *(head, squares, inputs, margins, samples, targets, unsettled & (careful.status != OPTIMAL)),
+        from_logits=attributes is None,
+        mutable=mutable,
+        num_slots=num_slots,
+    )
+    size = len(samples)
+    exactly = Solutions(*exact[:4], None)
+    if exact.evidence is not None:
+        rivals = exact.evidence
+        exactly = exactly._replace(
+            evidence=ActiveRivals(rivals.slots, rivals.multipliers, rivals.inverse, rivals.delta, jnp.ones(size, bool))
+        )
+        unknown = jnp.zeros_like(rivals.delta)
+        usual = usual._replace(evidence=usual.evidence._replace(delta=unknown))
+        careful = careful._replace(evidence=careful.evidence._replace(delta=unknown))
+    found = where_lane(careful.status == OPTIMAL, careful, exactly)
+    found = where_lane(usual.status == OPTIMAL, usual, found)
+    return found._replace(
+        status=jnp.where(masked, INFEASIBLE, found.status),
+        norm=jnp.where(masked, jnp.inf, found.norm),
+        residual=jnp.where(masked, 0, found.residual),
+    )
+
+
+def _by_gram(
+    regions: Regions,
+    samples: Int[Array, "q"],
+    targets: Int[Array, "q"],
+    waiting: Bool[Array, "q"],
+    capacity: int,
+    rank: int,
+    num_slots: int | None,
+    tolerance: float,
+) -> Solutions:
+    """By `active_set`, on lanes with this many slots; what it cannot settle is not OPTIMAL."""
+    size, dtype = len(samples), regions.gram.dtype
+    evidence = None
+    if num_slots is not None:
+        evidence = ActiveRivals(
+            jnp.zeros((size, num_slots), jnp.int32),
+            jnp.zeros((size, num_slots), dtype),
+            jnp.zeros((size, num_slots, num_slots), dtype),
+            jnp.zeros((size, 0), dtype),  # the change itself is not known here
+            jnp.zeros(size, bool),
+        )
+    unknown = jnp.full(size, jnp.nan, dtype)
+    status = jnp.full(size, UNRESOLVED, jnp.int32)
+    solutions = Solutions(status, unknown, unknown, jnp.zeros(size, jnp.int32), evidence)
+    if not size:
+        return solutions
+    most = _LANES_ON_CPU if jax.default_backend() == "cpu" else _LANES
+    num_lanes = max(1, min(size, most, _LANE_MEMORY // (capacity * capacity + len(regions.gram))))
+
+    def start(lanes, chosen, pair):
+        return load(lanes, chosen, pick(samples, pair), pick(targets, pair))
+
+    def work(lanes):
+        def step(state):
+            lanes, count = state
+            return advance(regions, lanes, complete=capacity == rank, max_steps=64 + 8 * rank), count + 1
+
+        # Not a fori_loop: see `in_float64`.
+        lanes, _ = jax.lax.while_loop(lambda state: state[1] < _STEPS_BETWEEN_RELOADS, step, (lanes, jnp.int32(0)))
+        return conclude(regions, lanes, tolerance)
+
+    def write(solutions, where, lanes: Lanes, figures):
+        def put(old, new):
+            return old.at[where].set(new, mode="drop")
+
+        evidence = solutions.evidence
+        if evidence is not None:
+            room = [(0, 0), (0, num_slots - capacity)]
+            evidence = evidence._replace(
+                slots=put(evidence.slots, jnp.pad(lanes.slots, room)),
+                multipliers=put(evidence.multipliers, jnp.pad(jnp.where(lanes.used, lanes.held, 0), room)),
+                inverse=put(evidence.inverse, jnp.pad(unit_inverse(regions, lanes), [*room, room[1]])),
+            )
+        return Solutions(put(solutions.status, lanes.status), *map(put, solutions[1:4], figures), evidence)
+
+    lanes = empty_lanes(regions, num_lanes, capacity)
+    return run_lanes(lanes, solutions, waiting, load=start, work=work, write=write)
