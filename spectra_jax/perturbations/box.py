@@ -138,10 +138,7 @@ def project_into_box(
     possible = ~jnp.any(outside != 0)
     found = search_ranges(head, squared_distances(head.weights), attributes, target, margin, low, high, possible)
     result = from_evidence(head, attributes, target, margin, low, high, outside, found)
-    return result._replace(
-        multipliers=scale * result.multipliers,
-        bound_multipliers=jnp.where(result.feasible | ~possible, 1, scale) * result.bound_multipliers,
-    )
+    return result._replace(multipliers=scale * result.multipliers)
 
 
 def search_ranges(
@@ -221,7 +218,9 @@ def from_evidence(
     # Evidence of an empty problem: an attribute held outside its range, or the search's own multipliers with whatever
     # ends of the ranges their rows lean on.
     certificate = jnp.where(found.status == INFEASIBLE, rivals.multipliers, 0)
-    sum_of_rows = jnp.matmul(certificate, fixed(head.weights[target] - head.weights[rivals.slots]), precision=HIGHEST)
+    sum_of_rows = jnp.matmul(
+        certificate, fixed(head.weights[target][None, :] - head.weights[rivals.slots]), precision=HIGHEST
+    )
     leant_on = jnp.isfinite(jnp.where(sum_of_rows > 0, high, low))
     leaning = jnp.where(held_out, fixed(outside), jnp.where(leant_on, -sum_of_rows, 0))
     multipliers = jnp.where(empty, certificate, point.multipliers)

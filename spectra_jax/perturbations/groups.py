@@ -142,7 +142,7 @@ def one_hot_perturbation(
         proven=impossible | (feasible & (norm - bound <= tolerance * norm)),
         active=active & feasible,
         multipliers=scale * result.multipliers,
-        bound_multipliers=jnp.where(feasible, 1, scale) * result.bound_multipliers,
+        bound_multipliers=result.bound_multipliers,
         feasible=feasible,
         kkt_residual=jnp.where(feasible, result.kkt_residual, jnp.nan),
     )
