@@ -105,7 +105,7 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
     """The data set `config` names, prepared on first use; the synthetic birds are drawn on first use.
 
     Raises:
-        UserError: the source is missing or damaged.
+        UserError: the source is missing or damaged, or has no images to train on or none to test with.
     """
     from data_prep.cub200 import CubError, prepare
     from data_prep.synthetic_birds import generate
@@ -125,7 +125,14 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
         )
     except CubError as error:
         raise UserError(str(error)) from error
-    return open_dataset(prepared)
+    dataset = open_dataset(prepared)
+    for split, mark in (("train", 1), ("test", 0)):
+        if not dataset.num_examples(split):
+            raise UserError(
+                f"--data-dir {source} has no images of the {split} split: train_test_split.txt says {mark} for none of "
+                "those that are there. Mark some."
+            )
+    return dataset
 
 
 def check_rhythm(log_every: int, evaluate_every: float, checkpoint_every: float) -> None:
