@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import _run
 from experiments._folder import UserError, write_arrays
+from experiments._options import Seed
 from experiments._paper_table import rate
 from experiments.foolbox_attack import BottleneckModel, foolbox, foolbox_model
 from spectra_jax.logging import Console
@@ -42,7 +43,7 @@ class AttackConfig:
     ddn_steps: int = 100
     carlini_steps: int = 100
     batch_size: int = 32
-    image_seed: int = 0
+    image_seed: Seed = 0
 
     def __post_init__(self) -> None:
         for name in ("num_images", "pgd_steps", "ddn_steps", "batch_size"):

@@ -1,12 +1,13 @@
 """What the scripts share: where things are cached, which data, which model, and reading a run again."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,8 +15,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from experiments._folder import CHECKPOINTS, CONFIG, UserError, read_config
-from spectra_jax.checkpoint import Checkpoints
+from data_prep.commands import ended
+from experiments._folder import CHECKPOINTS, CONFIG, UserError
+from experiments._stored import open_prepared, read_run_config, read_test_split
+from spectra_jax.checkpoint import CheckpointError, Checkpoints
 from spectra_jax.data import Dataset, DatasetInfo, open_dataset
 from spectra_jax.logging import Console
 from spectra_jax.models import Model, Params, build_model
@@ -72,9 +75,12 @@ def join_hosts(config: HostsConfig) -> None:
 def cache_dir() -> Path:
     """Where prepared data, weights and features are kept: $SPECTRA_JAX_CACHE, else the user's cache folder."""
     chosen = os.environ.get("SPECTRA_JAX_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "spectra_jax"
+    if not chosen:
+        chosen = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "spectra_jax")
+    try:
+        return Path(chosen).expanduser().absolute()  # a run remembers it, and may be read from elsewhere
+    except RuntimeError as error:
+        raise UserError(f"There is no home folder to cache in ({error}): set SPECTRA_JAX_CACHE to a folder.") from error
 
 
 def use_compilation_cache() -> None:
@@ -111,11 +117,11 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
     from data_prep.synthetic_birds import generate
 
     source = config.data_dir
-    if source is None:
-        source = generate(cache_dir() / "synthetic_birds", overwrite=True, progress=not console.quiet)
-    elif not source.exists():
+    if source is not None and not source.exists():
         raise UserError(f"--data-dir {source}: there is no such folder or file. Leave it out for the synthetic birds.")
     try:
+        if source is None:
+            source = generate(cache_dir() / "synthetic_birds", overwrite=True, progress=not console.quiet)
         prepared = prepare(
             source,
             cache_dir() / "prepared",
@@ -125,6 +131,11 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
         )
     except CubError as error:
         raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or cache_dir()} cannot be written ({error.strerror}): make room, or set "
+            "SPECTRA_JAX_CACHE to a folder that can."
+        ) from error
     dataset = open_dataset(prepared)
     for split, mark in (("train", 1), ("test", 0)):
         if not dataset.num_examples(split):
@@ -182,17 +193,10 @@ def make_model(config: TrainConfig, info: DatasetInfo) -> Model:
         raise UserError(str(error)) from error
 
 
-def run_main(main: Any) -> None:
+def run_main(main: Callable[[], int]) -> None:
     """Runs a script's `main`, showing a UserError as a message and exit code 2, Ctrl-C as exit code 130."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about options that we set on purpose
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(ended(main, UserError))
 
 
 def preset(arguments: Sequence[str]) -> TrainConfig:
@@ -235,37 +239,43 @@ def load_run(run_dir: Path) -> LoadedRun:
         UserError: it is not the folder of a run, has no checkpoint yet, or its prepared data are gone.
     """
     run_dir = Path(run_dir)
-    if not (run_dir / CONFIG).exists():
-        raise UserError(f"{run_dir} is not the folder of a run: there is no {CONFIG}. Train one: experiments.train.")
-    stored = read_config(run_dir)
-    fields = stored["run"]["train"]
-    unknown = sorted(fields.keys() - {field.name for field in dataclasses.fields(TrainConfig)})
-    if unknown:
-        raise UserError(f"{run_dir} was trained by another version: this one does not know {', '.join(unknown)}.")
-    config = TrainConfig(**{**fields, "model_options": tuple(fields["model_options"])})
-    prepared = Path(stored["prepared"])
-    if not prepared.exists():
-        raise UserError(f"The prepared data {prepared} of {run_dir} are gone: repeat its training command once.")
-    dataset = open_dataset(prepared)
-    model = make_model(config, dataset.info)
+    stored = read_run_config(run_dir)
+    if not stored.prepared.exists():
+        raise UserError(f"The prepared data {stored.prepared} of {run_dir} are gone: repeat its training command once.")
+    if stored.prepared.name != stored.data:
+        raise UserError(f"{stored.prepared} is not the data set {stored.data} that {run_dir} was trained on.")
+    dataset = open_prepared(stored.prepared)
+    model = make_model(stored.train, dataset.info)
+    if not (run_dir / CHECKPOINTS).is_dir():
+        raise UserError(f"{run_dir / CHECKPOINTS} is gone: repeat the training command in another folder.")
     try:
         step, params = Checkpoints(run_dir / CHECKPOINTS, read_only=True).restore_params()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, CheckpointError) as error:
         raise UserError(str(error)) from None
-    return LoadedRun(model, params, dataset.info, config, dataset, step)
+    _check_params(run_dir, model, params, stored.train.image_size)
+    return LoadedRun(model, params, dataset.info, stored.train, dataset, step)
+
+
+def _check_params(run_dir: Path, model: Model, params: Params, image_size: int) -> None:
+    """Refuses parameters of another model than the one that config.json and the data ask for."""
+    init = functools.partial(model.init, image_shape=(image_size, image_size, 3))
+    wanted = jax.tree.map(np.shape, jax.eval_shape(init, jax.random.key(0)))
+    found = jax.tree.map(np.shape, {part: params.get(part) for part in wanted})
+    if wanted != found:
+        raise UserError(
+            f"The checkpoint of {run_dir} is not of the model that its {CONFIG} names, {model.name} for images of "
+            f"{image_size} pixels: restore {CONFIG} or retrain it."
+        )
 
 
 def test_attributes(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """Attributes (N, n) and labels (N,) of the test split, as the finished training left them.
 
     Raises:
-        UserError: training has not finished.
+        UserError: training has not finished, or the files are damaged.
     """
-    path = Path(run_dir) / "test_attributes.npz"
-    if not path.exists():
-        raise UserError(f"{path} is missing: training has not finished. Repeat its command.")
-    with np.load(path) as stored:
-        return stored["attributes"], stored["labels"]
+    attributes, labels, _ = read_test_split(Path(run_dir))
+    return attributes, labels
 
 
 def checksum(run: LoadedRun, *arrays: np.ndarray) -> str:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments._folder import CONFIG, UserError, read_config
+from experiments._folder import UserError
+from experiments._stored import open_prepared, read_run_config
 from spectra_jax import Head
 from spectra_jax.array_files import Rows, SourceError
-from spectra_jax.data import open_dataset
 from spectra_jax.sweep_sources import NONE, blocks, check_floats, check_labels, open_features, open_labels, read_head
 from spectra_jax.sweep_statistics import Moments
 
@@ -102,15 +102,13 @@ def open_problem(config: InputConfig, precision: str) -> Problem:
 def _from_run(config: InputConfig, precision: str) -> Problem:
     assert config.run_dir is not None
     run_dir, path = config.run_dir, config.run_dir / "test_attributes.npz"
-    if not (run_dir / CONFIG).exists():
-        raise UserError(f"{run_dir} is not the folder of a run: there is no {CONFIG}. Train one: experiments.train.")
+    prepared = read_run_config(run_dir).prepared
     if not path.exists() or not (run_dir / "head.npz").exists():
         raise UserError(f"{path} or head.npz is missing: training has not finished. Repeat its command.")
     config = dataclasses.replace(config, features=path, head=run_dir / "head.npz")
     problem = _from_files(config, precision)
-    prepared = Path(read_config(run_dir).get("prepared", ""))
     if prepared.is_dir() and (config.class_names, config.attribute_names) == (None, None):
-        info = open_dataset(prepared).info
+        info = open_prepared(prepared).info
         if (info.num_classes, info.num_attributes) == np.shape(problem.head.weights):
             problem = problem._replace(class_names=info.class_names, attribute_names=info.attribute_names)
     return problem._replace(title=f"test split of {run_dir.name}")

@@ -26,7 +26,9 @@ with warnings.catch_warnings():
         import foolbox
     except ModuleNotFoundError as error:
         missing = f"Foolbox is not installed: {sys.executable} -m pip install -c constraints.txt -e '.[bench]'"
-        raise (SystemExit(f"error: {missing}") if __name__ == "__main__" else ImportError(missing)) from error
+        # A script, this one or another that imports it, ends in one line.
+        script = getattr(sys.modules["__main__"].__spec__, "name", "").startswith("experiments.")
+        raise (SystemExit(f"error: {missing}") if script else ImportError(missing)) from error
     from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwargs
     from foolbox.criteria import Misclassification, TargetedMisclassification
 
