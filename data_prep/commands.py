@@ -5,6 +5,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+from data_prep.cub_tables import is_utf8
+
 
 def ended(main: Callable[[], int | None], *mistakes: type[Exception]) -> int:
     """The exit code of `main`.
@@ -16,6 +18,10 @@ def ended(main: Callable[[], int | None], *mistakes: type[Exception]) -> int:
     """
     try:
         try:
+            for name in (*sys.argv[1:], os.getcwd(), os.environ.get("SPECTRA_JAX_CACHE", "")):
+                if not is_utf8(name):  # the libraries for data and checkpoints fail on it, each in its own way
+                    print(f"error: {name!a} is not UTF-8: rename it, or set PYTHONUTF8=1 if it is.", file=sys.stderr)
+                    return 2
             return main() or 0
         finally:
             sys.stdout.flush()

@@ -172,7 +172,8 @@ def _read_names(path: Path) -> tuple[str, ...]:
     names: list[str] = []
     for number, fields in numbered_lines(path, maxsplit=1):
         if len(fields) != 2 or fields[0] != str(len(names) + 1):
-            raise CubError(f"{path}:{number}: got {' '.join(fields)[:60]!r}; expected '{len(names) + 1} name'")
+            shown = " ".join(fields).strip()[:60]
+            raise CubError(f"{path}:{number}: got {shown!r}; expected '{len(names) + 1} name'")
         names.append(fields[1].strip())
     if not names:
         raise CubError(f"{path}: no lines; expected lines '1 name', '2 name', ...")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.cub_files import locate, metadata_files
-from data_prep.cub_tables import CubError
+from data_prep.cub_tables import CubError, is_utf8
 
 
 def fingerprint(source: Path, options: str) -> str:
@@ -59,7 +59,7 @@ def _walk(folder: Path, prefix: str, above: tuple[os.stat_result, ...]) -> Itera
             raise CubError(f"{path}: a symbolic link back to a folder it lies in; remove it")
         for name in os.listdir(path):
             path = folder / prefix / name
-            if not _is_utf8(name):
+            if not is_utf8(name):
                 raise CubError(f"{folder / prefix}: the name {os.fsencode(name)!r} is not UTF-8; rename that file")
             status = path.stat()
             if stat.S_ISDIR(status.st_mode):
@@ -70,10 +70,6 @@ def _walk(folder: Path, prefix: str, above: tuple[os.stat_result, ...]) -> Itera
         raise CubError(
             f"{path}: cannot be read ({error.strerror}); if it is a symbolic link that leads nowhere, remove it"
         ) from error
-
-
-def _is_utf8(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def extract(archive: Path, folder: Path) -> None:
@@ -98,8 +94,8 @@ def extract(archive: Path, folder: Path) -> None:
             while tar.fileobj.read(1 << 20):
                 pass
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        where = f"after member {member.name!r}" if member else "at its start"
-        raise CubError(f"{archive}: damaged or truncated {where} ({error}); expected a whole .tgz archive") from error
+        where, reason = f"after member {member.name!r}" if member else "at its start", "; ".join(str(error).split("\n"))
+        raise CubError(f"{archive}: damaged or truncated {where} ({reason}); expected a whole .tgz archive") from error
     except OSError as error:  # a name too long for the disk, a file where a folder must be, no space left
         where = f"member {member.name[:80]!r} " if member else ""
         raise CubError(f"{archive}: {where}cannot be extracted ({error.strerror or error})") from error
@@ -110,7 +106,7 @@ def _check_member(archive: Path, member: tarfile.TarInfo, folder: Path, seen: se
     shown = f"{archive}: member {member.name[:80]!r}"
     if not (member.isfile() or member.isdir()):
         raise CubError(f"{shown} is a link or special; expected folders and files only, so extract it yourself")
-    if "\\" in member.name or "\0" in member.name or not _is_utf8(member.name):
+    if "\\" in member.name or "\0" in member.name or not is_utf8(member.name):
         raise CubError(f"{shown} has a name that is not plain UTF-8 with '/' between folders; pack it anew")
     inside, target = folder.resolve(), (folder / member.name).resolve()
     if member.name.startswith("/") or ".." in member.name.split("/") or not target.is_relative_to(inside):

@@ -77,6 +77,11 @@ class Table:
         return self.values[order]
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a file's name was read as text: Python keeps bytes that were not as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def numbered_lines(path: Path, maxsplit: int = -1) -> Iterator[tuple[int, list[str]]]:
     """Yields (line number from 1, fields) of the lines that are not blank."""
     try:

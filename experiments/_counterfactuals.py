@@ -31,6 +31,7 @@ from spectra_jax import (
     ssim,
 )
 from spectra_jax.logging import Console
+from spectra_jax.similarity import WINDOW
 
 SOLVERS = ("boundary", "pinv", "projection")
 SELECTED = 10  # a dense request moves all attributes: those it moves most, in spreads, count as the requested ones
@@ -148,8 +149,13 @@ def choose_pairs(
     """Indices of test images, spread over the classes, and a target class for each that is not the predicted one.
 
     Raises:
-        UserError: an unknown class, or too few images.
+        UserError: an unknown class, too few images, or images too small to compare.
     """
+    if run.config.image_size < WINDOW and config.inversion.ssim_weight > 0:
+        raise UserError(
+            f"Images of {run.config.image_size} pixels are too small for SSIM, which needs {WINDOW}: give "
+            "--inversion.ssim-weight 0"
+        )
     rng = np.random.default_rng(seed)
     head = run.model.head(run.params)
     wanted = _class(run, config.source) if config.source is not None else None

@@ -85,7 +85,12 @@ def cache_dir() -> Path:
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs. A script's choice: the library itself never touches jax.config."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+    folder = cache_dir() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no home, a full disk: without it everything works, and jax would warn about each program
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -272,9 +277,22 @@ def test_attributes(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """Attributes (N, n) and labels (N,) of the test split, as the finished training left them.
 
     Raises:
-        UserError: training has not finished, or the files are damaged.
+        UserError: training has not finished, or the files are damaged or of other data.
     """
-    attributes, labels, _ = read_test_split(Path(run_dir))
+    attributes, labels, head = read_test_split(Path(run_dir))
+    prepared = read_run_config(Path(run_dir)).prepared
+    if prepared.is_dir():
+        info = open_prepared(prepared).info
+        found, wanted = (
+            (len(labels), *head.weights.shape),
+            (info.num_images["test"], info.num_classes, info.num_attributes),
+        )
+        if found != wanted:
+            raise UserError(
+                f"The arrays of {run_dir} are of {found[0]} images, {found[1]} classes and {found[2]} attributes, its "
+                f"data of {wanted[0]}, {wanted[1]} and {wanted[2]}: delete test_attributes.npz and head.npz and repeat "
+                "the training command."
+            )
     return attributes, labels
 
 

@@ -130,7 +130,7 @@ def read_test_split(run_dir: Path) -> tuple[np.ndarray, np.ndarray, Head]:
         check_labels(named, start=0, num_classes=num_classes, title=labels.title)
         return rows, named, head
     except SourceError as error:
-        raise UserError(f"{error} Delete that file and repeat the training command.") from error
+        raise UserError(f"{str(error).rstrip('.')}. Delete that file and repeat the training command.") from error
 
 
 def open_prepared(path: Path) -> Dataset:
@@ -151,7 +151,8 @@ def _checked(path: Path, value: Any, schema: type[_T], what: str = "") -> _T:
     try:
         return check_type(value, schema, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as error:
-        raise _edited(path, f"{what}{error}") from None
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise _edited(path, f"{what}{reason}") from None
 
 
 def _edited(path: Path, reason: str) -> UserError:

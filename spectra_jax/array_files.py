@@ -90,6 +90,8 @@ def open_arrays(path: Path) -> dict[str, Rows]:
 
 def listing(arrays: Mapping[str, Rows]) -> str:
     """Names and shapes, for messages."""
+    if not arrays:
+        return "It holds no arrays."
     shown = [f"{name} {array.shape}" for name, array in list(arrays.items())[:40]]
     return f"It holds: {', '.join(shown)}{', ...' if len(arrays) > 40 else ''}."
 

@@ -65,7 +65,8 @@ class Outcome:
     @property
     def ended_well(self) -> bool:
         """Done, or refused in one message."""
-        return self.code == 0 or (self.code == 2 and bool(self.text.strip()) and "Traceback" not in self.text)
+        refused = self.code == 2 and any(line.startswith("error: ") for line in self.text.splitlines())
+        return self.code == 0 or refused
 
 
 # Damages of any file.
@@ -230,17 +231,8 @@ class Originals:
         weights, rows = rng.normal(size=(5, 4)).astype(np.float32), rng.normal(size=(12, 4)).astype(np.float32)
         np.savez(self.arrays / "features.npz", attributes=rows, labels=np.arange(12) % 5)
         np.savez(self.arrays / "head.npz", weights=weights, bias=weights[:, 0].copy())
-        self.training = [
-            "--model",
-            "linear",
-            "--data-dir",
-            str(self.cub),
-            "--epochs",
-            "1",
-            "--image-size",
-            "8",
-            "--quiet",
-        ]
+        self.training = ["--model", "linear", "--epochs", "1", "--image-size", "12", "--quiet",
+                         "--data-dir", str(self.cub)]  # fmt: skip
         self.run = folder / "run"
         with contextlib.redirect_stdout(io.StringIO()):
             assert train.main([*self.training, "--run-dir", str(self.run)]) == 0
@@ -274,7 +266,7 @@ class Originals:
             "train": lambda: train.main([*self.training, *run]),
             "saliency": lambda: saliency.main([*run, *to, "--image", "0", "--num-attributes", "1"]),
             "sweep": lambda: sweep_attackability.main([*run, *to, "--methods", "boundary"]),
-            "invert": lambda: invert.main([*run, *to, "--num-pairs", "1", "--max-steps", "2"]),
+            "invert": lambda: invert.main([*run, *to, "--num-pairs", "1", "--inversion.max-steps", "2"]),
         }
         name = str(rng.choice(list(commands)))
         return f"{name}: {what}", commands[name], UserError
@@ -298,17 +290,15 @@ def outcome(number: int, what: str, command: Callable[[], int | None], mistake: 
     began = time.monotonic()
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(shown):
-            code: int | None = ended(command, mistake)
-    except SystemExit as error:  # of the reader of options
-        code = error.code if isinstance(error.code, int) else 2
-    except BaseException:
+            code = ended(command, mistake)
+    except BaseException:  # also the SystemExit of options that do not exist
         return Outcome(number, what, None, traceback.format_exc())
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     # `ended` may have reported the TimeoutError as an error of a file.
     waited = time.monotonic() - began
-    return Outcome(number, what, code if waited < SECONDS else None, shown.getvalue() or f"{waited:.0f} s")
+    return Outcome(number, what, code if waited < SECONDS else None, shown.getvalue() or "done")
 
 
 def fuzz(seed: int, first: int, mutants: int, folder: Path, *, tell: Callable[[Outcome], None]) -> list[Outcome]:
