@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -201,7 +202,14 @@ def make_model(config: TrainConfig, info: DatasetInfo) -> Model:
 def run_main(main: Callable[[], int]) -> None:
     """Runs a script's `main`, showing a UserError as a message and exit code 2, Ctrl-C as exit code 130."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about options that we set on purpose
+    sys.unraisablehook = _show_unraisable
     sys.exit(ended(main, UserError))
+
+
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Shows what Python cannot raise, but for the reads that orbax had begun when it found a checkpoint damaged."""
+    if str(unraisable.exc_value) != "Event loop is closed" and not inspect.iscoroutine(unraisable.object):
+        sys.__unraisablehook__(unraisable)
 
 
 def preset(arguments: Sequence[str]) -> TrainConfig:

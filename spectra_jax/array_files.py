@@ -189,6 +189,9 @@ def _compressed(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, 
             if not member.read(min(left, _SKIPPED_BYTES)):
                 raise EOFError("it is truncated")
         rows = member.read((stop - start) * row_bytes)
+        if stop >= shape[0]:
+            member.close()
+            stream.clear()
         if len(rows) != (stop - start) * row_bytes:
             raise EOFError("it is truncated")
         return np.frombuffer(rows, dtype).reshape(stop - start, *shape[1:])
