@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments._folder import UserError, stop_on_signals, write_arrays
+from experiments._folder import UserError, kept_arrays, stop_on_signals
 from experiments._run import LoadedRun, checksum
 from spectra_jax import (
     Head,
@@ -223,13 +223,14 @@ def find_counterfactuals(
     with stop_on_signals() as stop, console.progress("inverting", len(index), unit="pairs") as task:
         for start in starts:
             path = folder / f"pairs-{start:05d}.npz"
-            if not path.exists():
-                rows = np.arange(start, start + config.batch_size) % len(index)  # a last batch wraps: one compilation
+            rows = np.arange(start, start + config.batch_size) % len(index)  # a last batch wraps: one compilation
+            keep = min(config.batch_size, len(index) - start)
+
+            def compute(rows: np.ndarray = rows, keep: int = keep) -> dict[str, np.ndarray]:
                 part = _one_batch(run, head, encode, labels, index[rows], target[rows], config, size)
-                keep = min(config.batch_size, len(index) - start)
-                write_arrays(path, **{name: np.asarray(value)[:keep] for name, value in part._asdict().items()})
-            with np.load(path) as stored:
-                parts.append(Counterfactuals(**{name: stored[name] for name in Counterfactuals._fields}))
+                return {name: np.asarray(value)[:keep] for name, value in part._asdict().items()}
+
+            parts.append(Counterfactuals(**kept_arrays(path, compute)))
             task.update(min(start + config.batch_size, len(index)))
             if stop():
                 raise KeyboardInterrupt

@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +286,18 @@ def write_arrays(path: Path, **arrays: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def kept_arrays(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The arrays that an earlier command left in `path`; computed and written where there are none, or damaged ones."""
+    try:
+        with open(path, "rb") as file, np.load(file) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile):
+        pass
+    arrays = {name: np.asarray(value) for name, value in compute().items()}
+    write_arrays(path, **arrays)
+    return arrays
 
 
 def summarize(

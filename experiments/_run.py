@@ -199,6 +199,13 @@ def make_model(config: TrainConfig, info: DatasetInfo) -> Model:
         raise UserError(str(error)) from error
 
 
+def missing_library(name: str, extra: str) -> BaseException:
+    """What to raise where an optional library is not installed; a script that is being run ends in one line."""
+    message = f"{name} is not installed: {sys.executable} -m pip install -c constraints.txt -e '.[{extra}]'"
+    is_script = getattr(sys.modules["__main__"].__spec__, "name", "").startswith("experiments.")
+    return SystemExit(f"error: {message}") if is_script else ImportError(message)
+
+
 def run_main(main: Callable[[], int]) -> None:
     """Runs a script's `main`, showing a UserError as a message and exit code 2, Ctrl-C as exit code 130."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about options that we set on purpose

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -25,10 +24,7 @@ with warnings.catch_warnings():
     try:
         import foolbox
     except ModuleNotFoundError as error:
-        missing = f"Foolbox is not installed: {sys.executable} -m pip install -c constraints.txt -e '.[bench]'"
-        # A script, this one or another that imports it, ends in one line.
-        script = getattr(sys.modules["__main__"].__spec__, "name", "").startswith("experiments.")
-        raise (SystemExit(f"error: {missing}") if script else ImportError(missing)) from error
+        raise _run.missing_library("Foolbox", "bench") from error
     from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwargs
     from foolbox.criteria import Misclassification, TargetedMisclassification
 
