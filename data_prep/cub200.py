@@ -145,7 +145,7 @@ def _is_complete(target: Path) -> bool:
     try:
         sizes = json.loads((target / MANIFEST).read_text())
         return all((target / name).stat().st_size == size for name, size in sizes.items())
-    except FileNotFoundError:
+    except (OSError, ValueError, AttributeError, RecursionError):  # files or the manifest are gone or damaged
         return False
 
 

@@ -20,7 +20,7 @@ from data_prep.commands import ended
 from experiments._folder import CHECKPOINTS, CONFIG, UserError
 from experiments._stored import open_prepared, read_run_config, read_test_split
 from spectra_jax.checkpoint import CheckpointError, Checkpoints
-from spectra_jax.data import Dataset, DatasetInfo, open_dataset
+from spectra_jax.data import Dataset, DatasetInfo
 from spectra_jax.logging import Console
 from spectra_jax.models import Model, Params, build_model
 from spectra_jax.sharding import initialize_distributed
@@ -142,7 +142,7 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
             f"{error.filename or cache_dir()} cannot be written ({error.strerror}): make room, or set "
             "SPECTRA_JAX_CACHE to a folder that can."
         ) from error
-    dataset = open_dataset(prepared)
+    dataset = open_prepared(prepared)
     for split, mark in (("train", 1), ("test", 0)):
         if not dataset.num_examples(split):
             raise UserError(

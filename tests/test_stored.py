@@ -176,6 +176,21 @@ def test_damaged_metrics_are_named_before_training_goes_on(run_dir, trained, con
             read()
 
 
+def test_damaged_prepared_data_are_prepared_anew_or_named(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECTRA_JAX_CACHE", str(tmp_path / "cache"))
+    command = [*trained[1], "--run-dir", str(tmp_path / "run")]
+    assert train.main(command) == 0
+    manifest = next((tmp_path / "cache" / "prepared").glob("*/manifest.json"))
+    for content in ("", "[1]", '{"absent": 3}'):
+        manifest.write_text(content)
+        assert train.main(command) == 0
+        assert json.loads(manifest.read_text())
+    metadata = next((tmp_path / "cache" / "prepared").glob("*/*/*/metadata.json"))
+    metadata.write_bytes(b"[" * metadata.stat().st_size)  # of the size that the manifest promises
+    with pytest.raises(UserError, match=r"The prepared data .* cannot be read .*delete them and repeat"):
+        train.main(command)
+
+
 def test_a_run_of_a_relative_cache_is_read_from_elsewhere(trained, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
