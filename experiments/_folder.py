@@ -107,7 +107,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = read_json(path / CONFIG)
-    except (OSError, ValueError, RecursionError) as error:  # a folder, not JSON, not even text, nested without end
+    except (OSError, ValueError) as error:  # a folder, not JSON, not even text
         raise UserError(
             f"{path / CONFIG} is not valid JSON ({error}): it was edited or is no config of ours."
         ) from None
@@ -115,8 +115,15 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """A JSON file that `write_json` wrote.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 @contextlib.contextmanager
@@ -335,7 +342,7 @@ def _seconds_before(path: Path, names: Iterable[str]) -> dict[str, float]:
     try:
         stored = read_json(path)
         return {name: stored[name] for name in names if isinstance(stored[name], int | float)}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 

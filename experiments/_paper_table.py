@@ -191,7 +191,7 @@ def stored_row(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     try:
         stored = _folder.read_json(folder / ROW)
         return stored["figures"] if stored["identity"] == identity else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # none yet, or damaged: made anew
+    except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged: made anew
         return None
 
 

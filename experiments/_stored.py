@@ -1,7 +1,6 @@
 """Reads the files of a run folder, each through a schema: what was edited or damaged is refused in one sentence."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, get_type_hints
@@ -9,7 +8,7 @@ from typing import Any, TypedDict, TypeVar, get_type_hints
 import numpy as np
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-from experiments._folder import CONFIG, METRICS, SUMMARY, UserError, read_config
+from experiments._folder import CONFIG, METRICS, SUMMARY, UserError, read_config, read_json
 from spectra_jax import Head
 from spectra_jax.array_files import SourceError
 from spectra_jax.data import Dataset, open_dataset
@@ -83,10 +82,10 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / SUMMARY
     try:
-        summary = _checked(path, json.loads(path.read_text(encoding="utf-8")), _Summary)
+        summary = _checked(path, read_json(path), _Summary)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: training has not finished. Repeat its command.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): repeat the training command.") from None
     missing = [name for name in ("seconds", "train/seconds") if not isinstance(summary.get(name), int | float)]
     if missing:
@@ -103,7 +102,7 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / METRICS
     try:
         return [_checked(path, record, _Record) for record in read_metrics(path)]
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): repair or delete it.") from None
 
 

@@ -219,6 +219,9 @@ def test_a_sweep_of_other_questions_or_input_is_not_replaced(tmp_path, source):
     with pytest.raises(UserError, match="is not empty"):
         run(tmp_path / "mine", source)
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+    (tmp_path / "mine" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON \(nested too deeply\)"):
+        run(tmp_path / "mine", source)
 
 
 def test_bad_features_and_labels_are_found_before_any_work(tmp_path, source):

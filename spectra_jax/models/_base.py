@@ -181,7 +181,7 @@ class Model:
         """New parameters whose backbone comes from a .safetensors file with the architecture's original tensor names.
 
         Raises:
-            ValueError: this architecture has no such format, the file is damaged, or a tensor is missing or of another shape.
+            ValueError: this architecture has no such format, the file is damaged, or a tensor is missing or misshapen.
         """
         if self.weight_loader is None:
             raise ValueError(
