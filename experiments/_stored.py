@@ -17,8 +17,7 @@ from spectra_jax.sweep_sources import check_floats, check_labels, open_features,
 from spectra_jax.training import TrainConfig
 
 ATTRIBUTES, HEAD = "test_attributes.npz", "head.npz"
-_Summary = dict[str, float | None]
-_Record = dict[str, float | str | None]
+_Numbers = dict[str, float | None]
 _T = TypeVar("_T")
 
 
@@ -82,7 +81,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / SUMMARY
     try:
-        summary = _checked(path, read_json(path), _Summary)
+        summary = _checked(path, read_json(path), _Numbers)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: training has not finished. Repeat its command.") from None
     except (OSError, ValueError) as error:
@@ -101,7 +100,11 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
     """
     path = run_dir / METRICS
     try:
-        return [_checked(path, record, _Record) for record in read_metrics(path)]
+        records = read_metrics(path)
+        for record in records:
+            _checked(path, {name: value for name, value in record.items() if name != "split"}, _Numbers)
+            _checked(path, record.get("split", ""), str, "split: ")
+        return records
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): repair or delete it.") from None
 

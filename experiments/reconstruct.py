@@ -94,7 +94,9 @@ def reconstruct(args: Args) -> tuple[Path, int]:
         if not brought:
             kept = f"The decoder of step {step} is shown, the best on the validation split; step 0 is ridge regression."
             records = read_records(out)
-            report.curves("Training of the decoder", records, names=("loss", "reconstruction_psnr"), caption=kept)
+            names = [n for n in ("loss", "reconstruction_psnr") if any(n in record for record in records)]
+            if names:  # not where somebody deleted the records of a finished training
+                report.curves("Training of the decoder", records, names=names, caption=kept)
         report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir))
         psnr, line, mean = (figures[f"test/reconstruction_psnr{name}"] for name in ("", "_linear", "_baseline"))
         said = f"{psnr:.2f} dB on the test split, ridge regression {line:.2f} dB, the mean image {mean:.2f} dB"

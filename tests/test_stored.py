@@ -162,7 +162,9 @@ def test_a_damaged_summary_is_named_and_made_anew_by_the_training_command(run_di
     assert read_summary(run_dir)["seconds"] > 0
 
 
-@pytest.mark.parametrize("content", ["{\n", "[1]\n", '{"step": []}\n', "\x00\xff\n", None])
+@pytest.mark.parametrize(
+    "content", ["{\n", "[1]\n", '{"step": []}\n', '{"epoch": "x"}\n', '{"split": 1}\n', "\x00\n", None]
+)
 def test_damaged_metrics_are_named_before_training_goes_on(run_dir, trained, content):
     path = run_dir / "metrics.jsonl"
     kept = path.read_text()
@@ -172,7 +174,7 @@ def test_damaged_metrics_are_named_before_training_goes_on(run_dir, trained, con
     else:
         path.write_text(content + kept, encoding="utf-8")
     for read in (lambda: read_records(run_dir), lambda: train.main([*trained[1], "--run-dir", str(run_dir)])):
-        with pytest.raises(UserError, match=r"metrics\.jsonl .*(line 1|Is a directory|value of key)"):
+        with pytest.raises(UserError, match=r"metrics\.jsonl .*(line 1|Is a directory|value of key|split: )"):
             read()
 
 
