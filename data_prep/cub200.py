@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorflow_datasets.core.utils import tqdm_utils
 
+from data_prep.commands import ended
 from data_prep.cub_builder import Crop, Cub200, CubOptions, make_plan
 from data_prep.cub_files import locate, read_cub
 from data_prep.cub_labels import LabelSource
@@ -143,7 +145,7 @@ def _is_complete(target: Path) -> bool:
     try:
         sizes = json.loads((target / MANIFEST).read_text())
         return all((target / name).stat().st_size == size for name, size in sizes.items())
-    except FileNotFoundError:
+    except (OSError, ValueError, AttributeError, RecursionError):  # files or the manifest are gone or damaged
         return False
 
 
@@ -218,10 +220,7 @@ def main(arguments: Arguments) -> None:
     """Prepares and prints a summary."""
     options = dict(vars(arguments))
     source, out = options.pop("source"), options.pop("out")
-    try:
-        target = prepare(source, out, **options)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    target = prepare(source, out, **options)
     info = _metadata(target)
     counts = ", ".join(f"{count} {split}" for split, count in info["num_images"].items())
     print(f"prepared    {target}")
@@ -232,4 +231,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(ended(lambda: main(tyro.cli(Arguments)), ValueError))

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from data_prep.cub_tables import CubError, Table, numbered_lines
 
+_MAX_ID = np.iinfo(np.int32).max  # ids are stored as int32
+
 
 @dataclass(frozen=True)
 class CubLayout:
@@ -152,6 +154,8 @@ def _read_images(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         name = PurePosixPath(fields[1])
         if name.is_absolute() or ".." in name.parts:
             raise CubError(f"{path}:{number}: {fields[1]!r} points outside the images folder; expected 'folder/file'")
+        if len(fields[0]) > 10 or not 0 <= int(fields[0]) <= _MAX_ID:
+            raise CubError(f"{path}:{number}: image id {fields[0][:30]} is too large; expected at most {_MAX_ID}")
         if int(fields[0]) in images:
             raise CubError(f"{path}:{number}: image id {fields[0]} was already given on an earlier line")
         images[int(fields[0])] = fields[1]
@@ -168,7 +172,8 @@ def _read_names(path: Path) -> tuple[str, ...]:
     names: list[str] = []
     for number, fields in numbered_lines(path, maxsplit=1):
         if len(fields) != 2 or fields[0] != str(len(names) + 1):
-            raise CubError(f"{path}:{number}: got {' '.join(fields)[:60]!r}; expected '{len(names) + 1} name'")
+            shown = " ".join(fields).strip()[:60]
+            raise CubError(f"{path}:{number}: got {shown!r}; expected '{len(names) + 1} name'")
         names.append(fields[1].strip())
     if not names:
         raise CubError(f"{path}: no lines; expected lines '1 name', '2 name', ...")

@@ -11,6 +11,8 @@ from PIL import Image
 
 from data_prep.cub_tables import CubError
 
+MAX_PIXELS = 50_000_000  # CUB's photographs have 250,000
+
 
 class StoredImage(NamedTuple):
     """One encoded RGB image and how it maps to the full frame: stored = (frame - offset) * scale.
@@ -75,11 +77,18 @@ def _load(path: Path) -> Image.Image:
     """Decodes the whole file, which is what finds a truncated one."""
     try:
         with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise CubError(
+                    f"{path}: {image.width} x {image.height} pixels; expected at most {MAX_PIXELS:,}, as more "
+                    "takes long and much memory: make it smaller"
+                )
             image.load()
             return image
     except FileNotFoundError as error:
         raise CubError(f"{path}: missing; it was there when the folder was listed") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except CubError:
+        raise
+    except Exception as error:  # a damaged file can fail in any way inside a decoder; all of them mean the same here
         raise CubError(f"{path}: not a whole image file ({error}); expected a JPEG or PNG that decodes") from error
 
 

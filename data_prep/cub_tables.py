@@ -21,7 +21,7 @@ class Table:
             with warnings.catch_warnings(action="ignore"):  # an empty file, which is an error below
                 # Naming the columns makes NumPy tolerate longer lines.
                 self.values = np.loadtxt(path, usecols=range(width) if ragged else None, ndmin=2, comments=None)
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, OSError):
             self.values = np.empty((0, 0))
         if self.values.shape[1:] != (width,) or not np.isfinite(self.values).all():
             raise self._malformed(width, ragged)
@@ -77,6 +77,11 @@ class Table:
         return self.values[order]
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a file's name was read as text: Python keeps bytes that were not as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def numbered_lines(path: Path, maxsplit: int = -1) -> Iterator[tuple[int, list[str]]]:
     """Yields (line number from 1, fields) of the lines that are not blank."""
     try:
@@ -86,5 +91,7 @@ def numbered_lines(path: Path, maxsplit: int = -1) -> Iterator[tuple[int, list[s
                     yield number, fields
     except FileNotFoundError as error:
         raise CubError(f"{path}: missing; a CUB-200-2011 folder needs it") from error
+    except OSError as error:
+        raise CubError(f"{path}: cannot be read ({error.strerror}); expected a text file") from error
     except UnicodeDecodeError as error:
         raise CubError(f"{path}: is not text (byte {error.start} is not UTF-8)") from error

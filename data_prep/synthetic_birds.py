@@ -24,6 +24,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data_prep.commands import ended
 from data_prep.synthetic.dataset import VERSION, Options, image_spec
 from data_prep.synthetic.drawing import BirdSpec, Drawing, draw
 from data_prep.synthetic.layout import write_text_files
@@ -154,9 +155,9 @@ def _locked(folder: Path) -> Iterator[None]:
 def _read_manifest(out: Path) -> dict | None:
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (OSError, ValueError, RecursionError):  # none, or damaged
         return None
-    return manifest
+    return manifest if isinstance(manifest, dict) and {"options", "version"} <= manifest.keys() else None
 
 
 def _is_complete(out: Path, options: Options, *, overwrite: bool) -> bool:
@@ -165,7 +166,7 @@ def _is_complete(out: Path, options: Options, *, overwrite: bool) -> bool:
     manifest = _read_manifest(out)
     if manifest is None:
         raise SyntheticBirdsError(
-            f"{out} exists and holds no synthetic birds (no {MANIFEST}); choose another folder or empty it"
+            f"{out} exists and holds no synthetic birds (no whole {MANIFEST}); choose another folder or empty it"
         )
     if manifest["options"] == options.to_json():
         return manifest["version"] == VERSION  # an older version's pictures are drawn again
@@ -246,4 +247,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(ended(lambda: tyro.cli(main), ValueError))

@@ -12,7 +12,7 @@ import numpy as np
 from experiments._claims_pruning import make_pruner
 from experiments._claims_regions import Regions
 from experiments._counterfactuals import Counterfactuals
-from experiments._folder import write_arrays
+from experiments._folder import kept_arrays
 from experiments._run import LoadedRun
 from spectra_jax import Head, InversionConfig, causal_split, head_logits, invert
 from spectra_jax.logging import Console
@@ -82,10 +82,8 @@ def staged(
     with console.progress(title, total, unit="pictures") as task:
         for start in range(0, total, chunk):
             path = folder / f"pairs-{name}-{start:05d}.npz"
-            if not path.exists():
-                write_arrays(path, **compute(np.arange(start, min(start + chunk, total))))
-            with np.load(path) as stored:
-                parts.append({key: stored[key] for key in stored.files})
+            rows = np.arange(start, min(start + chunk, total))
+            parts.append(kept_arrays(path, functools.partial(compute, rows)))
             task.update(min(start + chunk, total))
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments._folder import UserError, stop_on_signals, write_arrays
+from experiments._folder import UserError, kept_arrays, stop_on_signals
 from experiments._run import LoadedRun, checksum
 from spectra_jax import (
     Head,
@@ -31,6 +31,7 @@ from spectra_jax import (
     ssim,
 )
 from spectra_jax.logging import Console
+from spectra_jax.similarity import WINDOW
 
 SOLVERS = ("boundary", "pinv", "projection")
 SELECTED = 10  # a dense request moves all attributes: those it moves most, in spreads, count as the requested ones
@@ -148,8 +149,13 @@ def choose_pairs(
     """Indices of test images, spread over the classes, and a target class for each that is not the predicted one.
 
     Raises:
-        UserError: an unknown class, or too few images.
+        UserError: an unknown class, too few images, or images too small to compare.
     """
+    if run.config.image_size < WINDOW and config.inversion.ssim_weight > 0:
+        raise UserError(
+            f"Images of {run.config.image_size} pixels are too small for SSIM, which needs {WINDOW}: give "
+            "--inversion.ssim-weight 0"
+        )
     rng = np.random.default_rng(seed)
     head = run.model.head(run.params)
     wanted = _class(run, config.source) if config.source is not None else None
@@ -217,13 +223,14 @@ def find_counterfactuals(
     with stop_on_signals() as stop, console.progress("inverting", len(index), unit="pairs") as task:
         for start in starts:
             path = folder / f"pairs-{start:05d}.npz"
-            if not path.exists():
-                rows = np.arange(start, start + config.batch_size) % len(index)  # a last batch wraps: one compilation
+            rows = np.arange(start, start + config.batch_size) % len(index)  # a last batch wraps: one compilation
+            keep = min(config.batch_size, len(index) - start)
+
+            def compute(rows: np.ndarray = rows, keep: int = keep) -> dict[str, np.ndarray]:
                 part = _one_batch(run, head, encode, labels, index[rows], target[rows], config, size)
-                keep = min(config.batch_size, len(index) - start)
-                write_arrays(path, **{name: np.asarray(value)[:keep] for name, value in part._asdict().items()})
-            with np.load(path) as stored:
-                parts.append(Counterfactuals(**{name: stored[name] for name in Counterfactuals._fields}))
+                return {name: np.asarray(value)[:keep] for name, value in part._asdict().items()}
+
+            parts.append(Counterfactuals(**kept_arrays(path, compute)))
             task.update(min(start + config.batch_size, len(index)))
             if stop():
                 raise KeyboardInterrupt

@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ class RunFolder:
                 f"--run-dir {path} is not empty ({', '.join(sorted(others)[:3])}) and holds no {CONFIG}: it is not the "
                 "folder of a run. Choose another one."
             )
-        path.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
         lock = _lock(path, "Another process is training in {path}. Wait for it or choose another --run-dir.")
         if not stored.exists():
             write_json(stored, {"run": config, **extra})
@@ -105,7 +107,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = read_json(path / CONFIG)
-    except ValueError as error:  # not JSON, or not even text
+    except (OSError, ValueError) as error:  # a folder, not JSON, not even text
         raise UserError(
             f"{path / CONFIG} is not valid JSON ({error}): it was edited or is no config of ours."
         ) from None
@@ -113,8 +115,15 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """A JSON file that `write_json` wrote.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 @contextlib.contextmanager
@@ -135,7 +144,7 @@ def owned_folder(path: Path, made_by: str, options: Mapping[str, Any]) -> Iterat
     """
     config = {"made_by": made_by, "options": json.loads(json.dumps(dict(options)))}
     _check_owner(path, made_by)
-    path.mkdir(parents=True, exist_ok=True)
+    _make_folder(path)
     lock = _lock(path, "Another process is writing {path}. Wait for it or choose another folder.")
     try:
         if _check_owner(path, made_by) != config:
@@ -205,6 +214,14 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {prefix: value}
     return {k: v for name, item in value.items() for k, v in _flatten(item, f"{prefix}.{name}".strip(".")).items()}
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a symbolic link that leads nowhere" if path.is_symlink() else error.strerror
+        raise UserError(f"{path} cannot be made ({reason}). Choose another folder.") from error
 
 
 def _lock(path: Path, refusal: str) -> int:
@@ -278,6 +295,18 @@ def write_arrays(path: Path, **arrays: Any) -> None:
     os.replace(temporary, path)
 
 
+def kept_arrays(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The arrays that an earlier command left in `path`; computed and written where there are none, or damaged ones."""
+    try:
+        with open(path, "rb") as file, np.load(file) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile):
+        pass
+    arrays = {name: np.asarray(value) for name, value in compute().items()}
+    write_arrays(path, **arrays)
+    return arrays
+
+
 def summarize(
     run: RunFolder, head: Head, predictions: Predictions, progress: Progress, record: Record, *, began: float
 ) -> None:
@@ -303,10 +332,18 @@ def summarize(
         write_arrays(run / "head.npz", **{k: v for k, v in jax.device_get(head)._asdict().items() if v is not None})
         summary = {f"test/{name}": value for name, value in figures.items()}
         earlier = {"train/seconds": progress.seconds, "seconds": record.seconds_before}
-        if (run / SUMMARY).exists():  # training had finished before this command
-            earlier |= read_json(run / SUMMARY)
+        earlier |= _seconds_before(run / SUMMARY, earlier)
         seconds = {"train/seconds": earlier["train/seconds"], "seconds": earlier["seconds"] + time.monotonic() - began}
         write_json(run / SUMMARY, summary | seconds)
+
+
+def _seconds_before(path: Path, names: Iterable[str]) -> dict[str, float]:
+    """The times in the summary of a training that had finished before; of a damaged one, which is replaced, none."""
+    try:
+        stored = read_json(path)
+        return {name: stored[name] for name in names if isinstance(stored[name], int | float)}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 class Stop:

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._counterfactuals import SOLVERS, Counterfactuals
-from experiments._folder import METRICS, SUMMARY, read_json
 from experiments._run import LoadedRun
+from experiments._stored import read_records, read_summary
 from spectra_jax import InversionReason, head_logits
-from spectra_jax.logging import read_metrics
 from spectra_jax.reporting import (
     SERIES,
     AttributeChange,
@@ -317,16 +316,13 @@ def add_margins(
 
 def add_training(report: Report, run_dir: Path) -> None:
     """Training curves from metrics.jsonl."""
-    rows = [
-        {name: row[name] for name in (*CURVES, "epoch", "split") if name in row}
-        for row in read_metrics(run_dir / METRICS)
-    ]
+    rows = [{name: row[name] for name in (*CURVES, "epoch", "split") if name in row} for row in read_records(run_dir)]
     report.curves("Training", rows, x="epoch")
 
 
 def training_report(run_dir: Path, *, subtitle: str) -> Path:
     """What training alone can show: quality, attackability and curves."""
-    summary = read_json(run_dir / SUMMARY)
+    summary = read_summary(run_dir)
     report = Report("SPECTRA training", subtitle=subtitle)
     report.headline([*quality(summary), *margins(summary)])
     add_training(report, run_dir)

@@ -13,7 +13,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from experiments._counterfactuals import measure
 from experiments._few_pixels import fewest_pixels
-from experiments._folder import write_arrays
+from experiments._folder import kept_arrays
 from experiments._pages import change_metrics
 from experiments._paper_requests import Case, choose, request
 from experiments._parts import PartDiscs, heat, lift, marked, part_discs, part_names, spoken
@@ -137,11 +137,11 @@ def find_figures(
     with console.progress("figures", len(cases), unit="figures") as task:
         for number, case in enumerate(cases):
             path = folder / f"pairs-{case.key}.npz"
-            if not path.exists():
-                figure = find_figure(run, case, attributes, labels, margin=margin, max_steps=max_steps)
-                write_arrays(path, **figure._asdict())
-            with np.load(path) as stored:
-                figures.append(Figure(**{name: stored[name][()] for name in Figure._fields}))
+
+            def compute(case: Case = case) -> dict[str, Any]:
+                return find_figure(run, case, attributes, labels, margin=margin, max_steps=max_steps)._asdict()
+
+            figures.append(Figure(**{name: value[()] for name, value in kept_arrays(path, compute).items()}))
             task.update(number + 1, case.key)
     return figures
 

@@ -26,6 +26,7 @@ from experiments._counterfactuals import (
     pair_options,
 )
 from experiments._pages import median, ratio_median
+from experiments._stored import read_summary
 from spectra_jax import InversionConfig, all_pairs_norms, head_logits, perturbation_noise_ratio
 from spectra_jax.data import Dataset
 from spectra_jax.logging import Console, duration, write_json
@@ -187,16 +188,17 @@ def row_identity(row: Row, config: TrainConfig, budget: Budget, dataset: Dataset
 
 def stored_row(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The figures of a row made before, if they are those of `identity`."""
-    if not (folder / ROW).exists():
+    try:
+        stored = _folder.read_json(folder / ROW)
+        return stored["figures"] if stored["identity"] == identity else None
+    except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged: made anew
         return None
-    stored = _folder.read_json(folder / ROW)
-    return stored["figures"] if stored["identity"] == identity else None
 
 
 def measure_row(row: Row, folder: Path, run_dir: Path, budget: Budget, *, console: Console) -> dict[str, Any]:
     """The figures of a trained row: from its summary, and by attacking it."""
     began = time.monotonic()
-    summary = _folder.read_json(run_dir / _folder.SUMMARY)
+    summary = read_summary(run_dir)
     figures = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith("test/")}
     run = _run.load_run(run_dir)
     attributes, labels = _run.test_attributes(run_dir)

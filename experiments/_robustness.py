@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import _run
-from experiments._folder import UserError, write_arrays
+from experiments._folder import UserError, kept_arrays
+from experiments._options import Seed
 from experiments._paper_table import rate
 from experiments.foolbox_attack import BottleneckModel, foolbox, foolbox_model
 from spectra_jax.logging import Console
@@ -42,7 +43,7 @@ class AttackConfig:
     ddn_steps: int = 100
     carlini_steps: int = 100
     batch_size: int = 32
-    image_seed: int = 0
+    image_seed: Seed = 0
 
     def __post_init__(self) -> None:
         for name in ("num_images", "pgd_steps", "ddn_steps", "batch_size"):
@@ -185,13 +186,13 @@ def attack_run(run: _run.LoadedRun, config: AttackConfig, folder: Path, *, name:
                 rows = right[start : start + config.batch_size]
                 facts = json.dumps([identity, kind, settings, rows.tolist(), config.batch_size])
                 path = folder / f"{kind}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
-                if not path.exists():
+
+                def compute(attack: Any = attack, rows: np.ndarray = rows) -> dict[str, Any]:
                     with jax.numpy_dtype_promotion("standard"):  # Foolbox mixes types freely
-                        arrays = attack(model, *batch(rows))
-                    write_arrays(path, **{key: array[: len(rows)] for key, array in arrays.items()})
-                with np.load(path) as stored:
-                    for key in stored.files:
-                        found[key][rows] = stored[key]
+                        return {key: array[: len(rows)] for key, array in attack(model, *batch(rows)).items()}
+
+                for key, array in kept_arrays(path, compute).items():
+                    found[key][rows] = array
                 task.update(place * len(right) + start + len(rows), kind)
     originals = pixels.astype(np.float32) / 255
     return Attacked(places=index, labels=labels, correct=correct, originals=originals, **found)

@@ -1,12 +1,14 @@
 """What the scripts share: where things are cached, which data, which model, and reading a run again."""
 
 import dataclasses
+import functools
 import hashlib
+import inspect
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,9 +16,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from experiments._folder import CHECKPOINTS, CONFIG, UserError, read_config
-from spectra_jax.checkpoint import Checkpoints
-from spectra_jax.data import Dataset, DatasetInfo, open_dataset
+from data_prep.commands import ended
+from experiments._folder import CHECKPOINTS, CONFIG, UserError
+from experiments._stored import open_prepared, read_run_config, read_test_split
+from spectra_jax.checkpoint import CheckpointError, Checkpoints
+from spectra_jax.data import Dataset, DatasetInfo
 from spectra_jax.logging import Console
 from spectra_jax.models import Model, Params, build_model
 from spectra_jax.sharding import initialize_distributed
@@ -72,14 +76,22 @@ def join_hosts(config: HostsConfig) -> None:
 def cache_dir() -> Path:
     """Where prepared data, weights and features are kept: $SPECTRA_JAX_CACHE, else the user's cache folder."""
     chosen = os.environ.get("SPECTRA_JAX_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "spectra_jax"
+    if not chosen:
+        chosen = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "spectra_jax")
+    try:
+        return Path(chosen).expanduser().absolute()  # a run remembers it, and may be read from elsewhere
+    except RuntimeError as error:
+        raise UserError(f"There is no home folder to cache in ({error}): set SPECTRA_JAX_CACHE to a folder.") from error
 
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs. A script's choice: the library itself never touches jax.config."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+    folder = cache_dir() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no home, a full disk: without it everything works, and jax would warn about each program
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -105,17 +117,17 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
     """The data set `config` names, prepared on first use; the synthetic birds are drawn on first use.
 
     Raises:
-        UserError: the source is missing or damaged.
+        UserError: the source is missing or damaged, or has no images to train on or none to test with.
     """
     from data_prep.cub200 import CubError, prepare
     from data_prep.synthetic_birds import generate
 
     source = config.data_dir
-    if source is None:
-        source = generate(cache_dir() / "synthetic_birds", overwrite=True, progress=not console.quiet)
-    elif not source.exists():
+    if source is not None and not source.exists():
         raise UserError(f"--data-dir {source}: there is no such folder or file. Leave it out for the synthetic birds.")
     try:
+        if source is None:
+            source = generate(cache_dir() / "synthetic_birds", overwrite=True, progress=not console.quiet)
         prepared = prepare(
             source,
             cache_dir() / "prepared",
@@ -125,7 +137,19 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
         )
     except CubError as error:
         raise UserError(str(error)) from error
-    return open_dataset(prepared)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or cache_dir()} cannot be written ({error.strerror}): make room, or set "
+            "SPECTRA_JAX_CACHE to a folder that can."
+        ) from error
+    dataset = open_prepared(prepared)
+    for split, mark in (("train", 1), ("test", 0)):
+        if not dataset.num_examples(split):
+            raise UserError(
+                f"--data-dir {source} has no images of the {split} split: train_test_split.txt says {mark} for none of "
+                "those that are there. Mark some."
+            )
+    return dataset
 
 
 def check_rhythm(log_every: int, evaluate_every: float, checkpoint_every: float) -> None:
@@ -175,17 +199,24 @@ def make_model(config: TrainConfig, info: DatasetInfo) -> Model:
         raise UserError(str(error)) from error
 
 
-def run_main(main: Any) -> None:
+def missing_library(name: str, extra: str) -> BaseException:
+    """What to raise where an optional library is not installed; a script that is being run ends in one line."""
+    message = f"{name} is not installed: {sys.executable} -m pip install -c constraints.txt -e '.[{extra}]'"
+    is_script = getattr(sys.modules["__main__"].__spec__, "name", "").startswith("experiments.")
+    return SystemExit(f"error: {message}") if is_script else ImportError(message)
+
+
+def run_main(main: Callable[[], int]) -> None:
     """Runs a script's `main`, showing a UserError as a message and exit code 2, Ctrl-C as exit code 130."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about options that we set on purpose
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    sys.unraisablehook = _show_unraisable
+    sys.exit(ended(main, UserError))
+
+
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Shows what Python cannot raise, but for the reads that orbax had begun when it found a checkpoint damaged."""
+    if str(unraisable.exc_value) != "Event loop is closed" and not inspect.iscoroutine(unraisable.object):
+        sys.__unraisablehook__(unraisable)
 
 
 def preset(arguments: Sequence[str]) -> TrainConfig:
@@ -228,37 +259,56 @@ def load_run(run_dir: Path) -> LoadedRun:
         UserError: it is not the folder of a run, has no checkpoint yet, or its prepared data are gone.
     """
     run_dir = Path(run_dir)
-    if not (run_dir / CONFIG).exists():
-        raise UserError(f"{run_dir} is not the folder of a run: there is no {CONFIG}. Train one: experiments.train.")
-    stored = read_config(run_dir)
-    fields = stored["run"]["train"]
-    unknown = sorted(fields.keys() - {field.name for field in dataclasses.fields(TrainConfig)})
-    if unknown:
-        raise UserError(f"{run_dir} was trained by another version: this one does not know {', '.join(unknown)}.")
-    config = TrainConfig(**{**fields, "model_options": tuple(fields["model_options"])})
-    prepared = Path(stored["prepared"])
-    if not prepared.exists():
-        raise UserError(f"The prepared data {prepared} of {run_dir} are gone: repeat its training command once.")
-    dataset = open_dataset(prepared)
-    model = make_model(config, dataset.info)
+    stored = read_run_config(run_dir)
+    if not stored.prepared.exists():
+        raise UserError(f"The prepared data {stored.prepared} of {run_dir} are gone: repeat its training command once.")
+    if stored.prepared.name != stored.data:
+        raise UserError(f"{stored.prepared} is not the data set {stored.data} that {run_dir} was trained on.")
+    dataset = open_prepared(stored.prepared)
+    model = make_model(stored.train, dataset.info)
+    if not (run_dir / CHECKPOINTS).is_dir():
+        raise UserError(f"{run_dir / CHECKPOINTS} is gone: repeat the training command in another folder.")
     try:
         step, params = Checkpoints(run_dir / CHECKPOINTS, read_only=True).restore_params()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, CheckpointError) as error:
         raise UserError(str(error)) from None
-    return LoadedRun(model, params, dataset.info, config, dataset, step)
+    _check_params(run_dir, model, params, stored.train.image_size)
+    return LoadedRun(model, params, dataset.info, stored.train, dataset, step)
+
+
+def _check_params(run_dir: Path, model: Model, params: Params, image_size: int) -> None:
+    """Refuses parameters of another model than the one that config.json and the data ask for."""
+    init = functools.partial(model.init, image_shape=(image_size, image_size, 3))
+    wanted = jax.tree.map(np.shape, jax.eval_shape(init, jax.random.key(0)))
+    found = jax.tree.map(np.shape, {part: params.get(part) for part in wanted})
+    if wanted != found:
+        raise UserError(
+            f"The checkpoint of {run_dir} is not of the model that its {CONFIG} names, {model.name} for images of "
+            f"{image_size} pixels: restore {CONFIG} or retrain it."
+        )
 
 
 def test_attributes(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """Attributes (N, n) and labels (N,) of the test split, as the finished training left them.
 
     Raises:
-        UserError: training has not finished.
+        UserError: training has not finished, or the files are damaged or of other data.
     """
-    path = Path(run_dir) / "test_attributes.npz"
-    if not path.exists():
-        raise UserError(f"{path} is missing: training has not finished. Repeat its command.")
-    with np.load(path) as stored:
-        return stored["attributes"], stored["labels"]
+    attributes, labels, head = read_test_split(Path(run_dir))
+    prepared = read_run_config(Path(run_dir)).prepared
+    if prepared.is_dir():
+        info = open_prepared(prepared).info
+        found, wanted = (
+            (len(labels), *head.weights.shape),
+            (info.num_images["test"], info.num_classes, info.num_attributes),
+        )
+        if found != wanted:
+            raise UserError(
+                f"The arrays of {run_dir} are of {found[0]} images, {found[1]} classes and {found[2]} attributes, its "
+                f"data of {wanted[0]}, {wanted[1]} and {wanted[2]}: delete test_attributes.npz and head.npz and repeat "
+                "the training command."
+            )
+    return attributes, labels
 
 
 def checksum(run: LoadedRun, *arrays: np.ndarray) -> str:

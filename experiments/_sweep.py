@@ -15,11 +15,12 @@ import numpy as np
 
 from experiments._folder import CONFIG, METRICS, UserError, owned_folder, read_json, stop_on_signals
 from experiments._sweep_inputs import Problem, Scan, mutable_mask, read_labels
+from spectra_jax.array_files import SourceError
 from spectra_jax.logging import Console, MetricsFile
 from spectra_jax.sharding import any_process
 from spectra_jax.sweep import SweepAnswers, check_methods, make_sweep
 from spectra_jax.sweep_files import FORMAT, Partition, finished, partitions, remove_leftovers, write_partition
-from spectra_jax.sweep_sources import SourceError, check_floats
+from spectra_jax.sweep_sources import check_floats
 
 MADE_BY = "experiments.sweep_attackability"
 _ROWS_IN_A_GROUP = 1 << 26  # of a Parquet file; pyarrow would split what is larger

@@ -10,21 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments._folder import CONFIG, UserError, read_config
+from experiments._folder import UserError
+from experiments._stored import open_prepared, read_run_config
 from spectra_jax import Head
-from spectra_jax.data import open_dataset
-from spectra_jax.sweep_sources import (
-    FEATURE_NAMES,
-    LABEL_NAMES,
-    Rows,
-    SourceError,
-    blocks,
-    check_floats,
-    check_labels,
-    find_labels,
-    open_rows,
-    read_head,
-)
+from spectra_jax.array_files import Rows, SourceError
+from spectra_jax.sweep_sources import NONE, blocks, check_floats, check_labels, open_features, open_labels, read_head
 from spectra_jax.sweep_statistics import Moments
 
 _SCANNED_BYTES = 1 << 25
@@ -38,11 +28,13 @@ class InputConfig:
         run_dir: a finished run folder of experiments.train or experiments.quickstart: its test split and its head.
         features: (N, n) in .npy, .npz or .safetensors, with --head.
         head: (c, n) weights, optional (c,) bias, in .npy, .npz or .safetensors, e.g. a PyTorch state dict.
-        labels: (N,) class indices in a file of the same kinds; by default those in the features' file, if any.
+        labels: class indices (N,), (N, 1) or one-hot, in a file of the same kinds; by default those in the features'
+            file, if any.
         feature_name: of the array in the file; default attributes, features, embeddings or the only one that fits.
-        label_name: default labels, label, targets or the only one that fits.
+        label_name: default labels, label, targets, target, y or the only one that fits; none for no labels.
         head_weight: e.g. fc.weight; default weights, weight or the only one that fits.
-        head_bias: e.g. fc.bias; default the one that goes with the weights; none for no bias.
+        head_bias: e.g. fc.bias; default the one that lies beside the weights and fits.
+        bias: --no-bias: the head has none, whatever lies beside the weights.
         class_names: text file, a name a line; a run folder knows its own.
         attribute_names: likewise.
     """
@@ -55,6 +47,7 @@ class InputConfig:
     label_name: str | None = None
     head_weight: str | None = None
     head_bias: str | None = None
+    bias: bool = True
     class_names: Path | None = None
     attribute_names: Path | None = None
 
@@ -70,6 +63,7 @@ class Problem(NamedTuple):
         attribute_names: (n,).
         title: what it is, for the report.
         head_title: where the head comes from.
+        sources: which array of which file is what.
     """
 
     features: Rows
@@ -79,6 +73,7 @@ class Problem(NamedTuple):
     attribute_names: tuple[str, ...]
     title: str
     head_title: str
+    sources: str
 
 
 def open_problem(config: InputConfig, precision: str) -> Problem:
@@ -107,15 +102,13 @@ def open_problem(config: InputConfig, precision: str) -> Problem:
 def _from_run(config: InputConfig, precision: str) -> Problem:
     assert config.run_dir is not None
     run_dir, path = config.run_dir, config.run_dir / "test_attributes.npz"
-    if not (run_dir / CONFIG).exists():
-        raise UserError(f"{run_dir} is not the folder of a run: there is no {CONFIG}. Train one: experiments.train.")
+    prepared = read_run_config(run_dir).prepared
     if not path.exists() or not (run_dir / "head.npz").exists():
         raise UserError(f"{path} or head.npz is missing: training has not finished. Repeat its command.")
     config = dataclasses.replace(config, features=path, head=run_dir / "head.npz")
     problem = _from_files(config, precision)
-    prepared = Path(read_config(run_dir).get("prepared", ""))
     if prepared.is_dir() and (config.class_names, config.attribute_names) == (None, None):
-        info = open_dataset(prepared).info
+        info = open_prepared(prepared).info
         if (info.num_classes, info.num_attributes) == np.shape(problem.head.weights):
             problem = problem._replace(class_names=info.class_names, attribute_names=info.attribute_names)
     return problem._replace(title=f"test split of {run_dir.name}")
@@ -123,24 +116,30 @@ def _from_run(config: InputConfig, precision: str) -> Problem:
 
 def _from_files(config: InputConfig, precision: str) -> Problem:
     assert config.features is not None and config.head is not None
-    features = open_rows(config.features, name=config.feature_name, usual=FEATURE_NAMES, ndim=2, what="features")
-    labels: Rows | None
-    if config.labels is not None:
-        labels = open_rows(config.labels, name=config.label_name, usual=LABEL_NAMES, ndim=1, what="labels")
-    elif config.label_name is not None:
-        labels = open_rows(config.features, name=config.label_name, ndim=1, what="labels")
-    else:
-        labels = find_labels(config.features)
+    if config.head_bias is not None and not config.bias:
+        raise UserError(f"--head-bias {config.head_bias} and --no-bias contradict each other: give one of them.")
+    features = open_features(config.features, config.feature_name)
     head, head_title = read_head(
-        config.head, width=features.shape[1], dtype=precision, weight=config.head_weight, bias=config.head_bias
+        config.head,
+        width=features.shape[1],
+        dtype=precision,
+        weight=config.head_weight,
+        bias=config.head_bias if config.bias else NONE,
     )
+    num_classes = head.weights.shape[0]
+    if config.labels is None:
+        labels = open_labels(config.features, num_classes=num_classes, name=config.label_name, features=features)
+    else:
+        labels = open_labels(config.labels, num_classes=num_classes, name=config.label_name)
     names = [
         _read_names(path, kind, count)
         for path, kind, count in zip(
             (config.class_names, config.attribute_names), ("class", "attribute"), head.weights.shape, strict=True
         )
     ]
-    return Problem(features, labels, head, names[0], names[1], str(config.features), head_title)
+    label_title = "none" if labels is None else f"{labels.title} {labels.shape}"
+    sources = f"features: {features.title} {features.shape}; labels: {label_title}; head: {head_title}"
+    return Problem(features, labels, head, names[0], names[1], str(config.features), head_title, sources)
 
 
 def _read_names(path: Path | None, kind: str, count: int) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -25,8 +24,7 @@ with warnings.catch_warnings():
     try:
         import foolbox
     except ModuleNotFoundError as error:
-        missing = f"Foolbox is not installed: {sys.executable} -m pip install -c constraints.txt -e '.[bench]'"
-        raise (SystemExit(f"error: {missing}") if __name__ == "__main__" else ImportError(missing)) from error
+        raise _run.missing_library("Foolbox", "bench") from error
     from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwargs
     from foolbox.criteria import Misclassification, TargetedMisclassification
 

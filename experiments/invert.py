@@ -19,6 +19,7 @@ from experiments._counterfactuals import (
     pair_metrics,
     pair_options,
 )
+from experiments._options import Seed
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
 from spectra_jax.reporting import Report
 
@@ -45,7 +46,7 @@ class Args:
     run_dir: Path
     out: Path
     pairs: Annotated[PairConfig, tyro.conf.arg(name="")] = field(default_factory=PairConfig)
-    seed: int = 0
+    seed: Seed = 0
     quiet: bool = False
 
 

@@ -12,6 +12,7 @@ import tyro
 from experiments import _folder, _run
 from experiments._claims_pages import claim_words, write_page, write_tables
 from experiments._claims_run import ClaimConfig, claims_folder, claims_of, run_names
+from experiments._options import Seed
 from spectra_jax.logging import Console, duration, write_json
 
 
@@ -43,7 +44,7 @@ class Args:
     claims: Annotated[ClaimConfig, tyro.conf.arg(name="")] = field(default_factory=ClaimConfig)
     witness_dirs: tuple[Path, ...] = ()
     masks: Path | None = None
-    seed: int = 0
+    seed: Seed = 0
     quiet: bool = False
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes
 
 from experiments import _folder, _run
 from experiments._counterfactuals import PairConfig
+from experiments._options import Seed
 from experiments._paper_table import (
     PLANS,
     VARIANTS,
@@ -70,7 +71,7 @@ class Args:
     epochs_scale: float = 1.0
     lambda_stability: float | None = None
     foolbox_images: int = 64
-    pair_seed: int = 0
+    pair_seed: Seed = 0
     quiet: bool = False
 
     def __post_init__(self) -> None:

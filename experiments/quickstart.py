@@ -16,6 +16,8 @@ from tyro.conf import OmitArgPrefixes
 
 from experiments import _folder, _pages, _run
 from experiments._counterfactuals import PairConfig, choose_pairs, find_counterfactuals, pair_metrics, pair_options
+from experiments._options import Seed
+from experiments._stored import read_summary
 from experiments.train import Args as TrainArgs
 from experiments.train import train
 from spectra_jax import all_pairs_norms, head_logits
@@ -51,7 +53,7 @@ class Args:
     model: str | None = None
     epochs: int | None = None
     run_dir: Path | None = None
-    seed: int = 0
+    seed: Seed = 0
     quiet: bool = False
 
 
@@ -93,7 +95,7 @@ def quickstart(args: Args) -> tuple[Path, int]:
     with _folder.owned_folder(run_dir / "counterfactuals", "experiments.quickstart", options) as folder:
         found = find_counterfactuals(run, labels, index, target, args.pairs, folder, console=console)
 
-    summary = _folder.read_json(run_dir / _folder.SUMMARY)
+    summary = read_summary(run_dir)
     spread = attributes.std(axis=0)
     measured = pair_metrics(head, found, spread)
     figures = _pages.inversion_figures(found, measured)

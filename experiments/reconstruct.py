@@ -11,9 +11,11 @@ from tyro.conf import OmitArgPrefixes
 
 from experiments import _folder, _run
 from experiments import _reconstruction as pictures
+from experiments._options import Seed
 from experiments._reconstruction_page import add_figures, add_pictures, choose_attributes
+from experiments._stored import read_records
 from spectra_jax.checkpoint import CheckpointError
-from spectra_jax.logging import Console, duration, read_metrics, write_json
+from spectra_jax.logging import Console, duration, write_json
 from spectra_jax.models import build_decoder
 from spectra_jax.reporting import Report
 from spectra_jax.training import DECODER, NonFiniteError, training_decoder
@@ -45,7 +47,7 @@ class Args:
     out: Path
     decoder: OmitArgPrefixes[pictures.DecoderConfig] = field(default_factory=pictures.DecoderConfig)
     attributes: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Seed = 0
     quiet: bool = False
 
 
@@ -91,8 +93,10 @@ def reconstruct(args: Args) -> tuple[Path, int]:
         add_pictures(report, run, decoder, params, test, columns)
         if not brought:
             kept = f"The decoder of step {step} is shown, the best on the validation split; step 0 is ridge regression."
-            records = read_metrics(out / _folder.METRICS)
-            report.curves("Training of the decoder", records, names=("loss", "reconstruction_psnr"), caption=kept)
+            records = read_records(out)
+            names = [n for n in ("loss", "reconstruction_psnr") if any(n in record for record in records)]
+            if names:  # not where somebody deleted the records of a finished training
+                report.curves("Training of the decoder", records, names=names, caption=kept)
         report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir))
         psnr, line, mean = (figures[f"test/reconstruction_psnr{name}"] for name in ("", "_linear", "_baseline"))
         said = f"{psnr:.2f} dB on the test split, ridge regression {line:.2f} dB, the mean image {mean:.2f} dB"

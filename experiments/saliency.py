@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from experiments import _folder, _run, _saliency_page
+from experiments._options import Seed
 from experiments._parts import group_of, lift, part_discs, part_names
 from experiments._saliency_page import Map
 from spectra_jax import activation_map, head_logits
@@ -50,7 +51,7 @@ class Args:
     num_images: int = 60
     num_attributes: int = 3
     top_k: int = 500
-    seed: int = 0
+    seed: Seed = 0
     quiet: bool = False
 
     def __post_init__(self) -> None:

@@ -53,8 +53,8 @@ def sweep(args: Args) -> int:
 
     def prepare() -> tuple[_sweep_inputs.Problem, _sweep_inputs.Scan, _sweep.Plan]:
         problem = _sweep_inputs.open_problem(args.source, config.precision)
+        console.say(problem.sources)
         _sweep.check_options(config, problem)
-        console.say(f"head: {problem.head_title}")
         found = _sweep_inputs.scan(problem, config.precision)
         return problem, found, _sweep.make_plan(problem, config, found.fingerprint)
 

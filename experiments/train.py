@@ -13,7 +13,7 @@ import jax
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from experiments import _folder, _pages, _run
+from experiments import _folder, _pages, _run, _stored
 from experiments._inputs import first_params, make_inputs, positive_weight
 from spectra_jax.checkpoint import CheckpointError
 from spectra_jax.logging import Console, duration
@@ -74,6 +74,7 @@ def train(args: Args) -> tuple[Path, int]:
     config = dataclasses.replace(config, image_size=config.image_size or model.image_size)
     path = args.run_dir or Path("runs") / f"{config.model}-{args.data.name}-seed{config.seed}"
     run = _folder.RunFolder(path, _run.describe(config, dataset), extra={"prepared": str(dataset.path)})
+    _stored.read_records(path)  # damage is said now, not when the report is written
 
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     params = first_params(model, init_key, config)

@@ -173,6 +173,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
+                _check_files(self._directory / str(step))
                 return read(step), damaged
             # Damage shows as whatever error the first missing or broken file causes, so every kind is caught.
             except Exception as error:
@@ -201,6 +202,13 @@ class Checkpoints:
             (self._directory / str(step)).rename(free)
         ocp.multihost.sync_global_processes(f"set aside checkpoint {step}")
         self._manager.reload()
+
+
+def _check_files(folder: Path) -> None:
+    """Refuses what is no file, a pipe for example, which tensorstore would read from for ever."""
+    for path in folder.rglob("*"):
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path.relative_to(folder)} is no file")
 
 
 def _may_pass(error: BaseException | None) -> bool:

@@ -25,11 +25,25 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line torn by a crash is left out."""
+    """The records of a metrics.jsonl; a last line torn by a crash is left out.
+
+    Raises:
+        ValueError: a line is not a JSON object, naming it.
+    """
     if not Path(path).exists():
         return []
     whole, _, _ = Path(path).read_bytes().rpartition(b"\n")
-    return [json.loads(line) for line in whole.splitlines() if line]
+    return [_record(line, number) for number, line in enumerate(whole.split(b"\n"), start=1) if line]
+
+
+def _record(line: bytes, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {number} is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"line {number} is {str(record)[:40]}; expected a JSON object")
+    return record
 
 
 class MetricsFile:

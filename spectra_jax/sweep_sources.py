@@ -1,90 +1,110 @@
-"""What a sweep reads: rows of an array file, some at a time, and the linear head, from .npz, .npy or .safetensors.
+"""What a sweep reads: rows of features and labels, some at a time, and the linear head.
 
-Nothing is read that is not asked for: memory does not depend on the number of samples, whatever the file.
+Which array of a file is meant follows from a name given, a usual name, or the shape. Where that leaves a doubt, the
+answer is a question to the user, never a guess.
 """
 
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from spectra_jax.array_files import UNNAMED, Rows, SourceError, listing, open_arrays
 from spectra_jax.types import Head
 
 FEATURE_NAMES = ("attributes", "features", "embeddings")
-LABEL_NAMES = ("labels", "label", "targets")
+LABEL_NAMES = ("labels", "label", "targets", "target", "y")
 WEIGHT_NAMES = ("weights", "weight")
-SUFFIXES = (".npy", ".npz", ".safetensors")
-# .npy files need no name for their only array.
-_UNNAMED = ""
-_SKIPPED_BYTES = 1 << 20
+NONE = "none"  # in the place of a name: there is no such array
+_NUMBERS, _INTEGERS = "fiub", "iub"
 
 
-class SourceError(ValueError):
-    """A file that cannot be used, and why."""
-
-
-class Rows(NamedTuple):
-    """An array on disk, read by rows.
-
-    Attributes:
-        path: its file.
-        name: of the array in the file; "" in an .npy.
-        shape: of the whole array.
-        read: (start, stop) -> those rows, in memory of their own.
-    """
-
-    path: Path
-    name: str
-    shape: tuple[int, ...]
-    read: Callable[[int, int], np.ndarray]
-
-    @property
-    def title(self) -> str:
-        """The file and, where there are several in it, the array."""
-        return f"{self.path}: {self.name}" if self.name else str(self.path)
-
-
-def array_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays in a file, by name.
-
-    Raises:
-        SourceError: the file is missing, unreadable, damaged or of another kind.
-    """
-    return {name: array.shape for name, array in _open(Path(path)).items()}
-
-
-def open_rows(path: Path, *, name: str | None = None, usual: Sequence[str] = (), ndim: int, what: str) -> Rows:
-    """An array of a file, not read yet.
+def open_features(path: Path, name: str | None = None) -> Rows:
+    """The features (N, n) of a file, not read yet.
 
     Args:
         path: .npy, .npz or .safetensors.
-        name: of the array in the file; by default the first of `usual` that is there, else the only one with `ndim`
-            axes.
-        usual: names to look for.
-        ndim: axes that it must have; 2 for features (N, n), 1 for labels (N,).
-        what: "features", for the messages.
+        name: of the array; by default the first of `FEATURE_NAMES` that is there, else the only one with two axes.
 
     Raises:
-        SourceError: there is no such file or array, or it cannot be read as what it shall be.
+        SourceError: there is no such file or array, several fit, or it cannot be read as features.
     """
-    path = Path(path)
-    arrays = _open(path)
-    chosen = _choose(path, arrays, name, usual, lambda shape: len(shape) == ndim, f"{what} with {ndim} axes")
+    arrays = open_arrays(path)
+    chosen = _named(path, arrays, name, FEATURE_NAMES)
+    if chosen is None:
+        fitting = [n for n, a in arrays.items() if len(a.shape) == 2 and a.kind in _NUMBERS and n not in LABEL_NAMES]
+        wide = [n for n in fitting if arrays[n].shape[1] > 1]  # one column of several is rather of labels
+        chosen = _only(path, arrays, wide or fitting, "features with 2 axes", "--feature-name")
     array = arrays[chosen]
-    if len(array.shape) != ndim:
-        wanted = "(samples, attributes)" if ndim == 2 else "(samples,)"
-        raise SourceError(f"{array.title} has shape {array.shape}; expected {what} of shape {wanted}.")
+    if len(array.shape) != 2 or array.shape[1] < 1:
+        raise SourceError(f"{array.title} has shape {array.shape}; expected features of shape (samples, attributes).")
     return array
 
 
-def find_labels(path: Path) -> Rows | None:
-    """The labels that lie beside the features in one file, if there are any under a usual name."""
-    arrays = _open(Path(path))
-    return next((arrays[name] for name in LABEL_NAMES if name in arrays and len(arrays[name].shape) == 1), None)
+def open_labels(path: Path, *, num_classes: int, name: str | None = None, features: Rows | None = None) -> Rows | None:
+    """The class indices (N,) of a file, not read yet; stored as (N,), (N, 1) or one-hot (N, c).
+
+    Args:
+        path: .npy, .npz or .safetensors.
+        num_classes: c of the head.
+        name: of the array, or "none"; by default the first of `LABEL_NAMES` that is there, else the only one of
+            integers that fits.
+        features: those in the same file, beside which there need not be labels.
+
+    Returns:
+        None where there are none beside the features, or none are wanted.
+
+    Raises:
+        SourceError: there is no such file or array, several fit, or it cannot be read as labels.
+    """
+    if name == NONE:
+        return None
+    arrays = open_arrays(path)
+    others = {n: a for n, a in arrays.items() if features is None or n != features.name}
+    chosen = _named(path, others, name, LABEL_NAMES) if others or name is not None else None
+    if chosen is None:
+        fitting = [
+            n
+            for n, a in others.items()
+            if a.kind in _INTEGERS and a.shape and a.shape[1:] in ((), (1,), (num_classes,))
+            if features is None or a.shape[0] == features.shape[0]
+        ]
+        if not fitting and features is not None:
+            return None
+        chosen = _only(path, others, fitting, "labels", "--label-name")
+    return _class_indices(arrays[chosen], num_classes)
+
+
+def _class_indices(array: Rows, num_classes: int) -> Rows:
+    """Labels of any layout as (N,)."""
+    if len(array.shape) == 1:
+        return array
+
+    def column(start: int, stop: int) -> np.ndarray:
+        return array.read(start, stop)[:, 0]
+
+    def hot(start: int, stop: int) -> np.ndarray:
+        rows = array.read(start, stop)
+        wrong = ((rows != 0) & (rows != 1)).any(axis=1) | ((rows == 1).sum(axis=1) != 1)
+        if wrong.any():
+            raise SourceError(
+                f"{array.title} is not one-hot in row {start + int(np.argmax(wrong))} (counted from 0); expected a "
+                "single 1 among zeros, or class indices."
+            )
+        return rows.argmax(axis=1)
+
+    if array.shape[1:] == (1,):
+        return array._replace(shape=array.shape[:1], read=column)
+    if array.shape[1:] == (num_classes,):
+        return array._replace(shape=array.shape[:1], kind="i", read=hot)
+    raise SourceError(
+        f"{array.title} has shape {array.shape}; expected labels of shape (samples,), (samples, 1) or one-hot "
+        f"(samples, {num_classes})."
+    )
 
 
 def read_head(
@@ -97,42 +117,120 @@ def read_head(
         width: n, the number of attributes that the weights (c, n) must have.
         dtype: floating type to give it; float64 only where JAX has it switched on.
         weight: name of the weights; by default "weights" or "weight", else the only array (c, n).
-        bias: name of the bias; "none" for no bias; by default the one that goes with the weights, "fc.bias" with
-            "fc.weight", if there is one.
+        bias: name of the bias; "none" for no bias; by default the one beside the weights, "fc.bias" with "fc.weight"
+            or the only floats (c,), (c, 1) or (1, c) there.
 
     Returns:
         The head, and in words which arrays it came from.
 
     Raises:
-        SourceError: no array fits, several do, or one holds NaN or infinite values.
+        SourceError: no array fits or several do, one beside the weights has no known part in the head, or a number is
+            NaN or infinite; a bias of -inf, which masks a class, may be.
     """
-    path = Path(path)
-    arrays = _open(path)
-    fits = f"head with {width} attributes, (classes, {width})"
-    chosen = _choose(path, arrays, weight, WEIGHT_NAMES, lambda s: len(s) == 2 and s[1] == width and s[0] > 1, fits)
+    arrays = open_arrays(path)
+    chosen = _choose_weights(path, arrays, weight, width)
+    num_classes = arrays[chosen].shape[0]
+    weights = _head_values(arrays[chosen], dtype)
+    name = _choose_bias(path, arrays, chosen, bias)
+    title = f"{arrays[chosen].title} {arrays[chosen].shape}"
+    if name is None:
+        return Head(jnp.asarray(weights)), f"{title}, no bias"
+    values = _head_values(arrays[name], dtype, may_mask=True).reshape(num_classes)
+    if np.isneginf(values).all():
+        raise SourceError(f"{arrays[name].title} is -inf for every class; expected a finite number for one at least.")
+    return Head(jnp.asarray(weights), jnp.asarray(values)), f"{title}, bias {name} {arrays[name].shape}"
+
+
+def _choose_weights(path: Path, arrays: Mapping[str, Rows], name: str | None, width: int) -> str:
+    chosen = _named(path, arrays, name, WEIGHT_NAMES)
+    two_axes = [n for n, a in arrays.items() if len(a.shape) == 2 and a.kind in _NUMBERS]
+    if chosen is None:
+        fitting = [n for n in two_axes if arrays[n].shape[1] == width and arrays[n].shape[0] > 1]
+        turned = [n for n in two_axes if arrays[n].shape[0] == width and arrays[n].shape[1] > 1]
+        if not fitting and len(turned) == 1:
+            chosen = turned[0]
+        else:
+            what = f"head with {width} attributes, (classes, {width})"
+            chosen = _only(path, arrays, fitting, what, "--head-weight")
     shape = arrays[chosen].shape
     if len(shape) != 2 or shape[1] != width or shape[0] < 2:
-        turned = f" It looks transposed: save it as ({width} columns)." if shape[:1] == (width,) else ""
+        remedy = ""
+        if shape[:1] == (width,) and len(shape) == 2:
+            remedy = " It looks transposed, as Flax and Keras keep a kernel: save its transpose as weights."
         raise SourceError(
             f"{arrays[chosen].title} has shape {shape}; expected (classes, {width}): the features have {width} "
-            f"attributes.{turned}"
+            f"attributes.{remedy}"
         )
-    weights = _floats(arrays[chosen], 0, shape[0], dtype)
-    name = None if bias == "none" else bias
-    if bias is None and chosen:
-        stem = chosen.removesuffix("weights").removesuffix("weight")
-        name = next((n for n in (f"{stem}bias",) if stem != chosen and arrays.get(n) is not None), None)
-    if name is None:
-        return Head(jnp.asarray(weights)), f"{arrays[chosen].title} {shape}, no bias"
-    if name not in arrays:
-        raise SourceError(f"{path} has no array {name!r} for the bias. {_listing(arrays)}")
-    if arrays[name].shape != shape[:1]:
+    if name is None and shape[0] == width and _parts(chosen)[1] == "kernel":
         raise SourceError(
-            f"{arrays[name].title} has shape {arrays[name].shape}; expected {shape[:1]}, a number a class. "
-            "Name the right one, or none."
+            f"{arrays[chosen].title} {shape} may be (classes, attributes) or, as Flax and Keras keep a kernel, its "
+            "transpose; which? Name it by --head-weight if it is the first, else save its transpose as weights."
         )
-    head = Head(jnp.asarray(weights), jnp.asarray(_floats(arrays[name], 0, shape[0], dtype)))
-    return head, f"{arrays[chosen].title} {shape}, bias {name}"
+    return chosen
+
+
+def _choose_bias(path: Path, arrays: Mapping[str, Rows], weights: str, name: str | None) -> str | None:
+    """The bias that goes with the weights, None where there is none."""
+    num_classes = arrays[weights].shape[0]
+    shapes = ((num_classes,), (num_classes, 1), (1, num_classes))
+    if name == NONE or (name is None and weights == UNNAMED):
+        return None
+    if name is not None:
+        chosen = _named(path, arrays, name, ())
+        assert chosen is not None
+        if arrays[chosen].shape not in shapes:
+            raise SourceError(
+                f"{arrays[chosen].title} has shape {arrays[chosen].shape}; expected {shapes[0]}, a number a class. "
+                "Name the right one, or say --no-bias."
+            )
+        return chosen
+    folder, last = _parts(weights)
+    known = {*FEATURE_NAMES, *LABEL_NAMES, weights}
+    left = {n: a for n, a in arrays.items() if n not in known and a.kind in _NUMBERS and math.prod(a.shape) > 1}
+    fitting = [n for n, a in left.items() if a.kind == "f" and a.shape in shapes]
+    beside = [n for n in left if _parts(n)[0] == folder]
+    stem = last.removesuffix("weights").removesuffix("weight")
+    usual = [n for n in (f"{folder}{stem}bias",) if stem != last and n in fitting]
+    found = usual or [n for n in fitting if n in beside]
+    # What lies elsewhere in a model's file belongs to other layers, unless it could be the bias and nothing else is.
+    doubtful = [n for n in beside if n not in found[:1]] or ([] if found else fitting)
+    if doubtful:
+        shown = ", ".join(f"{n} {left[n].shape}" for n in doubtful[:8])
+        raise SourceError(
+            f"{path} holds {shown}{', ...' if len(doubtful) > 8 else ''} beside the weights {weights} "
+            f"{arrays[weights].shape}: which is the bias, if any? Name it by --head-bias, or say --no-bias."
+        )
+    return found[0] if found else None
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """What a name shares with its layer's other arrays, and the rest: "model.fc.weight" -> "model.fc.", "weight"."""
+    cut = max(name.rfind("."), name.rfind("/")) + 1
+    return name[:cut], name[cut:]
+
+
+def _head_values(array: Rows, dtype: DTypeLike, *, may_mask: bool = False) -> np.ndarray:
+    """All of a small array as floats."""
+    rows = array.read(0, array.shape[0])
+    values = _as_floats(rows, dtype, array.title)
+    bad = ~(np.isfinite(values) | (may_mask & np.isneginf(values)))
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        row, *column = place
+        where = f"row {row}" + (f", column {column[0]}" if column else "")
+        raise SourceError(
+            f"{array.title} holds {rows[place]} in {where} (counted from 0), where the head needs a finite "
+            f"{np.dtype(dtype)} number; so do {int(bad.sum()) - 1} more. Did the training diverge? Take another "
+            "checkpoint."
+        )
+    return values
+
+
+def _as_floats(rows: NDArray[Any], dtype: DTypeLike, title: str) -> np.ndarray:
+    if rows.dtype.kind not in _NUMBERS and rows.dtype.name != "bfloat16":
+        raise SourceError(f"{title} has type {rows.dtype}; expected real numbers.")
+    with np.errstate(over="ignore"):  # found by whoever asks
+        return rows.astype(dtype)
 
 
 def check_floats(rows: NDArray[Any], *, start: int, dtype: DTypeLike, title: str) -> np.ndarray:
@@ -141,10 +239,7 @@ def check_floats(rows: NDArray[Any], *, start: int, dtype: DTypeLike, title: str
     Raises:
         SourceError: they are no numbers, or one is NaN or infinite; the message says which.
     """
-    if rows.dtype.kind not in "fiub" and rows.dtype.name not in ("bfloat16",):
-        raise SourceError(f"{title} has type {rows.dtype}; expected real numbers.")
-    with np.errstate(over="ignore"):  # found below
-        values = rows.astype(dtype)
+    values = _as_floats(rows, dtype, title)
     bad = ~np.isfinite(values)
     if bad.any():
         row, *column = (int(i) for i in np.argwhere(bad)[0])
@@ -176,180 +271,20 @@ def check_labels(rows: NDArray[Any], *, start: int, num_classes: int, title: str
     return rows.astype(np.int32)
 
 
-def _floats(array: Rows, start: int, stop: int, dtype: DTypeLike) -> np.ndarray:
-    return check_floats(array.read(start, stop), start=start, dtype=dtype, title=array.title)
+def _named(path: Path, arrays: Mapping[str, Rows], name: str | None, usual: tuple[str, ...]) -> str | None:
+    """The array meant by its name; None where that leaves several."""
+    if UNNAMED in arrays:
+        return UNNAMED
+    if name is not None and name not in arrays:
+        raise SourceError(f"{path} has no array {name!r}. {listing(arrays)}")
+    return name if name is not None else next((n for n in usual if n in arrays), None)
 
 
-def _choose(
-    path: Path,
-    arrays: Mapping[str, Rows],
-    name: str | None,
-    usual: Sequence[str],
-    fits: Callable[[tuple[int, ...]], bool],
-    what: str,
-) -> str:
-    """Which array is meant."""
-    if name is not None and not (name == _UNNAMED or _UNNAMED in arrays):
-        if name not in arrays:
-            raise SourceError(f"{path} has no array {name!r}. {_listing(arrays)}")
-        return name
-    if _UNNAMED in arrays:
-        return _UNNAMED
-    for candidate in usual:
-        if candidate in arrays:
-            return candidate
-    fitting = [name for name, array in arrays.items() if fits(array.shape)]
+def _only(path: Path, arrays: Mapping[str, Rows], fitting: list[str], what: str, option: str) -> str:
     if len(fitting) == 1:
         return fitting[0]
     found = f"{len(fitting)} arrays that could be" if fitting else "nothing that could be"
-    raise SourceError(f"{path} has {found} the {what}; name the right one. {_listing(arrays)}")
-
-
-def _listing(arrays: Mapping[str, Rows]) -> str:
-    shown = [f"{name} {array.shape}" for name, array in list(arrays.items())[:40]]
-    return f"It holds: {', '.join(shown)}{', ...' if len(arrays) > 40 else ''}."
-
-
-def _open(path: Path) -> dict[str, Rows]:
-    """The arrays of a file by name."""
-    if path.suffix not in SUFFIXES:
-        raise SourceError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}.")
-    if not path.exists():
-        raise SourceError(f"{path}: there is no such file.")
-    try:
-        if path.suffix == ".safetensors":
-            return _open_safetensors(path)
-        if path.suffix == ".npz":
-            return _open_npz(path)
-        with open(path, "rb") as file:
-            shape, fortran, dtype = _npy_header(file, str(path))
-            return {_UNNAMED: _stored(path, _UNNAMED, shape, dtype, fortran, file.tell())}
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{path} cannot be read: {error}") from error
-
-
-def _npy_header(file: Any, title: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(file)
-    except (ValueError, KeyError) as error:
-        raise SourceError(f"{title} is no .npy array of numbers, or is damaged: {error}") from error
-    if dtype.hasobject or dtype.names:
-        raise SourceError(f"{title} holds Python objects or records ({dtype}); save plain numbers.")
-    return shape, fortran, dtype
-
-
-def _stored(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, fortran: bool, offset: int) -> Rows:
-    """An array whose bytes lie in the file as they are, from `offset` on."""
-    row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-    needed, there = offset + row_bytes * (shape[0] if shape else 1), path.stat().st_size
-    title = f"{path}: {name}" if name else str(path)
-    if there < needed:
-        raise SourceError(
-            f"{title} is truncated: its header promises {shape} of {dtype}, {needed:,} bytes; the file has {there:,}."
-        )
-
-    def read(start: int, stop: int) -> np.ndarray:
-        with open(path, "rb") as file:
-            if fortran and len(shape) > 1:  # a row is scattered over the whole file
-                return np.array(np.memmap(file, dtype, "r", offset, shape, order="F")[start:stop])
-            # Read rather than mapped: mapped pages count as this process's memory, and a file that shrinks under the
-            # map kills the process.
-            file.seek(offset + start * row_bytes)
-            rows = np.fromfile(file, dtype, (stop - start) * int(np.prod(shape[1:], dtype=np.int64)))
-        if rows.nbytes != (stop - start) * row_bytes:
-            raise SourceError(f"{title} became shorter while it was read.")
-        return rows.reshape(stop - start, *shape[1:])
-
-    return Rows(path, name, shape, _guarded(read, title))
-
-
-def _open_npz(path: Path) -> dict[str, Rows]:
-    arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if not info.filename.endswith(".npy"):
-                continue
-            name = info.filename.removesuffix(".npy")
-            with archive.open(info) as member:
-                try:
-                    shape, fortran, dtype = _npy_header(member, f"{path}: {name}")
-                except SourceError:  # names of classes and the like may be objects: not an array of ours
-                    continue
-                header = member.tell()
-            if info.compress_type == zipfile.ZIP_STORED:
-                arrays[name] = _stored(path, name, shape, dtype, fortran, _data_offset(path, info) + header)
-            else:
-                arrays[name] = _compressed(path, name, shape, dtype, fortran, header)
-    return arrays
-
-
-def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: after its local header, whose length only that header knows."""
-    with open(path, "rb") as file:
-        file.seek(info.header_offset)
-        local = file.read(30)
-    if len(local) < 30 or local[:4] != b"PK\x03\x04":
-        raise zipfile.BadZipFile(f"no header of {info.filename}")
-    return info.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-
-
-def _compressed(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, fortran: bool, header: int) -> Rows:
-    """A compressed array, decompressed from its beginning to the rows asked for; cheap as long as they ascend."""
-    title = f"{path}: {name}"
-    row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-    stream: list[Any] = []  # the open member, if any
-
-    def read(start: int, stop: int) -> np.ndarray:
-        if fortran and len(shape) > 1:
-            raise SourceError(f"{title} is compressed column by column (Fortran order); save it in C order.")
-        if not stream or stream[0].tell() > header + start * row_bytes:
-            stream[:] = [zipfile.ZipFile(path).open(f"{name}.npy")]  # noqa: SIM115 - read on by the next call
-        member = stream[0]
-        while (left := header + start * row_bytes - member.tell()) > 0:
-            if not member.read(min(left, _SKIPPED_BYTES)):
-                raise EOFError("it is truncated")
-        rows = member.read((stop - start) * row_bytes)
-        if len(rows) != (stop - start) * row_bytes:
-            raise EOFError("it is truncated")
-        return np.frombuffer(rows, dtype).reshape(stop - start, *shape[1:])
-
-    return Rows(path, name, shape, _guarded(read, title))
-
-
-def _open_safetensors(path: Path) -> dict[str, Rows]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-    except SafetensorError as error:
-        raise SourceError(f"{path} is no .safetensors file, or is damaged: {error}") from error
-
-    def rows(name: str) -> Rows:
-        def read(start: int, stop: int) -> np.ndarray:
-            with safe_open(path, "np") as file:  # opened anew: pages of a kept map would add up
-                return np.array(file.get_slice(name)[start:stop])
-
-        return Rows(path, name, shapes[name], _guarded(read, f"{path}: {name}"))
-
-    return {name: rows(name) for name in shapes}
-
-
-def _guarded(read: Callable[[int, int], np.ndarray], title: str) -> Callable[[int, int], np.ndarray]:
-    """`read` with what goes wrong explained."""
-
-    def guarded(start: int, stop: int) -> np.ndarray:
-        try:
-            return read(start, stop)
-        except SourceError:
-            raise
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise SourceError(f"{title} cannot be read at rows {start} to {stop}: {error}") from error
-
-    return guarded
+    raise SourceError(f"{path} has {found} the {what}; name the right one by {option}. {listing(arrays)}")
 
 
 def blocks(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -35,6 +35,7 @@ LAYERS = {
 }
 # I/O at the edges: these import types, models and each other, never the other way round.
 INPUT_OUTPUT = {
+    "array_files",
     "batches",
     "checkpoint",
     "data",

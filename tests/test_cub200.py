@@ -337,7 +337,7 @@ def test_command_line(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "12 (4 train, 2 validation, 6 test), 6 missing" in done.stdout
     assert f"attributes  {NUM_ATTRIBUTES}, labels from the image" in done.stdout
-    with pytest.raises(SystemExit, match=r"error: .*6 of the images"):
+    with pytest.raises(CubError, match="6 of the images"):
         cub200.main(cub200.Arguments(folder, tmp_path / "cache", strict=True))
 
 

@@ -31,8 +31,9 @@ def interrupted_in(owner, name):
 
     def call_and_interrupt(*args, **kwargs):
         patch.undo()
-        genuine(*args, **kwargs)
+        result = genuine(*args, **kwargs)
         signal.raise_signal(signal.SIGINT)
+        return result
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, call_and_interrupt)
@@ -64,7 +65,7 @@ def finished(tmp_path_factory):
             assert paper_table.main(command) == 130
         assert not (out / "summary.json").exists()
         pairs = out / "linear-plain-seed0" / "counterfactuals"
-        with interrupted_in(_counterfactuals, "write_arrays"), pytest.raises(KeyboardInterrupt):
+        with interrupted_in(_counterfactuals, "kept_arrays"), pytest.raises(KeyboardInterrupt):
             paper_table.main(command)
         kept = {path.name: path.stat().st_mtime_ns for path in pairs.glob("pairs-*.npz")}
         assert paper_table.main(command) == 0

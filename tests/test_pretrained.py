@@ -259,7 +259,7 @@ def test_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(load_file(tmp_path / "w.safetensors")["weight"], VALUES)
     failed = subprocess.run([*command, str(tmp_path / "absent")], capture_output=True, text=True, timeout=60)
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert failed.stderr.startswith("error:")
     assert "absent" in failed.stderr
 

@@ -112,7 +112,7 @@ def run_it(runs, out, *names, **more):
 def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monkeypatch):
     out = tmp_path / "out"
     made: list[str] = []
-    write_arrays = _robustness.write_arrays
+    write_arrays = _folder.write_arrays
 
     def stop_at_third(path, **arrays):
         if len(made) == 3:
@@ -121,7 +121,7 @@ def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monk
         write_arrays(path, **arrays)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_robustness, "write_arrays", stop_at_third)
+        patch.setattr(_folder, "write_arrays", stop_at_third)
         with pytest.raises(KeyboardInterrupt):
             run_it(runs, out, "plain", "robust")
     kept = {path.name: path.stat().st_mtime_ns for path in (out / "attacks").glob("*.npz")}

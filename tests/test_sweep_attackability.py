@@ -219,6 +219,9 @@ def test_a_sweep_of_other_questions_or_input_is_not_replaced(tmp_path, source):
     with pytest.raises(UserError, match="is not empty"):
         run(tmp_path / "mine", source)
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+    (tmp_path / "mine" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON \(nested too deeply\)"):
+        run(tmp_path / "mine", source)
 
 
 def test_bad_features_and_labels_are_found_before_any_work(tmp_path, source):
@@ -298,3 +301,22 @@ def test_one_command_at_a_time(tmp_path):
         _sweep.sweep_folder(tmp_path / "out", {"a": 1}),
     ):
         pass
+
+
+def test_a_bias_and_labels_of_unusual_names_are_used_and_named_first(tmp_path, capsys):
+    attributes, _, weights = arrays()
+    bias = np.asarray([3, -1, 0, 2, -3], np.float32)
+    with_bias, without = (attributes @ weights.T + b for b in (bias, 0))
+    np.savez(tmp_path / "f.npz", arr_0=attributes, y=with_bias.argmax(axis=1)[:, None])
+    np.savez(tmp_path / "h.npz", coef_=weights, intercept_=bias)
+    given = InputConfig(features=tmp_path / "f.npz", head=tmp_path / "h.npz")
+    assert sweep(Args(tmp_path / "out", given, BOUNDARY)) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    for named in ("arr_0 (43, 4)", "y (43,)", "coef_ (5, 4), bias intercept_ (5,)"):
+        assert named in first
+    assert summary(tmp_path / "out")["sweep/class_accuracy"] == 1
+    assert run(tmp_path / "none", dataclasses.replace(given, bias=False)) == 0
+    agreement = np.mean(with_bias.argmax(axis=1) == without.argmax(axis=1))
+    assert summary(tmp_path / "none")["sweep/class_accuracy"] == agreement < 1
+    with pytest.raises(UserError, match="contradict"):
+        run(tmp_path / "none", dataclasses.replace(given, bias=False, head_bias="intercept_"))

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from experiments._run import one_device_a_core
+from experiments._run import one_device_a_core, run_main
 from experiments.benchmarks import (
     attackability,
     constraints,
@@ -151,4 +150,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -1,7 +1,6 @@
 """What counterfactuals under constraints cost: ranges, few changes and one-hot groups, one (sample, target) a call."""
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import spectra_jax as sj
-from experiments._folder import read_config
+from experiments._options import Seed
 from experiments._parts import group_of
+from experiments._run import run_main
+from experiments._stored import open_prepared, read_run_config, read_test_split
 from experiments.benchmarks._command import run
 from experiments.benchmarks._timing import interleaved
-from spectra_jax.data import open_dataset
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Args:
     pairs: int = 8
     max_changes: int = 3
     margin: float = 0.1
-    seed: int = 0
+    seed: Seed = 0
     out: Path | None = None
 
 
@@ -53,10 +53,10 @@ def problem(args: Args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rng = np.random.default_rng(args.seed)
         weights, samples = rng.normal(size=(106, 312)), rng.normal(size=(1024, 312))
         return weights.astype(np.float32), samples.astype(np.float32), np.arange(312, dtype=np.int32) // 12
-    names = open_dataset(Path(read_config(args.run_dir)["prepared"])).info.attribute_names
+    names = open_prepared(read_run_config(args.run_dir).prepared).info.attribute_names
     groups = np.unique([group_of(name) for name in names], return_inverse=True)[1]
-    samples = np.load(args.run_dir / "test_attributes.npz")["attributes"]
-    return np.load(args.run_dir / "head.npz")["weights"], samples, groups.astype(np.int32)
+    samples, _, head = read_test_split(args.run_dir)
+    return np.asarray(head.weights), samples, groups.astype(np.int32)
 
 
 def measure(args: Args) -> dict[str, Any]:
@@ -113,4 +113,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -19,6 +19,7 @@ from skimage.metrics import structural_similarity
 from experiments import _run
 from experiments._counterfactuals import PairConfig, choose_pairs
 from experiments._folder import UserError, owned_folder, write_arrays
+from experiments._options import Seed
 from experiments.benchmarks._timing import interleaved
 from experiments.foolbox_attack import BottleneckModel, foolbox, foolbox_model
 from spectra_jax import InversionConfig, invert, projection_perturbation, ssim
@@ -68,7 +69,7 @@ class Args:
     batch_size: int = 100
     peers: tuple[str, ...] = ("ddn-20", "ddn-100", "ddn-300", "cw-5x100:100")
     ours: tuple[str, ...] = field(default_factory=lambda: tuple(OURS))
-    seed: int = 0
+    seed: Seed = 0
 
 
 def _split(name: str, most: int) -> tuple[str, int]:

@@ -1,6 +1,5 @@
 """The paper's pseudoinverse for all (sample, target) pairs: one factorisation against one a pair."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import spectra_jax as sj
+from experiments._options import Seed
+from experiments._run import run_main
 from experiments.benchmarks._command import run
 from experiments.benchmarks._timing import interleaved
 
@@ -37,7 +38,7 @@ class Args:
     pairs: int = 16
     margin: float = 0.0
     repeats: int = 3
-    seed: int = 0
+    seed: Seed = 0
     out: Path | None = None
 
 
@@ -104,4 +105,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

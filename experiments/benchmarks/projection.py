@@ -1,7 +1,6 @@
 """Exact projection of all (sample, target) pairs against quadratic programming solvers and other algorithms."""
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 import spectra_jax as sj
+from experiments._options import Seed
+from experiments._run import run_main
+from experiments._stored import read_test_split
 from experiments.benchmarks import _solvers
 from experiments.benchmarks._command import run
 from experiments.benchmarks._timing import interleaved
@@ -49,7 +51,7 @@ class Args:
     samples: int = 1024
     pairs: int = 48
     repeats: int = 3
-    seed: int = 0
+    seed: Seed = 0
     out: Path | None = None
 
 
@@ -72,8 +74,8 @@ def lockstep(head: sj.Head, samples: jax.Array, targets: jax.Array) -> jax.Array
 def problem(args: Args) -> tuple[np.ndarray, np.ndarray]:
     """Weights and samples."""
     if args.run_dir is not None:
-        samples = np.load(args.run_dir / "test_attributes.npz")["attributes"]
-        return np.load(args.run_dir / "head.npz")["weights"], samples
+        samples, _, head = read_test_split(args.run_dir)
+        return np.asarray(head.weights), samples
     rng = np.random.default_rng(args.seed)
     weights, samples = rng.normal(size=(200, 312)), rng.normal(size=(args.samples, 312))
     return weights.astype(np.float32), samples.astype(np.float32)
@@ -164,4 +166,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

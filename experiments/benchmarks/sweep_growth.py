@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments._folder import SUMMARY, read_json
+from experiments._options import Seed
+from experiments._run import run_main
 from experiments.benchmarks._command import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +41,7 @@ class Args:
     attributes: int = 64
     classes: int = 20
     methods: tuple[str, ...] = ("projection", "boundary")
-    seed: int = 0
+    seed: Seed = 0
     out: Path | None = None
 
 
@@ -117,4 +119,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import tyro
 
 from experiments._folder import METRICS, SUMMARY, read_json
+from experiments._options import Seed
+from experiments._run import run_main
 from spectra_jax.logging import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +46,7 @@ class Args:
     attributes: int = 64
     files: int = 60
     methods: tuple[str, ...] = ("projection", "boundary")
-    seed: int = 0
+    seed: Seed = 0
 
 
 def command(args: Args, folder: Path, out: Path) -> list[str]:
@@ -138,4 +140,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from spectra_jax.models._init import draw_parameters
@@ -180,14 +181,18 @@ class Model:
         """New parameters whose backbone comes from a .safetensors file with the architecture's original tensor names.
 
         Raises:
-            ValueError: this architecture has no such format, or a tensor is missing or has the wrong shape.
+            ValueError: this architecture has no such format, the file is damaged, or a tensor is missing or misshapen.
         """
         if self.weight_loader is None:
             raise ValueError(
                 f"model {self.name!r} as configured has no pretrained weights; those that have: efficientnet_lite0 and "
                 f"resnet with norm='frozen_batch'"
             )
-        return {**params, "backbone": self.weight_loader(params["backbone"], load_file(path))}
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no .safetensors file, or is damaged: {error}") from error
+        return {**params, "backbone": self.weight_loader(params["backbone"], tensors)}
 
     def _check_images(self, images: Any) -> None:
         if len(images.shape) != 4 or images.shape[-1] != 3:

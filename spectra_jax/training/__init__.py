@@ -5,6 +5,7 @@ Nothing here touches files: where batches come from and where metrics and checkp
 """
 
 from spectra_jax.training._adversarial import attack_images as attack_images
+from spectra_jax.training._config import MAX_SEED as MAX_SEED
 from spectra_jax.training._config import PRESETS as PRESETS
 from spectra_jax.training._config import TrainConfig as TrainConfig
 from spectra_jax.training._evaluation import EvalStep as EvalStep

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
+MAX_SEED = 2**32 - 1  # JAX cuts longer ones to 32 bits
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -112,6 +114,8 @@ class TrainConfig:
     non_finite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed must lie in [0, {MAX_SEED}], got {self.seed}")
         for name in ("batch_size", "epochs", "learning_rate", "clip_norm", "stability_distance", "adversarial_steps"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
