@@ -124,9 +124,9 @@ def _solve(head: Head, attributes: jax.Array, targets: jax.Array, margin: jax.Ar
         "projection": projection.delta,
     }
     change, attribute = best_single_attributes(head, attributes, margin=margin)
-    rows = jnp.arange(len(targets), dtype=targets.dtype)
+    rows = jnp.arange(len(targets), dtype=jnp.int32)
     change, attribute = change[rows, targets], attribute[rows, targets]
-    chosen = jnp.arange(attributes.shape[1], dtype=attribute.dtype)[None, :] == attribute[:, None]
+    chosen = jnp.arange(attributes.shape[1], dtype=jnp.int32)[None, :] == attribute[:, None]
     unreachable = jnp.where((attribute < 0)[:, None], jnp.inf, 0)
     deltas["single"] = jnp.where(chosen, change[:, None], 0) + unreachable
 

@@ -74,7 +74,8 @@ def classification_loss(
         Scalar loss in nats.
     """
     logits = _without_padding(logits, valid)
-    one_hot = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
+    labels = jnp.asarray(labels, jnp.int32)  # small types cannot count to the number of classes
+    one_hot = labels[:, None] == jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
     targets = optax.smooth_labels(one_hot.astype(logits.dtype), label_smoothing)
     return masked_mean(optax.softmax_cross_entropy(logits, targets), valid)
 

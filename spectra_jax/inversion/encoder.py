@@ -36,10 +36,11 @@ class Lead(NamedTuple):
 def lead_of(head: Head, attributes: Float[Array, "b n"], targets: Int[Array, "b"]) -> Lead:
     """The lead of each target over its best rival."""
     logits = head_logits(head, attributes)
-    rivals = jnp.arange(logits.shape[-1], dtype=targets.dtype)[None, :] != targets[:, None]
+    targets = jnp.asarray(targets, jnp.int32)  # small types cannot count to the number of classes
+    rivals = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] != targets[:, None]
     others = jnp.where(rivals, logits, -jnp.inf)
     lead = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - jnp.max(others, axis=-1)
-    named = jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets
+    named = jnp.argmax(logits, axis=-1).astype(jnp.int32) == targets
     return Lead(lead, jnp.argmax(others, axis=-1).astype(jnp.int32), named)
 
 

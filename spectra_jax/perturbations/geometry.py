@@ -125,7 +125,7 @@ def logit_gaps(logits: Float[Array, "c"], target: Int[Array, ""], margin: Float[
 
     The target wins by the margin exactly where every gap is <= 0.
     """
-    rivals = jnp.arange(logits.shape[0], dtype=target.dtype) != target
+    rivals = jnp.arange(logits.shape[0], dtype=jnp.int32) != jnp.asarray(target, jnp.int32)
     return jnp.where(rivals, logits - logits[target] + margin, -jnp.inf)
 
 

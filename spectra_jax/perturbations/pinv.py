@@ -61,7 +61,7 @@ def pinv_perturbation(
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
     # Row j of both is zero: it adds a zero singular value and nothing else, and keeps shapes static.
     gaps = logit_gaps(head_logits(head, attributes), target, margin)
-    rivals = jnp.arange(head.weights.shape[0], dtype=target.dtype) != target
+    rivals = jnp.arange(head.weights.shape[0], dtype=jnp.int32) != target
     return jnp.matmul(_target_pinv(head.weights, target, rtol), jnp.where(rivals, gaps, 0), precision=HIGHEST)
 
 

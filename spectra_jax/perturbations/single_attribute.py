@@ -65,7 +65,7 @@ def _feasible_intervals(
     weights: Float[Array, "c n"], gaps: Float[Array, "c"], target: Int[Array, ""]
 ) -> SingleAttributeResult:
     slopes = weights[target][None, :] - weights
-    rival = (jnp.arange(weights.shape[0], dtype=target.dtype) != target)[:, None]
+    rival = (jnp.arange(weights.shape[0], dtype=jnp.int32) != target)[:, None]
     rising, falling, parallel = (slopes > 0) & rival, (slopes < 0) & rival, (slopes == 0) & rival
     crossing = jnp.where(rival, gaps[:, None], 0) / jnp.where(rising | falling, slopes, 1)
     lower = jnp.max(jnp.where(rising, crossing, -jnp.inf), axis=0)
