@@ -11,6 +11,7 @@ import numpy as np
 from experiments._counterfactuals import SOLVERS, Counterfactuals
 from experiments._folder import METRICS, SUMMARY, read_json
 from experiments._run import LoadedRun
+from experiments._tail import mean_note
 from spectra_jax import InversionReason, head_logits
 from spectra_jax.logging import read_metrics
 from spectra_jax.reporting import (
@@ -72,7 +73,7 @@ def quality(summary: dict[str, Any]) -> list[Metric]:
 def margins(summary: dict[str, Any]) -> list[Metric]:
     """How close the samples are to a flip, from summary.json."""
     return [
-        _margin(summary, "Model attackability", "attackability_mean", note="mean, as the paper defines it"),
+        Metric("Model attackability", summary["test/attackability_mean"], note=mean_note(summary, "test")),
         _margin(summary, "Attackability", "attackability_median", note="median"),
         _margin(summary, "Relative margin", "relative_margin_mean", "%", note="mean over the test split"),
     ]

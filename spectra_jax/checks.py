@@ -12,7 +12,7 @@ import numpy as np
 
 from spectra_jax.types import Head
 
-# Images are off the scale of [0, 1] from so far below 0: rounding errors, of a decoder's weighted sums say, are smaller.
+# Images are off the scale of [0, 1] from so far below 0; rounding errors, of resampling say, are smaller.
 _OFF_SCALE = 1e-3
 
 
@@ -172,7 +172,7 @@ def check_margin(margin: Any) -> None:
     """Raises ValueError unless `margin` is one number that, where concrete, is finite and not negative."""
     expected = "a finite number >= 0, in units of the logits"
     _check_scalar("margin", margin, (jnp.floating, jnp.integer), expected)
-    if is_concrete(margin) and not (np.isfinite(margin) and margin >= 0):
+    if is_concrete(margin) and not 0 <= float(margin) < np.inf:
         raise ValueError(f"margin is {margin}; expected {expected}")
 
 
@@ -310,6 +310,6 @@ def check_groups(head: Head, groups: Any, threshold: Any) -> jax.Array:
             )
     expected = "a finite number >= 0, in units of the attributes"
     _check_scalar("threshold", threshold, (jnp.floating, jnp.integer), expected)
-    if is_concrete(threshold) and not (np.isfinite(threshold) and threshold >= 0):
+    if is_concrete(threshold) and not 0 <= float(threshold) < np.inf:
         raise ValueError(f"threshold is {threshold}; expected {expected}")
     return jnp.asarray(groups, jnp.int32)

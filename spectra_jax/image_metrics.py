@@ -126,7 +126,8 @@ def frequency_split(
         FrequencySplit, in units of the range from black to white.
 
     Raises:
-        ValueError: shapes differ or are not (b, h, w, channels), images not on the scale of [0, 1], cutoff not in (0, 0.5].
+        ValueError: shapes differ or are not (b, h, w, channels), images not on the scale of [0, 1], cutoff not in
+            (0, 0.5].
     """
     change = _change(images, reference)
     if not 0 < cutoff <= 0.5:
