@@ -24,6 +24,7 @@ from spectra_jax import (
     head_logits,
     image_distances,
     invert,
+    nearest_target,
     perturbation_noise_ratio,
     pinv_perturbation,
     projection_perturbation,
@@ -177,9 +178,9 @@ def choose_pairs(
     drawn = (predicted + rng.integers(1, logits.shape[1], len(index))) % logits.shape[1]
     if config.targets == "random":
         return index, drawn.astype(np.int32)
-    norms = np.array(all_pairs_norms(head, jnp.asarray(attributes[index]), method="boundary"))
-    norms[np.arange(len(index)), predicted] = np.inf
-    target = norms.argmin(axis=-1)
+    norms = all_pairs_norms(head, jnp.asarray(attributes[index]), method="boundary")
+    nearest = np.asarray(nearest_target(norms).target)
+    target = np.where(nearest >= 0, nearest, drawn)  # where no class is known to be within reach, any will do
     if config.targets == "mixed":
         target[1::2] = drawn[1::2]
     return index, target.astype(np.int32)

@@ -12,6 +12,7 @@ from scipy.stats import bootstrap
 from spectra_jax.checks import as_problem, check_choice
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
 from spectra_jax.perturbations.geometry import HIGHEST, centred, relative_logits, safe_norm, safe_sqrt
+from spectra_jax.perturbations.nearest_target import nearest_target
 from spectra_jax.types import Head
 
 # Logits of a block of samples: on a CPU 4 MB, which stay in its cache and are as fast a product as the whole, which
@@ -54,8 +55,10 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
     else:
         logits = relative_logits(head, attributes)
         norms = all_pairs_norms(head, attributes, method=method)
-        others = jnp.arange(logits.shape[-1])[None, :] != jnp.argmax(logits, axis=-1)[:, None]
-        nearest = jnp.min(jnp.where(others, norms, jnp.inf), axis=-1)
+        classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+        others = classes[None, :] != jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
+        found = nearest_target(norms, allowed=others)
+        nearest = jnp.where(found.num_unresolved > 0, jnp.nan, found.distance)  # the nearest may be one of those
     on_boundary = nearest == 0
     return jnp.where(on_boundary, jnp.inf, safe_norm(attributes) / jnp.where(on_boundary, 1, nearest))
 

@@ -103,14 +103,15 @@ def as_problem(head: Head, attributes: Any, *, ndim: int) -> tuple[Head, jax.Arr
             be -inf, which masks the class.
     """
     check_attributes(head, attributes, ndim=ndim)
-    head, attributes = jax.tree.map(jnp.asarray, (head, attributes))
+    bias = None if head.bias is None else jnp.asarray(head.bias)
+    head, attributes = Head(jnp.asarray(head.weights), bias), jnp.asarray(attributes)
     raised_head, raised_attributes = at_least_float32((head, attributes))
     for name, given, array in (
         ("head.weights", head.weights, raised_head.weights),
-        ("head.bias", head.bias, raised_head.bias),
+        ("head.bias", bias, raised_head.bias),
         ("attributes", attributes, raised_attributes),
     ):
-        if array is None:
+        if array is None or given is None:
             continue
         if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype != raised_head.weights.dtype:
             raise ValueError(
