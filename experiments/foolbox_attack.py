@@ -89,16 +89,14 @@ class SpectraAttack(MinimizationAttack):
 
 @jax.jit
 def _nearest_other(head: Head, attributes: Any, labels: Any) -> Any:
-    others = jax.nn.one_hot(labels, len(head.weights)) == 0
-    target = nearest_target(all_pairs_norms(head, attributes), allowed=others).target
-    return jnp.where(target < 0, labels, target)  # no class is known to be within reach: the image stays as it is
+    found = nearest_target(all_pairs_norms(head, attributes), allowed=jax.nn.one_hot(labels, len(head.weights)) == 0)
+    return jnp.where(found.target < 0, labels, found.target)  # none known to be within reach: the image stays as it is
 
 
 @jax.jit
 def _smallest_changes(head: Head, attributes: Any, targets: Any, lead: Any) -> Any:
-    return jax.vmap(lambda e, j: perturbations.projection_perturbation(head, e, j, margin=lead).delta)(
-        attributes, targets
-    )
+    project = functools.partial(perturbations.projection_perturbation, head, margin=lead)
+    return jax.vmap(project)(attributes, targets).delta
 
 
 def foolbox_model(run: _run.LoadedRun) -> BottleneckModel:
