@@ -13,6 +13,7 @@ from spectra_jax.checks import as_problem, check_choice
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
 from spectra_jax.perturbations.geometry import HIGHEST, centred, relative_logits, safe_norm, safe_sqrt
 from spectra_jax.perturbations.nearest_target import nearest_target
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 # Logits of a block of samples: on a CPU 4 MB, which stay in its cache and are as fast a product as the whole, which
@@ -26,6 +27,7 @@ _RESAMPLED_AT_ONCE = 4_000_000
 _LEAST_FOR_TAIL = 40
 
 
+@public(rows="attributes")
 def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = "boundary") -> Float[Array, "b"]:
     """Sample attackability max_k ||e|| / ||delta_k|| over the classes k other than the predicted one (Eq. 5).
 
@@ -63,6 +65,7 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
     return jnp.where(on_boundary, jnp.inf, safe_norm(attributes) / jnp.where(on_boundary, 1, nearest))
 
 
+@jax.jit  # eagerly its loop would be compiled at every call
 def _nearest_boundaries(head: Head, attributes: Float[Array, "b n"]) -> Float[Array, "b"]:
     """min_k (l_i - l_k) / ||w_i - w_k|| of each sample, block by block: the logits never leave the cache.
 
@@ -87,12 +90,14 @@ def _nearest_boundaries(head: Head, attributes: Float[Array, "b n"]) -> Float[Ar
         gaps = best - fixed
         distances = jnp.where(gaps > 0, gaps / apart, 0 * gaps)
         distances = jnp.where(classes == predicted, jnp.inf, distances)
-        nearest = first(distances == jnp.min(distances))
-        gap = logits[predicted] - logits[nearest]
+        least = jnp.min(distances)
+        nearest = first(distances == least)
         length = safe_norm(weights[predicted] - weights[nearest])
-        reachable = (nearest != predicted) & ((length > 0) | ~(gap > 0))
-        distance = gap / jnp.where(length > 0, length, 1)
-        return jnp.where(reachable, distance, jnp.inf)
+        reachable = least < jnp.inf
+        gap = jnp.where(reachable, logits[predicted] - logits[nearest], 0)
+        distance = jnp.where(reachable, gap / jnp.where(length > 0, length, 1), jnp.inf)
+        # A number that is none, in the head or the sample, is no proof that nothing can be reached.
+        return jnp.where(jnp.isfinite(best) & ~jnp.isnan(least), distance, jnp.nan)
 
     def in_blocks(size: int):
         return lambda samples: jax.lax.map(one_sample, samples, batch_size=max(1, size // num_classes))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_unit_scale, at_least_float32, is_concrete
+from spectra_jax.switches import public
 
 ONE_LEVEL = 1 / 255
 _ROUNDING = 1e-4  # a difference of two 8-bit values, computed in float32, misses a whole level by a smaller share
@@ -72,6 +73,7 @@ class AttributeSelectivity(NamedTuple):
     cosine: Float[Array, "b"]
 
 
+@public(rows="images")
 def image_distances(
     images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], *, threshold: float = ONE_LEVEL
 ) -> ImageDistances:
@@ -109,6 +111,7 @@ def image_distances(
     )
 
 
+@public(rows="images")
 def frequency_split(
     images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], *, cutoff: float = 0.125
 ) -> FrequencySplit:
@@ -140,6 +143,7 @@ def frequency_split(
     return FrequencySplit(jnp.sqrt(low), jnp.sqrt(high))
 
 
+@public(rows="logits_before")
 def class_change(
     logits_before: Float[Array, "b c"], logits_after: Float[Array, "b c"], targets: Int[Array, "b"]
 ) -> ClassChange:
@@ -183,6 +187,7 @@ def class_change(
     )
 
 
+@public(rows="realised")
 def attribute_selectivity(
     realised: Float[Array, "b n"],
     requested: Float[Array, "b n"],

@@ -17,6 +17,7 @@ from spectra_jax.checks import (
     is_concrete,
 )
 from spectra_jax.perturbations.geometry import head_logits
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 
@@ -50,6 +51,7 @@ class CausalSplit(NamedTuple):
     share_outside: Float[Array, "b"]
 
 
+@public(rows="centres")
 def part_discs(
     centres: Float[Array, "b p 2"],
     visible: Bool[Array, "b p"],
@@ -93,6 +95,7 @@ def part_discs(
     return jnp.any(near & visible[:, :, None, None], axis=1)
 
 
+@public(rows="images")
 def energy_lift(
     images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], region: Bool[Array, "b h w"]
 ) -> EnergyLift:
@@ -120,6 +123,7 @@ def energy_lift(
     return EnergyLift(share, area, share / jnp.where(area > 0, area, jnp.nan))
 
 
+@public(rows="images")
 def pointing_hit(
     images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], region: Bool[Array, "b h w"]
 ) -> Bool[Array, "b"]:
@@ -145,6 +149,7 @@ def pointing_hit(
     return hit & (jnp.max(energy, axis=-1) > 0)
 
 
+@public(rows="images")
 def causal_split(
     encode_fn: Callable[[Float[Array, "b h w k"]], Float[Array, "b n"]],
     head: Head,

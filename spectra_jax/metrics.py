@@ -6,8 +6,10 @@ from jaxtyping import Array, Bool, Float, Int
 from sklearn.metrics import average_precision_score, multilabel_confusion_matrix
 
 from spectra_jax.checks import as_unit_scale, at_least_float32
+from spectra_jax.switches import public
 
 
+@public()
 def attack_success_rate(success: Bool[Array, "b"], *, attempted: Bool[Array, "b"] | None = None) -> Float[Array, ""]:
     """Share of attempted samples whose attack succeeded (the paper's ASR, Section 4).
 
@@ -23,6 +25,7 @@ def attack_success_rate(success: Bool[Array, "b"], *, attempted: Bool[Array, "b"
     return jnp.sum(success & attempted) / jnp.sum(attempted)
 
 
+@public(rows="images")
 def psnr(images: Float[Array, "b ..."], reference: Float[Array, "b ..."]) -> Float[Array, "b"]:
     """Peak signal-to-noise ratio 10 log10(1 / MSE) per image, in dB, for values in [0, 1].
 
@@ -45,6 +48,7 @@ def psnr(images: Float[Array, "b ..."], reference: Float[Array, "b ..."]) -> Flo
     return jnp.where(identical, jnp.inf, -10 * jnp.log10(jnp.where(identical, 1, mse)))
 
 
+@public(rows="delta_input")
 def perturbation_noise_ratio(
     delta_input: Float[Array, "b ..."], delta_latent: Float[Array, "b n"]
 ) -> Float[Array, "b"]:
@@ -64,6 +68,7 @@ def perturbation_noise_ratio(
     return pixels / jnp.sqrt(jnp.sum(jnp.square(delta_latent), axis=-1))
 
 
+@public()
 def class_accuracy(
     logits: Float[Array, "b c"], labels: Int[Array, "b"], *, valid: Bool[Array, "b"] | None = None
 ) -> Float[Array, ""]:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from spectra_jax.checks import at_least_float32, check_images, is_concrete
+from spectra_jax.switches import public
 
 
+@public(rows="images")
 def activation_map(
     encode_fn: Callable[[Float[Array, "b h w k"]], Float[Array, "b n"]],
     images: Float[Array, "b h w k"],

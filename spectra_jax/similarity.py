@@ -7,11 +7,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from spectra_jax.checks import as_unit_scale
+from spectra_jax.switches import public
 
 WINDOW = 11
 _SIGMA = 1.5
 
 
+@public(rows="images")
 def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) -> Float[Array, "b"]:
     """Mean SSIM of each image with its reference (Wang, Bovik, Sheikh and Simoncelli 2004).
 

@@ -3,16 +3,18 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from spectra_jax.checks import as_problem, check_choice, check_margin, check_mutable
+from spectra_jax.checks import as_problem, check_array, check_choice, check_margin, check_mutable
 from spectra_jax.perturbations.boundary import boundary_norms
 from spectra_jax.perturbations.geometry import head_logits, relative_logits, squared_distances
 from spectra_jax.perturbations.pinv import pinv_norms
 from spectra_jax.perturbations.projection import projection_norms
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 METHODS = ("boundary", "pinv", "projection")
 
 
+@public(rows="attributes")
 def all_pairs_norms(
     head: Head,
     attributes: Float[Array, "b n"],
@@ -48,6 +50,9 @@ def all_pairs_norms(
     check_mutable(head, mutable)
     if method == "pinv" and mutable is not None:
         raise ValueError('mutable does not apply to method="pinv"; use "boundary" or "projection"')
+    if logits is not None:
+        check_array("logits", logits)
+        logits = jnp.asarray(logits, attributes.dtype)
     own_logits = logits is None
     if logits is None:  # exact differences cost about twenty matrix products; the all-way tie has no use for them
         logits = head_logits(head, attributes) if method == "pinv" else relative_logits(head, attributes)

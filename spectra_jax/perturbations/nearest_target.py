@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import at_least_float32, check_array
+from spectra_jax.switches import public
 
 
 class NearestTarget(NamedTuple):
@@ -23,6 +24,7 @@ class NearestTarget(NamedTuple):
     num_unresolved: Int[Array, "b"]
 
 
+@public(rows="norms")
 def nearest_target(norms: Float[Array, "b c"], *, allowed: Bool[Array, "b c"] | None = None) -> NearestTarget:
     """The class that the smallest change reaches, from a table such as that of `all_pairs_norms`.
 
