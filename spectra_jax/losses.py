@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import check_attributes, check_choice
+from spectra_jax.checks import at_least_float32, check_attributes, check_choice
 from spectra_jax.perturbations.all_pairs import all_pairs_norms
 from spectra_jax.perturbations.geometry import head_logits, safe_norm
 from spectra_jax.switches import public
@@ -151,6 +151,7 @@ def stability_loss(
     """
     check_attributes(head, attributes, ndim=2)
     check_choice("form", form, STABILITY_FORMS)
+    head, attributes, logits = at_least_float32((head, attributes, logits))
     attributes = _without_padding(attributes, valid)
     logits = head_logits(head, attributes) if logits is None else _without_padding(logits, valid)
     if detach_logits:

@@ -67,6 +67,23 @@ class _WithSettings:
         return self.function(*arguments, **keywords, **dict(self.settings))
 
 
+def in_types(encode: jax.tree_util.Partial, given: Any, wanted: Any) -> jax.tree_util.Partial:
+    """The same encoder, shown images in the type given to `invert`, with its answers in the type of the search."""
+    return jax.tree_util.Partial(_InTypes(jnp.dtype(given), jnp.dtype(wanted)), encode)
+
+
+@dataclass(frozen=True)
+class _InTypes:
+    given: Any
+    wanted: Any
+
+    def __call__(self, encode: jax.tree_util.Partial, images: Float[Array, "b h w k"]) -> Float[Array, "b n"]:
+        attributes = encode(images.astype(self.given))
+        if not jnp.issubdtype(attributes.dtype, jnp.floating):
+            raise ValueError(f"encode_fn gives type {attributes.dtype}; expected floats, one column an attribute")
+        return attributes.astype(self.wanted)
+
+
 def in_bfloat16(encode: jax.tree_util.Partial) -> jax.tree_util.Partial:
     """The same encoder with its images and bound arrays in bfloat16 and its answer in the images' precision."""
     return jax.tree_util.Partial(_run_in_bfloat16, encode)

@@ -55,8 +55,8 @@ def pinv_perturbation(
             is that of the pseudoinverse at constant rank, finite also at repeated singular values.
 
     Returns:
-        (n,) in attribute units; inf for a target that a bias of -inf rules out. Other classes so masked do not take part
-        in the tie.
+        (n,) in attribute units; inf for a target that a bias of -inf rules out. Other classes so masked do not take
+        part in the tie.
 
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
