@@ -1,5 +1,8 @@
 """Distances for every (sample, target) pair at once, by any of the three methods."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -52,14 +55,20 @@ def all_pairs_norms(
         raise ValueError('mutable does not apply to method="pinv"; use "boundary" or "projection"')
     if logits is not None:
         check_array("logits", logits)
+        wanted = (attributes.shape[0], head.weights.shape[0])
+        if logits.shape != wanted:
+            raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row a sample")
         logits = jnp.asarray(logits, attributes.dtype)
+    return _norms(head, attributes, jnp.asarray(margin, attributes.dtype), mutable, logits, method=method)
+
+
+@functools.partial(jax.jit, static_argnames="method")  # eagerly its loops would be compiled at every call
+def _norms(
+    head: Head, attributes: Array, margin: Array, mutable: Array | None, logits: Array | None, *, method: str
+) -> Array:
     own_logits = logits is None
     if logits is None:  # exact differences cost about twenty matrix products; the all-way tie has no use for them
         logits = head_logits(head, attributes) if method == "pinv" else relative_logits(head, attributes)
-    wanted = (attributes.shape[0], head.weights.shape[0])
-    if logits.shape != wanted:
-        raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row a sample")
-    margin = jnp.asarray(margin, attributes.dtype)
     if method == "pinv":
         return pinv_norms(head, logits, margin, own_logits=own_logits)
     if method == "boundary":
