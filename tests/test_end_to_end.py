@@ -48,11 +48,11 @@ def test_run_folder_is_complete_and_its_figures_agree(finished):
                  "test/attackability_mean", "test/attackability_median", "test/attackability_quantile_05",
                  "test/relative_margin_mean"):  # fmt: skip
         assert np.isfinite(summary[name]), name
-    assert "test/attackability_mean_low" not in summary and summary["test/attackability_tail_index"] > 0
+    assert "test/attackability_mean_low" not in summary and 0 < summary["test/attackability_top_1_percent_share"] <= 1
     for name in ("attackability_median", "relative_margin_mean"):
         assert summary[f"test/{name}_low"] <= summary[f"test/{name}"] <= summary[f"test/{name}_high"]
     page = (run_dir / "report.html").read_text()
-    assert page.count("95 % interval") >= 2 and "the mean is infinite if it is &lt;= 1" in page
+    assert page.count("95 % interval") >= 2 and "the top 1 % of the samples hold" in page
     with np.load(run_dir / "norms.npz") as norms:
         boundary, projection = norms["boundary"], norms["projection"]
     assert np.all(boundary <= projection * (1 + 1e-5) + 1e-6)
