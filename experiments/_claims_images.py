@@ -194,7 +194,7 @@ def check_flips(
     def step(images: Any, results: Any, targets: Any) -> Any:
         def lead(pixels: Any) -> Any:
             logits = head_logits(head, run.model.encode(params, pixels))
-            rival = jnp.arange(logits.shape[1], dtype=targets.dtype)[None, :] != targets[:, None]
+            rival = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] != targets[:, None]
             own = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
             return jnp.sum(own - jnp.max(jnp.where(rival, logits, -jnp.inf), axis=-1))
 

@@ -48,7 +48,7 @@ def make_pruner(encode: Callable[[Any, Any], Any]) -> Callable[..., FewPixels]:
 
         def lead(images: Any) -> Any:
             logits = head_logits(head, encode(params, images))
-            rival = jnp.arange(logits.shape[1], dtype=targets.dtype)[None, :] != targets[:, None]
+            rival = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] != targets[:, None]
             own = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
             return own - jnp.max(jnp.where(rival, logits, -jnp.inf), axis=-1)
 

@@ -196,7 +196,8 @@ def _random_lift(
     """
     with_part = [(i, f) for i, f in chosen if regions.parts_of(run.info.attribute_names[f])]
     about = {**describe(run.config, run.dataset), "seed": seed, "step": config.step,
-             "search": dataclasses.asdict(config.single), "requests": with_part, "format": FORMAT}  # fmt: skip
+             "search": dataclasses.asdict(config.single), "requests": with_part, "regions": regions.kind,
+             "format": FORMAT}  # fmt: skip
     # How the trained weights came about does not matter here.
     about["train"] = {key: about["train"][key] for key in ("model", "model_options", "image_size")}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
@@ -243,10 +244,10 @@ def _witness(
     own = checksum(run)
     for path in witnesses:
         witness = load_run(path)
-        name = checksum(witness)
-        if witness.dataset.path.name != run.dataset.path.name or name == own:
+        if witness.dataset.path.name != run.dataset.path.name or checksum(witness) == own:
             continue
         theirs, _ = test_attributes(path)
+        name = checksum(witness, theirs)  # of which the changes are in units
         spread = theirs.std(axis=0)
         moved = images.witness_changes(witness, spread, run, singles, folder=folder, name=f"witness-{name[:12]}",
                                        console=console)  # fmt: skip

@@ -24,6 +24,7 @@ from spectra_jax import (
     head_logits,
     image_distances,
     invert,
+    nearest_target,
     perturbation_noise_ratio,
     pinv_perturbation,
     projection_perturbation,
@@ -125,9 +126,9 @@ def _solve(head: Head, attributes: jax.Array, targets: jax.Array, margin: jax.Ar
         "projection": projection.delta,
     }
     change, attribute = best_single_attributes(head, attributes, margin=margin)
-    rows = jnp.arange(len(targets), dtype=targets.dtype)
+    rows = jnp.arange(len(targets), dtype=jnp.int32)
     change, attribute = change[rows, targets], attribute[rows, targets]
-    chosen = jnp.arange(attributes.shape[1], dtype=attribute.dtype)[None, :] == attribute[:, None]
+    chosen = jnp.arange(attributes.shape[1], dtype=jnp.int32)[None, :] == attribute[:, None]
     unreachable = jnp.where((attribute < 0)[:, None], jnp.inf, 0)
     deltas["single"] = jnp.where(chosen, change[:, None], 0) + unreachable
 
@@ -183,9 +184,9 @@ def choose_pairs(
     drawn = (predicted + rng.integers(1, logits.shape[1], len(index))) % logits.shape[1]
     if config.targets == "random":
         return index, drawn.astype(np.int32)
-    norms = np.array(all_pairs_norms(head, jnp.asarray(attributes[index]), method="boundary"))
-    norms[np.arange(len(index)), predicted] = np.inf
-    target = norms.argmin(axis=-1)
+    norms = all_pairs_norms(head, jnp.asarray(attributes[index]), method="boundary")
+    nearest = np.asarray(nearest_target(norms).target)
+    target = np.where(nearest >= 0, nearest, drawn)  # where no class is known to be within reach, any will do
     if config.targets == "mixed":
         target[1::2] = drawn[1::2]
     return index, target.astype(np.int32)

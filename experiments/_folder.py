@@ -27,7 +27,7 @@ from spectra_jax.training import Predictions, Progress, TrainConfig, TrainState,
 CONFIG, METRICS, SUMMARY, CHECKPOINTS = "config.json", "metrics.jsonl", "summary.json", "checkpoints"
 CHECKPOINT_MARK = "_CHECKPOINT_METADATA"  # orbax puts it into each
 LOCK = ".lock"
-RESULTS = ("counterfactuals.npz", METRICS, SUMMARY, "report.html")
+RESULTS = ("counterfactuals.npz", METRICS, SUMMARY, "report.html", "inversion.json", "table.md", "table.csv")
 # Shown on the console. Plain attribute accuracy is not among them: on CUB "absent" is right 92 % of the time.
 SHOWN = ("class_accuracy", "attribute_balanced_accuracy", "attribute_f1", "attribute_map", "reconstruction_psnr")
 

@@ -98,7 +98,9 @@ WARNING = (
     "Attackability, relative margin and the length ratio are figures of the attribute space: they say how far the "
     "attributes of an image are from another class, not how easily the encoder moves them. No claim that a model is "
     "robust on images follows from them. The columns on Foolbox, an attack written by others on the image itself, are "
-    "the check: only where they improve is a model harder to flip, and only for that attack at that size."
+    "the check: only where they improve is a model harder to flip, and only for that attack at that size. Model "
+    "attackability, the paper's mean, has no interval: a few images next to a boundary decide it, and over all images "
+    "it is infinite if its tail index is 1 or less."
 )
 
 
@@ -162,7 +164,8 @@ def table_markdown(results: Results, data: _run.DataConfig, pairs: PairConfig) -
     parts = [
         f"`{command_line()}`: {len(results)} trainings, {duration(seconds)} in all, {device()}, {os.cpu_count()} "
         f"cores, {versions()}. Data: {data.name}, {one['num_test']:,} test images. Seed 0, 95 % intervals in brackets "
-        "(Wilson for shares, bootstrap over images or pairs for the others).",
+        "(Wilson for shares, bootstrap over images or pairs for the others; none for the mean attackability, which a "
+        "few images decide).",
         _markdown(
             [*head, *map(_heading, QUALITY)],
             [

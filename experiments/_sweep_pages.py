@@ -9,9 +9,11 @@ import pyarrow as pa
 
 from experiments._sweep import Plan, SolveConfig
 from experiments._sweep_inputs import Problem
+from experiments._tail import mean_note
+from spectra_jax.attackability import tail_size
 from spectra_jax.reporting import SERIES, Column, Metric, Report, new_figure, plot_style
 from spectra_jax.sweep_files import finished, read_pairs, read_samples, write_tables
-from spectra_jax.sweep_statistics import Moments, count_groups, median_interval_ranks, medians, select
+from spectra_jax.sweep_statistics import Chunks, Moments, count_groups, median_interval_ranks, medians, select
 
 CLASS_DISTANCES = "class_distances.parquet"
 # A heat map with more classes than this is larger than any screen.
@@ -116,7 +118,10 @@ def _over_projection(config: SolveConfig, plan: Plan, folder: Path, name: str) -
 
 
 def _ratios(folder: Path, plan: Plan) -> dict[str, float]:
-    """Attackability (Eq. 5, 6) and relative margin: mean, median, quantiles, 95 % intervals."""
+    """Attackability (Eq. 5, 6) and relative margin: mean, median, quantiles, 95 % intervals.
+
+    Of the mean attackability there is none: see `attackability_summary`.
+    """
 
     def values() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for (ratios,) in read_samples(folder, plan.partitions, ["attackability"]):
@@ -144,12 +149,13 @@ def _ratios(folder: Path, plan: Plan) -> dict[str, float]:
         margin.add(1 / ratios[ratios > 0].astype(np.float64))
         infinite += int(np.isposinf(ratios).sum())
     result = {
-        **_mean("sweep/attackability_mean", ratio, np.inf),
+        "sweep/attackability_mean": float(ratio.mean) if ratio.count else np.inf,
+        **_tail(values, ratio),
         "sweep/attackability_median": median,
         "sweep/attackability_median_low": order["low"],
         "sweep/attackability_median_high": order["high"],
         **{f"sweep/attackability_quantile_{name}": order[name] for name in ("05", "25", "75", "95", "99")},
-        **_mean("sweep/relative_margin_mean", margin, np.nan),
+        **_mean("sweep/relative_margin_mean", margin),
         "sweep/relative_margin_median": 1 / median if median else np.inf,
         "sweep/relative_margin_quantile_99": 1 / order["01"] if order["01"] else np.inf,
         "sweep/samples_on_a_boundary": infinite,
@@ -159,10 +165,36 @@ def _ratios(folder: Path, plan: Plan) -> dict[str, float]:
     return {name: float(value) for name, value in result.items()}
 
 
-def _mean(name: str, moments: Moments, empty: float) -> dict[str, float]:
+def _tail(values: Chunks, finite: Moments) -> dict[str, float]:
+    """What the mean attackability hangs on: the share of the top 1 % and the tail index, of the finite values."""
+    top, tail = -(-finite.count // 100), tail_size(finite.count)
+    wanted = np.array([finite.count - top, finite.count - tail - 1 if tail else -1])
+
+    def twice() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for group, ratios in values():
+            for each in range(2):
+                yield group + np.int32(each), ratios
+
+    least, beyond = select(twice, wanted) if finite.count else (np.nan, np.nan)
+    count, total, excess = 0, 0.0, 0.0
+    for _, ratios in values():
+        known = ratios[np.isfinite(ratios)].astype(np.float64)
+        count += int((known > least).sum())
+        total += float(known[known > least].sum())
+        if beyond > 0:
+            excess += float(np.log(known[known > beyond] / beyond).sum())
+    share = (total + (top - count) * least) / (finite.count * float(finite.mean)) if finite.mean > 0 else np.nan
+    index = tail / excess if excess > 0 else np.inf
+    return {
+        "sweep/attackability_top_1_percent_share": share,
+        "sweep/attackability_tail_index": index if beyond > 0 else np.nan,
+    }
+
+
+def _mean(name: str, moments: Moments) -> dict[str, float]:
     """The mean and its 95 % interval by the central limit theorem."""
     if not moments.count:
-        return {name: empty, f"{name}_low": np.nan, f"{name}_high": np.nan}
+        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
     mean = float(moments.mean)
     half = _NORMAL * float(moments.deviation) / max(moments.count - 1, 1) ** 0.5 if moments.count > 1 else np.nan
     return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
@@ -271,14 +303,14 @@ def write_report(
 
 def _headline(problem: Problem, summary: dict[str, float], method: str) -> list[Metric]:
     def metric(title: str, name: str, unit: str = "", *, note: str) -> Metric:
-        low, high = summary[f"sweep/{name}_low"], summary[f"sweep/{name}_high"]
+        low, high = (summary.get(f"sweep/{name}_{end}", np.nan) for end in ("low", "high"))
         interval = (low, high) if np.isfinite([low, high]).all() else None
         return Metric(title, summary[f"sweep/{name}"], unit, interval=interval, note=note)
 
     how = "by projection" if method == "projection" else "by boundary"
     metrics = [
         metric("Attackability", "attackability_median", note=f"median, {how}"),
-        metric("Model attackability", "attackability_mean", note="mean, as the paper defines it"),
+        metric("Model attackability", "attackability_mean", note=mean_note(summary, "sweep")),
         metric("Relative margin", "relative_margin_mean", "%", note="mean over the samples"),
     ]
     if "sweep/class_accuracy" in summary:

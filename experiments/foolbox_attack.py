@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from experiments import _run
-from spectra_jax import Head, InversionConfig, all_pairs_norms, head_logits, invert, projection_perturbation
+from spectra_jax import Head, InversionConfig, all_pairs_norms, head_logits, invert, nearest_target, perturbations
 from spectra_jax.logging import Console
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox imports GitPython, which looks for a git program
@@ -75,7 +75,7 @@ class SpectraAttack(MinimizationAttack):
         if isinstance(criterion, TargetedMisclassification):
             targets = jnp.asarray(criterion.target_classes.raw, jnp.int32)
         elif isinstance(criterion, Misclassification):
-            targets = _nearest_other(model.head, attributes, jnp.asarray(criterion.labels.raw))
+            targets = _nearest_other(model.head, attributes, jnp.asarray(criterion.labels.raw, jnp.int32))
         else:
             raise ValueError(f"criterion is {criterion!r}; expected Misclassification or TargetedMisclassification")
         change = _smallest_changes(model.head, attributes, targets, jnp.asarray(self.lead, attributes.dtype))
@@ -87,14 +87,14 @@ class SpectraAttack(MinimizationAttack):
 
 @jax.jit
 def _nearest_other(head: Head, attributes: Any, labels: Any) -> Any:
-    norms = all_pairs_norms(head, attributes)
-    classes = jnp.arange(norms.shape[1], dtype=labels.dtype)
-    return jnp.argmin(jnp.where(classes[None, :] == labels[:, None], jnp.inf, norms), axis=1).astype(jnp.int32)
+    found = nearest_target(all_pairs_norms(head, attributes), allowed=jax.nn.one_hot(labels, len(head.weights)) == 0)
+    return jnp.where(found.target < 0, labels, found.target)  # none known to be within reach: the image stays as it is
 
 
 @jax.jit
 def _smallest_changes(head: Head, attributes: Any, targets: Any, lead: Any) -> Any:
-    return jax.vmap(lambda e, target: projection_perturbation(head, e, target, margin=lead).delta)(attributes, targets)
+    project = functools.partial(perturbations.projection_perturbation, head, margin=lead)
+    return jax.vmap(project)(attributes, targets).delta
 
 
 def foolbox_model(run: _run.LoadedRun) -> BottleneckModel:

@@ -36,6 +36,7 @@ from spectra_jax.models import Model as Model
 from spectra_jax.models import build_model as build_model
 from spectra_jax.perturbations import AllPairsResult as AllPairsResult
 from spectra_jax.perturbations import BoxResult as BoxResult
+from spectra_jax.perturbations import NearestTarget as NearestTarget
 from spectra_jax.perturbations import OneHotResult as OneHotResult
 from spectra_jax.perturbations import ProjectionResult as ProjectionResult
 from spectra_jax.perturbations import SingleAttributeResult as SingleAttributeResult
@@ -46,6 +47,7 @@ from spectra_jax.perturbations import best_single_attributes as best_single_attr
 from spectra_jax.perturbations import boundary_perturbation as boundary_perturbation
 from spectra_jax.perturbations import box_perturbation as box_perturbation
 from spectra_jax.perturbations import head_logits as head_logits
+from spectra_jax.perturbations import nearest_target as nearest_target
 from spectra_jax.perturbations import one_hot_perturbation as one_hot_perturbation
 from spectra_jax.perturbations import pinv_perturbation as pinv_perturbation
 from spectra_jax.perturbations import projection_perturbation as projection_perturbation

@@ -12,6 +12,8 @@ from scipy.stats import bootstrap
 from spectra_jax.checks import as_problem, check_choice
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
 from spectra_jax.perturbations.geometry import HIGHEST, centred, relative_logits, safe_norm, safe_sqrt
+from spectra_jax.perturbations.nearest_target import nearest_target
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 # Logits of a block of samples: on a CPU 4 MB, which stay in its cache and are as fast a product as the whole, which
@@ -21,8 +23,11 @@ _LOGITS_ON_CPU, _LOGITS_ON_ACCELERATOR = 1_000_000, 4_000_000
 _CLOSE = 0.05
 # Bootstrap draws held in memory together: 32 MB of doubles.
 _RESAMPLED_AT_ONCE = 4_000_000
+# Of fewer values the largest tenth says nothing about the tail.
+_LEAST_FOR_TAIL = 40
 
 
+@public(rows="attributes")
 def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = "boundary") -> Float[Array, "b"]:
     """Sample attackability max_k ||e|| / ||delta_k|| over the classes k other than the predicted one (Eq. 5).
 
@@ -52,12 +57,15 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
     else:
         logits = relative_logits(head, attributes)
         norms = all_pairs_norms(head, attributes, method=method)
-        others = jnp.arange(logits.shape[-1])[None, :] != jnp.argmax(logits, axis=-1)[:, None]
-        nearest = jnp.min(jnp.where(others, norms, jnp.inf), axis=-1)
+        classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+        others = classes[None, :] != jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
+        found = nearest_target(norms, allowed=others)
+        nearest = jnp.where(found.num_unresolved > 0, jnp.nan, found.distance)  # the nearest may be one of those
     on_boundary = nearest == 0
     return jnp.where(on_boundary, jnp.inf, safe_norm(attributes) / jnp.where(on_boundary, 1, nearest))
 
 
+@jax.jit  # eagerly its loop would be compiled at every call
 def _nearest_boundaries(head: Head, attributes: Float[Array, "b n"]) -> Float[Array, "b"]:
     """min_k (l_i - l_k) / ||w_i - w_k|| of each sample, block by block: the logits never leave the cache.
 
@@ -82,12 +90,14 @@ def _nearest_boundaries(head: Head, attributes: Float[Array, "b n"]) -> Float[Ar
         gaps = best - fixed
         distances = jnp.where(gaps > 0, gaps / apart, 0 * gaps)
         distances = jnp.where(classes == predicted, jnp.inf, distances)
-        nearest = first(distances == jnp.min(distances))
-        gap = logits[predicted] - logits[nearest]
+        least = jnp.min(distances)
+        nearest = first(distances == least)
         length = safe_norm(weights[predicted] - weights[nearest])
-        reachable = (nearest != predicted) & ((length > 0) | ~(gap > 0))
-        distance = gap / jnp.where(length > 0, length, 1)
-        return jnp.where(reachable, distance, jnp.inf)
+        reachable = least < jnp.inf
+        gap = jnp.where(reachable, logits[predicted] - logits[nearest], 0)
+        distance = jnp.where(reachable, gap / jnp.where(length > 0, length, 1), jnp.inf)
+        # A number that is none, in the head or the sample, is no proof that nothing can be reached.
+        return jnp.where(jnp.isfinite(best) & ~jnp.isnan(least), distance, jnp.nan)
 
     def in_blocks(size: int):
         return lambda samples: jax.lax.map(one_sample, samples, batch_size=max(1, size // num_classes))
@@ -120,12 +130,15 @@ def attackability_summary(
 ) -> dict[str, float]:
     """The paper's Model Attackability (Eq. 6) and the statistics to read beside it, on the host.
 
-    The mean is heavy-tailed: margins have positive density at 0, so the few samples nearest a boundary decide it and
-    its interval is only indicative. Compare models by the median or by relative_margin.
+    The mean has no interval because none would be honest. Margins usually have positive density at 0: values above x
+    are then as frequent as 1 / x, the mean over the population is infinite, and that of N samples grows with log N and
+    hangs on the few that happen to lie next to a boundary. top_1_percent_share and tail_index tell: the mean is
+    infinite if the tail index is <= 1, the variance if it is <= 2. Compare models by the median or by relative_margin.
 
-    Samples on a boundary have infinite attackability. They are counted in num_infinite and left out of mean, maximum
-    and top_1_percent_share; the quantiles count them as largest and relative_margin as 0. Samples of attackability 0,
-    which nothing can reach, have no finite relative margin: they are counted in num_zero and left out of it.
+    Samples on a boundary have infinite attackability. They are counted in num_infinite and left out of mean, maximum,
+    tail_index and top_1_percent_share; the quantiles count them as largest and relative_margin as 0. Samples of
+    attackability 0, which nothing can reach, have no finite relative margin: they are counted in num_zero and left out
+    of it.
 
     Args:
         values: (N,) from `attackability`, N >= 1.
@@ -133,10 +146,12 @@ def attackability_summary(
         seed: of the resampling; the same seed gives the same intervals.
 
     Returns:
-        mean (Eq. 6), median, relative_margin (mean of 1 / value, i.e. of ||delta|| / ||e||), each with its 95 %
-        percentile bootstrap interval NAME_low and NAME_high (NaN for fewer than two values); quantile_05, quantile_25,
-        quantile_75, quantile_95, quantile_99; maximum; top_1_percent_share of the sum, held by the ceil(N / 100)
-        largest values; num_samples, num_infinite and num_zero. inf or NaN only where nothing finite is left.
+        mean (Eq. 6), without an interval; median and relative_margin (mean of 1 / value, i.e. of ||delta|| / ||e||),
+        each with its 95 % percentile bootstrap interval NAME_low and NAME_high (NaN for fewer than two values);
+        quantile_05, quantile_25, quantile_75, quantile_95, quantile_99; maximum; top_1_percent_share of the sum, held
+        by the ceil(N / 100) largest values; tail_index by Hill's estimator on the largest tenth, k values, with a
+        relative standard error of about 1 / sqrt(k), NaN for fewer than 40 values; num_samples, num_infinite and
+        num_zero. Otherwise inf or NaN only where nothing finite is left.
 
     Raises:
         ValueError: values not (N,), empty, NaN or negative.
@@ -152,21 +167,37 @@ def attackability_summary(
     summary = {
         "maximum": ordered[0] if finite.size else np.inf,
         "top_1_percent_share": ordered[: -(-finite.size // 100)].sum() / total if total > 0 else np.nan,
+        "tail_index": _tail_index(ordered),
         "num_samples": values.size,
         "num_infinite": values.size - finite.size,
         "num_zero": values.size - positive.size,
     }
     for percent in (5, 25, 75, 95, 99):
         summary[f"quantile_{percent:02d}"] = _quantile(values, percent / 100)
-    statistics: dict[str, tuple[Callable[..., Any], np.ndarray, float]] = {
-        "mean": (np.mean, finite, np.inf),
-        "median": (_quantile, values, np.inf),
-        "relative_margin": (np.mean, 1 / positive, np.nan),
+    summary["mean"] = finite.mean() if finite.size else np.inf
+    summary["median"] = _quantile(values)
+    summary["relative_margin"] = (1 / positive).mean() if positive.size else np.nan
+    statistics: dict[str, tuple[Callable[..., Any], np.ndarray]] = {
+        "median": (_quantile, values),
+        "relative_margin": (np.mean, 1 / positive),
     }
-    for name, (statistic, sample, if_empty) in statistics.items():
-        summary[name] = statistic(sample) if sample.size else if_empty
+    for name, (statistic, sample) in statistics.items():
         summary[f"{name}_low"], summary[f"{name}_high"] = _interval(sample, statistic, num_resamples, seed)
     return {name: float(value) for name, value in summary.items()}
+
+
+def tail_size(count: int) -> int:
+    """How many of the largest of `count` values Hill's estimator of the tail index looks at; 0 if too few for any."""
+    return -(-count // 10) if count >= _LEAST_FOR_TAIL else 0
+
+
+def _tail_index(ordered: np.ndarray) -> float:
+    """Hill's (1975) estimate of a in P(value > x) ~ x^-a, from values in descending order."""
+    size = tail_size(ordered.size)
+    if not size or ordered[size] == 0:
+        return np.nan
+    excess = np.log(ordered[:size] / ordered[size]).sum()
+    return size / excess if excess > 0 else np.inf
 
 
 def _quantile(values: np.ndarray, level: float = 0.5, axis: int | None = None) -> np.ndarray:

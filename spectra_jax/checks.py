@@ -12,49 +12,115 @@ import numpy as np
 
 from spectra_jax.types import Head
 
+# Images are off the scale of [0, 1] from so far below 0; rounding errors, of resampling say, are smaller.
+_OFF_SCALE = 1e-3
+
 
 def is_concrete(array: Any) -> bool:
     """Whether the values of `array` can be read now, i.e. it is not being traced by jit, vmap or grad."""
     return not isinstance(array, jax.core.Tracer)
 
 
-def _span(array: Any) -> tuple[float, float]:
-    """Smallest and largest value of a concrete array, also while something else is being traced."""
-    with jax.ensure_compile_time_eval():
-        return float(jnp.min(array)), float(jnp.max(array))
+def _span(array: Any) -> tuple[Any, Any]:
+    """Smallest and largest value of a concrete array, in its own type, also while something else is being traced."""
+    if not isinstance(array, jax.Array):
+        return np.min(array), np.max(array)  # JAX would cut 64-bit numbers off before they are looked at
+    # A NaN or an infinite bias is for the caller to judge, not for JAX's debugging switches.
+    with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
+        return jax.device_get((jnp.min(array), jnp.max(array)))
+
+
+def check_array(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is an array of numbers or booleans, of JAX or NumPy.
+
+    Lists are refused wherever arrays are wanted: what they are converted to would depend on the function.
+    """
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        given = "None" if value is None else f"of type {type(value).__name__}"
+        raise ValueError(f"{name} is {given}; expected an array: jnp.asarray makes one of numbers in lists")
+    if not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == jnp.bool_):
+        raise ValueError(f"{name} has type {value.dtype}; expected an array of numbers")
+
+
+def _check_scalar(name: str, value: Any, kinds: tuple[Any, ...], expected: str) -> None:
+    """Raises ValueError unless `value` is one number of one of the kinds, of Python, NumPy or JAX."""
+    if not isinstance(value, int | float | jax.Array | np.ndarray | np.generic):
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
+    if np.ndim(value) != 0:
+        raise ValueError(f"{name} has shape {np.shape(value)}; expected {expected}: use jax.vmap for several")
+    dtype = value.dtype if hasattr(value, "dtype") else np.dtype(type(value))
+    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        raise ValueError(f"{name} is {value} of type {dtype}; expected {expected}")
+
+
+def at_least_float32(tree: Any) -> Any:
+    """The same arrays, those of half precision in float32: sums and squares of float16 overflow at 65,504."""
+
+    def raised(leaf):
+        dtype = jnp.result_type(leaf)
+        half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+        return jnp.asarray(leaf, jnp.float32) if half else leaf
+
+    return jax.tree.map(raised, tree)
 
 
 def check_head(head: Head) -> None:
     """Raises ValueError unless weights are (c, n) with c >= 2 and the bias, if any, is (c,)."""
+    if not isinstance(head, Head):
+        raise ValueError(f"head is of type {type(head).__name__}; expected spectra_jax.Head(weights, bias)")
+    check_array("head.weights", head.weights)
     shape = jnp.shape(head.weights)
     if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
         raise ValueError(f"head.weights has shape {shape}; expected (num_classes >= 2, num_attributes >= 1)")
-    if head.bias is not None and jnp.shape(head.bias) != shape[:1]:
+    if head.bias is None:
+        return
+    check_array("head.bias", head.bias)
+    if jnp.shape(head.bias) != shape[:1]:
         raise ValueError(
             f"head.bias has shape {jnp.shape(head.bias)}; expected {shape[:1]} to match head.weights {shape}"
         )
 
 
+def check_finite_head(head: Head) -> None:
+    """Raises ValueError if concrete weights or biases are NaN or infinite; a bias of -inf only masks its class."""
+    if is_concrete(head.weights) and not np.isfinite(_span(head.weights)).all():
+        raise ValueError("head.weights contains NaN or infinite values; has its training diverged?")
+    if head.bias is not None and is_concrete(head.bias):
+        low, high = _span(head.bias)
+        if np.isnan(low) or not np.isfinite(high):
+            raise ValueError(
+                f"head.bias spans {low} to {high}; expected finite numbers, or -inf for some classes to mask them"
+            )
+
+
 def as_problem(head: Head, attributes: Any, *, ndim: int) -> tuple[Head, jax.Array]:
-    """The head and attributes as JAX arrays, checked: NumPy input works, and nothing is cast silently.
+    """The head and attributes as JAX arrays of one type, checked: NumPy input works, and nothing loses digits silently.
+
+    Half precision is computed in float32, which holds all its numbers.
 
     Raises:
-        ValueError: shapes do not match, types are not one floating type, or concrete values are not finite.
+        ValueError: shapes do not match, types are not one floating type, or concrete values are not finite; a bias may
+            be -inf, which masks the class.
     """
     check_attributes(head, attributes, ndim=ndim)
-    head, attributes = jax.tree.map(jnp.asarray, (head, attributes))
-    for name, array in (("head.weights", head.weights), ("head.bias", head.bias), ("attributes", attributes)):
-        if array is None:
+    bias = None if head.bias is None else jnp.asarray(head.bias)
+    head, attributes = Head(jnp.asarray(head.weights), bias), jnp.asarray(attributes)
+    raised_head, raised_attributes = at_least_float32((head, attributes))
+    for name, given, array in (
+        ("head.weights", head.weights, raised_head.weights),
+        ("head.bias", bias, raised_head.bias),
+        ("attributes", attributes, raised_attributes),
+    ):
+        if array is None or given is None:
             continue
-        if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype != head.weights.dtype:
+        if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype != raised_head.weights.dtype:
             raise ValueError(
-                f"{name} has type {array.dtype} beside weights of type {head.weights.dtype}; expected one floating type"
+                f"{name} has type {given.dtype} beside weights of type {head.weights.dtype}; expected one floating type"
             )
-    if is_concrete(attributes) and attributes.size:
-        low, high = _span(attributes)
-        if not np.isfinite(low + high):
-            raise ValueError("attributes contains NaN or infinite values; leave those samples out or repair them")
-    return head, attributes
+    check_finite_head(head)
+    if is_concrete(attributes) and attributes.size and not np.isfinite(_span(attributes)).all():
+        raise ValueError("attributes contains NaN or infinite values; leave those samples out or repair them")
+    return raised_head, raised_attributes
 
 
 def as_pair(head: Head, attributes: Any, target: Any, margin: Any) -> tuple[Head, jax.Array, jax.Array, jax.Array]:
@@ -72,6 +138,7 @@ def as_pair(head: Head, attributes: Any, target: Any, margin: Any) -> tuple[Head
 def check_attributes(head: Head, attributes: Any, *, ndim: int | None = None) -> None:
     """Raises ValueError unless the last axis of `attributes` matches the head (and it has `ndim` axes)."""
     check_head(head)
+    check_array("attributes", attributes)
     shape = jnp.shape(attributes)
     num_attributes = head.weights.shape[1]
     if not shape or shape[-1] != num_attributes:
@@ -86,30 +153,39 @@ def check_attributes(head: Head, attributes: Any, *, ndim: int | None = None) ->
 
 def check_target(head: Head, target: Any) -> None:
     """Raises ValueError if a concrete `target` is not one class index of the head."""
-    if jnp.ndim(target) != 0:
-        raise ValueError(f"target has shape {jnp.shape(target)}; expected one class index: use jax.vmap for several")
-    if not jnp.issubdtype(jnp.result_type(target), jnp.integer):
-        raise ValueError(f"target has type {jnp.result_type(target)}; expected an integer class index")
+    _check_scalar("target", target, (jnp.integer,), "one integer class index")
     if is_concrete(target) and not 0 <= int(target) < head.weights.shape[0]:
         raise ValueError(f"target is {int(target)}; expected a class index from 0 to {head.weights.shape[0] - 1}")
 
 
 def check_targets(head: Head, targets: Any) -> None:
     """Raises ValueError unless `targets` are integers and, where concrete, class indices of the head."""
-    if not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
-        raise ValueError(f"targets has type {jnp.result_type(targets)}; expected integer class indices")
+    check_array("targets", targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(f"targets has type {targets.dtype}; expected integer class indices")
     if is_concrete(targets) and np.size(targets):
         (low, high), last = _span(targets), head.weights.shape[0] - 1
         if low < 0 or high > last:
-            raise ValueError(
-                f"targets contains {low if low < 0 else high:.0f}; expected class indices from 0 to {last}"
-            )
+            raise ValueError(f"targets contains {low if low < 0 else high}; expected class indices from 0 to {last}")
 
 
 def check_margin(margin: Any) -> None:
-    """Raises ValueError if a concrete `margin` is negative or not finite."""
-    if is_concrete(margin) and not (np.all(np.isfinite(margin)) and np.all(np.asarray(margin) >= 0)):
-        raise ValueError(f"margin is {margin}; expected a finite number >= 0, in units of the logits")
+    """Raises ValueError unless `margin` is one number that, where concrete, is finite and not negative."""
+    expected = "a finite number >= 0, in units of the logits"
+    _check_scalar("margin", margin, (jnp.floating, jnp.integer), expected)
+    if is_concrete(margin) and not 0 <= float(margin) < np.inf:
+        raise ValueError(f"margin is {margin}; expected {expected}")
+
+
+def check_count(name: str, value: Any) -> int:
+    """The value as a Python int.
+
+    Raises:
+        ValueError: it is not a whole number of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+    return int(value)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -120,33 +196,49 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_images(images: Any) -> None:
     """Raises ValueError unless `images` is a floating (b, h, w, channels) array with finite values in [0, 1]."""
+    check_array("images", images)
     shape = jnp.shape(images)
     if len(shape) != 4:
         raise ValueError(f"images has shape {shape}; expected (batch, height, width, channels)")
-    if not jnp.issubdtype(jnp.result_type(images), jnp.floating):
-        raise ValueError(
-            f"images has type {jnp.result_type(images)}; expected floats in [0, 1]: divide uint8 images by 255"
-        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images has type {images.dtype}; expected floats in [0, 1]: divide uint8 images by 255")
     if is_concrete(images) and np.size(images):
         low, high = _span(images)
-        if not np.isfinite(low + high):
+        if not (np.isfinite(low) and np.isfinite(high)):
             raise ValueError("images contains NaN or infinite values; expected finite numbers in [0, 1]")
         if low < 0 or high > 1:
-            advice = "divide 8-bit values by 255" if high > 2 else "clip or rescale it"
-            raise ValueError(f"images spans [{low:.4g}, {high:.4g}]; expected values in [0, 1]: {advice}")
+            raise ValueError(
+                f"images spans [{low:.4g}, {high:.4g}]; expected values in [0, 1]: {_range_remedy(low, high)}"
+            )
 
 
-def check_unit_scale(name: str, images: Any) -> None:
-    """Raises ValueError if `images` are integers or, where concrete, plainly not on the scale of [0, 1].
+def _range_remedy(low: float, high: float) -> str:
+    """What brings such images into [0, 1]."""
+    if low < -_OFF_SCALE:
+        # Networks are fed with images in [-1, 1] or with the mean taken off and divided by the deviation.
+        return "rescale (x + 1) / 2" if low >= -1 and high <= 1 else "undo the standardisation, x * deviation + mean"
+    return "divide 8-bit values by 255" if high > 2 else "clip or rescale it"
 
-    Looser than `check_images`: a decoder's output may leave [0, 1] a little and may have any number of axes.
+
+def as_unit_scale(name: str, images: Any) -> jax.Array:
+    """Images as a JAX array of float32 or float64, checked to be on the scale of [0, 1].
+
+    Looser than `check_images`: a decoder's output may exceed 1 a little and may have any number of axes, and a NaN is
+    for the metric to tell.
+
+    Raises:
+        ValueError: no array; integers; where concrete, values below 0 or plainly above 1.
     """
-    if not jnp.issubdtype(jnp.result_type(images), jnp.floating):
-        raise ValueError(f"{name} has type {jnp.result_type(images)}; expected floats in [0, 1]: divide uint8 by 255")
-    if is_concrete(images) and np.size(images) and _span(images)[1] > 2:
-        raise ValueError(
-            f"{name} reaches {_span(images)[1]:.4g}; expected values in [0, 1]: divide 8-bit values by 255"
-        )
+    check_array(name, images)
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"{name} has type {images.dtype}; expected floats in [0, 1]: divide uint8 by 255")
+    if is_concrete(images) and np.size(images):
+        low, high = _span(images)
+        if low < -_OFF_SCALE:
+            raise ValueError(f"{name} goes down to {low:.4g}; expected values in [0, 1]: {_range_remedy(low, high)}")
+        if high > 2:
+            raise ValueError(f"{name} reaches {high:.4g}; expected values in [0, 1]: {_range_remedy(low, high)}")
+    return at_least_float32(jnp.asarray(images))
 
 
 def check_mutable(head: Head, mutable: Any) -> None:
@@ -154,9 +246,10 @@ def check_mutable(head: Head, mutable: Any) -> None:
     if mutable is None:
         return
     wanted = head.weights.shape[1:]
-    if jnp.shape(mutable) != wanted or jnp.result_type(mutable) != jnp.bool_:
+    check_array("mutable", mutable)
+    if jnp.shape(mutable) != wanted or mutable.dtype != jnp.bool_:
         raise ValueError(
-            f"mutable has shape {jnp.shape(mutable)} and type {jnp.result_type(mutable)}; "
+            f"mutable has shape {jnp.shape(mutable)} and type {mutable.dtype}; "
             f"expected {wanted} booleans, True where the attribute may change"
         )
 
@@ -166,6 +259,7 @@ def check_scale(head: Head, scale: Any) -> None:
     if scale is None:
         return
     wanted = head.weights.shape[1:]
+    check_array("scale", scale)
     if jnp.shape(scale) != wanted:
         raise ValueError(f"scale has shape {jnp.shape(scale)}; expected {wanted}, one unit per attribute")
     if is_concrete(scale) and not (np.all(np.isfinite(scale)) and np.all(np.asarray(scale) > 0)):
@@ -181,6 +275,8 @@ def check_ranges(head: Head, lower: Any, upper: Any) -> tuple[jax.Array, jax.Arr
     wanted, dtype = head.weights.shape[1:], head.weights.dtype
     ends = []
     for name, end, absent in (("lower", lower, -np.inf), ("upper", upper, np.inf)):
+        if end is not None:
+            check_array(name, end)
         if end is not None and jnp.shape(end) != wanted:
             raise ValueError(f"{name} has shape {jnp.shape(end)}; expected {wanted}, one end per attribute")
         ends.append(np.full(wanted, absent, dtype) if end is None else end)
@@ -201,17 +297,20 @@ def check_groups(head: Head, groups: Any, threshold: Any) -> jax.Array:
         ValueError: not one integer per attribute; where concrete, one outside -1 .. n - 1, or a negative threshold.
     """
     wanted = head.weights.shape[1:]
-    if jnp.shape(groups) != wanted or not jnp.issubdtype(jnp.result_type(groups), jnp.integer):
+    check_array("groups", groups)
+    if jnp.shape(groups) != wanted or not jnp.issubdtype(groups.dtype, jnp.integer):
         raise ValueError(
-            f"groups has shape {jnp.shape(groups)} and type {jnp.result_type(groups)}; "
+            f"groups has shape {jnp.shape(groups)} and type {groups.dtype}; "
             f"expected {wanted} integers, the group of each attribute or -1"
         )
     if is_concrete(groups) and np.size(groups):
         low, high = _span(groups)
         if low < -1 or high >= wanted[0]:
             raise ValueError(
-                f"groups contains {low if low < -1 else high:.0f}; expected -1, or a group from 0 to {wanted[0] - 1}"
+                f"groups contains {low if low < -1 else high}; expected -1, or a group from 0 to {wanted[0] - 1}"
             )
-    if is_concrete(threshold) and not (np.ndim(threshold) == 0 and np.isfinite(threshold) and threshold >= 0):
-        raise ValueError(f"threshold is {threshold}; expected a finite number >= 0, in units of the attributes")
+    expected = "a finite number >= 0, in units of the attributes"
+    _check_scalar("threshold", threshold, (jnp.floating, jnp.integer), expected)
+    if is_concrete(threshold) and not 0 <= float(threshold) < np.inf:
+        raise ValueError(f"threshold is {threshold}; expected {expected}")
     return jnp.asarray(groups, jnp.int32)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import check_unit_scale, is_concrete
+from spectra_jax.checks import as_unit_scale, at_least_float32, is_concrete
+from spectra_jax.switches import public
 
 ONE_LEVEL = 1 / 255
 _ROUNDING = 1e-4  # a difference of two 8-bit values, computed in float32, misses a whole level by a smaller share
@@ -72,6 +73,7 @@ class AttributeSelectivity(NamedTuple):
     cosine: Float[Array, "b"]
 
 
+@public(rows="images")
 def image_distances(
     images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], *, threshold: float = ONE_LEVEL
 ) -> ImageDistances:
@@ -85,17 +87,22 @@ def image_distances(
         threshold: smallest change of a channel that counts for l0, in (0, 1].
 
     Returns:
-        ImageDistances: l0 in pixels, the others in units of the range from black to white.
+        ImageDistances: l0 in pixels, the others in units of the range from black to white, in float32 for images of
+        half precision.
 
     Raises:
-        ValueError: shapes differ or are not (b, h, w, channels), integer or 0-255 images, threshold not in (0, 1].
+        ValueError: shapes differ or are not (b, h, w, channels), images not on the scale of [0, 1], threshold not in
+            (0, 1].
     """
     change = _change(images, reference)
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; expected a number in (0, 1], such as 1 / 255 for one 8-bit level")
     size = jnp.abs(change)
     axes = (1, 2, 3)
-    changed = jnp.any(~(size < threshold * (1 - _ROUNDING)), axis=-1)
+    # Half precision does not hold a level exactly: two values next to 1 are each off by a quarter of its epsilon.
+    epsilon = max(float(jnp.finfo(jnp.asarray(array).dtype).eps) for array in (images, reference))
+    slack = min(max(threshold * _ROUNDING, epsilon / 2), threshold / 2)
+    changed = jnp.any(~(size < threshold - slack), axis=-1)
     return ImageDistances(
         l0=jnp.sum(changed, axis=(1, 2), dtype=jnp.int32),
         l1=jnp.sum(size, axis=axes),
@@ -104,6 +111,7 @@ def image_distances(
     )
 
 
+@public(rows="images")
 def frequency_split(
     images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], *, cutoff: float = 0.125
 ) -> FrequencySplit:
@@ -121,7 +129,8 @@ def frequency_split(
         FrequencySplit, in units of the range from black to white.
 
     Raises:
-        ValueError: shapes differ or are not (b, h, w, channels), integer or 0-255 images, cutoff not in (0, 0.5].
+        ValueError: shapes differ or are not (b, h, w, channels), images not on the scale of [0, 1], cutoff not in
+            (0, 0.5].
     """
     change = _change(images, reference)
     if not 0 < cutoff <= 0.5:
@@ -134,6 +143,7 @@ def frequency_split(
     return FrequencySplit(jnp.sqrt(low), jnp.sqrt(high))
 
 
+@public(rows="logits_before")
 def class_change(
     logits_before: Float[Array, "b c"], logits_after: Float[Array, "b c"], targets: Int[Array, "b"]
 ) -> ClassChange:
@@ -155,10 +165,11 @@ def class_change(
             f"logits_before {shape}, logits_after {jnp.shape(logits_after)} and targets {jnp.shape(targets)} disagree; "
             "expected (b, c) twice and (b,)"
         )
-    if is_concrete(targets) and np.size(targets) and not (np.min(targets) >= 0 and np.max(targets) < shape[1]):
-        raise ValueError(
-            f"targets spans {np.min(targets)} to {np.max(targets)}; expected class indices from 0 to {shape[1] - 1}"
-        )
+    if is_concrete(targets) and np.size(targets):
+        low, high = int(np.min(targets)), int(np.max(targets))
+        if low < 0 or high >= shape[1]:
+            raise ValueError(f"targets spans {low} to {high}; expected class indices from 0 to {shape[1] - 1}")
+    logits_before, logits_after = at_least_float32((logits_before, logits_after))
     before, after = (jnp.argmax(logits, axis=-1).astype(jnp.int32) for logits in (logits_before, logits_after))
 
     def confidence(logits: Float[Array, "b c"], classes: Int[Array, "b"]) -> Float[Array, "b"]:
@@ -176,6 +187,7 @@ def class_change(
     )
 
 
+@public(rows="realised")
 def attribute_selectivity(
     realised: Float[Array, "b n"],
     requested: Float[Array, "b n"],
@@ -206,6 +218,7 @@ def attribute_selectivity(
         raise ValueError(f"realised {shape} and requested, chosen {shapes} disagree; expected (b, n) each")
     if scale is not None and jnp.shape(scale) != shape[1:]:
         raise ValueError(f"scale has shape {jnp.shape(scale)}; expected {shape[1:]}, one number an attribute")
+    realised, requested, scale = at_least_float32((realised, requested, scale))
     chosen = requested != 0 if chosen is None else chosen
     if scale is not None:
         factor = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)[None, :]
@@ -222,6 +235,4 @@ def _change(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"])
             f"images {jnp.shape(images)} and reference {jnp.shape(reference)} must share one shape "
             "(batch, height, width, channels)"
         )
-    check_unit_scale("images", images)
-    check_unit_scale("reference", reference)
-    return jnp.asarray(images) - jnp.asarray(reference)
+    return as_unit_scale("images", images) - as_unit_scale("reference", reference)

@@ -7,8 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import check_attributes, check_images, check_targets, check_unit_scale, is_concrete
+from spectra_jax.checks import (
+    as_unit_scale,
+    at_least_float32,
+    check_attributes,
+    check_finite_head,
+    check_images,
+    check_targets,
+    is_concrete,
+)
 from spectra_jax.perturbations.geometry import head_logits
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 
@@ -42,6 +51,7 @@ class CausalSplit(NamedTuple):
     share_outside: Float[Array, "b"]
 
 
+@public(rows="centres")
 def part_discs(
     centres: Float[Array, "b p 2"],
     visible: Bool[Array, "b p"],
@@ -75,7 +85,9 @@ def part_discs(
         )
     if height < 1 or width < 1:
         raise ValueError(f"height {height}, width {width}: expected positive numbers of pixels")
-    dtype = jnp.result_type(centres)
+    # Whole numbers and half precision do not hold the middle of every pixel.
+    dtype = jnp.float64 if jnp.result_type(centres) == jnp.float64 else jnp.float32
+    centres, radius = jnp.asarray(centres, dtype), jnp.asarray(radius, dtype)
     columns = jnp.arange(width, dtype=dtype)[None, None, None, :] + 0.5
     rows = jnp.arange(height, dtype=dtype)[None, None, :, None] + 0.5
     x, y = centres[:, :, 0, None, None], centres[:, :, 1, None, None]
@@ -83,6 +95,7 @@ def part_discs(
     return jnp.any(near & visible[:, :, None, None], axis=1)
 
 
+@public(rows="images")
 def energy_lift(
     images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], region: Bool[Array, "b h w"]
 ) -> EnergyLift:
@@ -101,7 +114,7 @@ def energy_lift(
         EnergyLift; NaN share and lift where nothing changed, NaN lift where the region is empty.
 
     Raises:
-        ValueError: shapes disagree, integer or 0-255 images.
+        ValueError: shapes disagree, images not on the scale of [0, 1].
     """
     energy = _energy(images, reference, region)
     inside = region.astype(energy.dtype)
@@ -110,6 +123,7 @@ def energy_lift(
     return EnergyLift(share, area, share / jnp.where(area > 0, area, jnp.nan))
 
 
+@public(rows="images")
 def pointing_hit(
     images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], region: Bool[Array, "b h w"]
 ) -> Bool[Array, "b"]:
@@ -127,7 +141,7 @@ def pointing_hit(
         (b,) booleans; False where nothing changed.
 
     Raises:
-        ValueError: shapes disagree, integer or 0-255 images.
+        ValueError: shapes disagree, images not on the scale of [0, 1].
     """
     energy = _energy(images, reference, region).reshape(len(images), -1)
     place = jnp.argmax(energy, axis=-1)
@@ -135,6 +149,7 @@ def pointing_hit(
     return hit & (jnp.max(energy, axis=-1) > 0)
 
 
+@public(rows="images")
 def causal_split(
     encode_fn: Callable[[Float[Array, "b h w k"]], Float[Array, "b n"]],
     head: Head,
@@ -167,6 +182,8 @@ def causal_split(
     check_images(images)
     _energy(images, reference, region)  # for its checks
     check_targets(head, targets)
+    check_finite_head(head)
+    head = at_least_float32(head)
     batch = (len(images),)
     if jnp.shape(targets) != batch or jnp.shape(attributes) != batch:
         raise ValueError(
@@ -174,7 +191,7 @@ def causal_split(
         )
     chosen = region[..., None]
     before, after, inside, outside = (
-        encode_fn(pixels)
+        at_least_float32(encode_fn(pixels))
         for pixels in (
             reference,
             images,
@@ -186,9 +203,11 @@ def causal_split(
     width = before.shape[1]
     if is_concrete(attributes) and np.any((np.asarray(attributes) < 0) | (np.asarray(attributes) >= width)):
         raise ValueError(f"attributes contains {np.asarray(attributes)}; expected indices from 0 to {width - 1}")
+    # Small integer types cannot count to the number of classes or attributes.
+    targets, attributes = jnp.asarray(targets, jnp.int32), jnp.asarray(attributes, jnp.int32)
 
     def named(encoded: Float[Array, "b n"]) -> Bool[Array, "b"]:
-        return jnp.argmax(head_logits(head, encoded), axis=-1).astype(targets.dtype) == targets
+        return jnp.argmax(head_logits(head, encoded), axis=-1).astype(jnp.int32) == targets
 
     def moved(encoded: Float[Array, "b n"]) -> Float[Array, "b"]:
         return jnp.take_along_axis(encoded - before, attributes[:, None], axis=-1)[:, 0]
@@ -208,6 +227,5 @@ def _energy(
         )
     if jnp.result_type(region) != jnp.bool_:
         raise ValueError(f"region has type {jnp.result_type(region)}; expected booleans, True inside")
-    check_unit_scale("images", images)
-    check_unit_scale("reference", reference)
-    return jnp.sum(jnp.square(images - reference), axis=-1)
+    change = as_unit_scale("images", images) - as_unit_scale("reference", reference)
+    return jnp.sum(jnp.square(change), axis=-1)

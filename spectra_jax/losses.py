@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import check_attributes, check_choice
+from spectra_jax.checks import at_least_float32, check_attributes, check_choice
 from spectra_jax.perturbations.all_pairs import all_pairs_norms
 from spectra_jax.perturbations.geometry import head_logits, safe_norm
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 STABILITY_FORMS = ("squared", "log_relative", "hinge")
@@ -29,6 +30,7 @@ def _without_padding(rows: Float[Array, "b ..."], valid: Bool[Array, "b"] | None
     return rows if valid is None else jnp.where(valid.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
 
 
+@public()
 def attribute_loss(
     attributes: Float[Array, "b n"],
     labels: Float[Array, "b n"],
@@ -55,6 +57,7 @@ def attribute_loss(
     return masked_mean(jnp.mean(present + absent, axis=-1), valid)
 
 
+@public()
 def classification_loss(
     logits: Float[Array, "b c"],
     labels: Int[Array, "b"],
@@ -74,11 +77,13 @@ def classification_loss(
         Scalar loss in nats.
     """
     logits = _without_padding(logits, valid)
-    one_hot = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
+    labels = jnp.asarray(labels, jnp.int32)  # small types cannot count to the number of classes
+    one_hot = labels[:, None] == jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
     targets = optax.smooth_labels(one_hot.astype(logits.dtype), label_smoothing)
     return masked_mean(optax.softmax_cross_entropy(logits, targets), valid)
 
 
+@public()
 def consistency_loss(
     logits: Float[Array, "b c"], attacked_logits: Float[Array, "b c"], *, valid: Bool[Array, "b"] | None = None
 ) -> Float[Array, ""]:
@@ -105,6 +110,7 @@ def divergence(logits: Float[Array, "b c"], other_logits: Float[Array, "b c"]) -
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
+@public()
 def stability_loss(
     head: Head,
     attributes: Float[Array, "b n"],
@@ -145,6 +151,7 @@ def stability_loss(
     """
     check_attributes(head, attributes, ndim=2)
     check_choice("form", form, STABILITY_FORMS)
+    head, attributes, logits = at_least_float32((head, attributes, logits))
     attributes = _without_padding(attributes, valid)
     logits = head_logits(head, attributes) if logits is None else _without_padding(logits, valid)
     if detach_logits:
@@ -183,6 +190,7 @@ class LossTerms(NamedTuple):
     terms: dict[str, Float[Array, ""]]
 
 
+@public()
 def loss_terms(
     head: Head,
     attributes: Float[Array, "b n"],
@@ -280,6 +288,7 @@ def loss_terms(
     return LossTerms(total, terms)
 
 
+@public()
 def total_loss(
     head: Head,
     attributes: Float[Array, "b n"],
@@ -357,6 +366,7 @@ def total_loss(
     ).total
 
 
+@public()
 def sparsity_loss(attributes: Float[Array, "b n"], *, valid: Bool[Array, "b"] | None = None) -> Float[Array, ""]:
     """Mean share of present attributes, mean_f sigmoid(e_f): an L1 penalty on the normalised attributes (Section 3.3).
 
@@ -370,6 +380,7 @@ def sparsity_loss(attributes: Float[Array, "b n"], *, valid: Bool[Array, "b"] | 
     return masked_mean(jnp.mean(jax.nn.sigmoid(_without_padding(attributes, valid)), axis=-1), valid)
 
 
+@public()
 def reconstruction_loss(
     reconstructions: Float[Array, "b h w k"], images: Float[Array, "b h w k"], *, valid: Bool[Array, "b"] | None = None
 ) -> Float[Array, ""]:

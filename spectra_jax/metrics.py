@@ -5,9 +5,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from sklearn.metrics import average_precision_score, multilabel_confusion_matrix
 
-from spectra_jax.checks import check_unit_scale
+from spectra_jax.checks import as_unit_scale, at_least_float32
+from spectra_jax.switches import public
 
 
+@public()
 def attack_success_rate(success: Bool[Array, "b"], *, attempted: Bool[Array, "b"] | None = None) -> Float[Array, ""]:
     """Share of attempted samples whose attack succeeded (the paper's ASR, Section 4).
 
@@ -23,6 +25,7 @@ def attack_success_rate(success: Bool[Array, "b"], *, attempted: Bool[Array, "b"
     return jnp.sum(success & attempted) / jnp.sum(attempted)
 
 
+@public(rows="images")
 def psnr(images: Float[Array, "b ..."], reference: Float[Array, "b ..."]) -> Float[Array, "b"]:
     """Peak signal-to-noise ratio 10 log10(1 / MSE) per image, in dB, for values in [0, 1].
 
@@ -32,20 +35,20 @@ def psnr(images: Float[Array, "b ..."], reference: Float[Array, "b ..."]) -> Flo
         images, reference: (b, ...) of the same shape.
 
     Returns:
-        (b,) dB.
+        (b,) dB, in float32 for images of half precision.
 
     Raises:
-        ValueError: shapes differ, integer or 0-255 images.
+        ValueError: shapes differ, images not on the scale of [0, 1].
     """
     if jnp.shape(images) != jnp.shape(reference):
         raise ValueError(f"images {jnp.shape(images)} and reference {jnp.shape(reference)} differ in shape")
-    check_unit_scale("images", images)
-    check_unit_scale("reference", reference)
-    mse = jnp.mean(jnp.square(images - reference), axis=tuple(range(1, jnp.ndim(images))))
+    change = as_unit_scale("images", images) - as_unit_scale("reference", reference)
+    mse = jnp.mean(jnp.square(change), axis=tuple(range(1, jnp.ndim(images))))
     identical = mse == 0
     return jnp.where(identical, jnp.inf, -10 * jnp.log10(jnp.where(identical, 1, mse)))
 
 
+@public(rows="delta_input")
 def perturbation_noise_ratio(
     delta_input: Float[Array, "b ..."], delta_latent: Float[Array, "b n"]
 ) -> Float[Array, "b"]:
@@ -60,16 +63,19 @@ def perturbation_noise_ratio(
     Returns:
         (b,); inf where only the image changed, NaN where neither did.
     """
+    delta_input, delta_latent = at_least_float32((delta_input, delta_latent))
     pixels = jnp.sqrt(jnp.sum(jnp.square(delta_input), axis=tuple(range(1, jnp.ndim(delta_input)))))
     return pixels / jnp.sqrt(jnp.sum(jnp.square(delta_latent), axis=-1))
 
 
+@public()
 def class_accuracy(
     logits: Float[Array, "b c"], labels: Int[Array, "b"], *, valid: Bool[Array, "b"] | None = None
 ) -> Float[Array, ""]:
     """Share of valid samples whose largest logit is the label."""
     valid = jnp.ones(labels.shape, bool) if valid is None else valid
-    return attack_success_rate(jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels, attempted=valid)
+    named = jnp.argmax(logits, axis=-1).astype(jnp.int32)  # not in the labels' type, which may not hold every class
+    return attack_success_rate(named == jnp.asarray(labels, jnp.int32), attempted=valid)
 
 
 def attribute_metrics(

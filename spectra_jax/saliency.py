@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spectra_jax.checks import check_images, is_concrete
+from spectra_jax.checks import at_least_float32, check_images, is_concrete
+from spectra_jax.switches import public
 
 
+@public(rows="images")
 def activation_map(
     encode_fn: Callable[[Float[Array, "b h w k"]], Float[Array, "b n"]],
     images: Float[Array, "b h w k"],
@@ -28,7 +30,8 @@ def activation_map(
         top_k: pixels to keep an image, the paper's 500 by default; None keeps all. Ties keep the first.
 
     Returns:
-        (b, h, w), the largest absolute derivative over channels; 0 at pixels not kept.
+        (b, h, w), the largest absolute derivative over channels; 0 at pixels not kept; in float32 for images of half
+        precision.
 
     Raises:
         ValueError: images not (b, h, w, channels) in [0, 1], attribute out of range, top_k not positive.
@@ -37,11 +40,12 @@ def activation_map(
     num_attributes = jax.eval_shape(encode_fn, images).shape[-1]
     if not jnp.issubdtype(jnp.result_type(attribute), jnp.integer) or jnp.ndim(attribute) != 0:
         raise ValueError(f"attribute is {attribute}; expected one integer index")
-    if is_concrete(attribute) and not 0 <= attribute < num_attributes:
+    if is_concrete(attribute) and not 0 <= int(attribute) < num_attributes:
         raise ValueError(f"attribute is {attribute}; expected an index from 0 to {num_attributes - 1}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; expected at least 1, or None for all pixels")
-    gradient = jax.grad(lambda pixels: jnp.sum(encode_fn(pixels)[:, attribute]))(images)
+    index = jnp.asarray(attribute, jnp.int32)  # a small type cannot count to the number of attributes
+    gradient = at_least_float32(jax.grad(lambda pixels: jnp.sum(encode_fn(pixels)[:, index]))(images))
     strength = jnp.max(jnp.abs(gradient), axis=-1)
     pixels = strength.reshape(len(images), -1)
     if top_k is None or top_k >= pixels.shape[1]:

@@ -6,12 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from spectra_jax.checks import check_unit_scale
+from spectra_jax.checks import as_unit_scale
+from spectra_jax.switches import public
 
 WINDOW = 11
 _SIGMA = 1.5
 
 
+@public(rows="images")
 def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) -> Float[Array, "b"]:
     """Mean SSIM of each image with its reference (Wang, Bovik, Sheikh and Simoncelli 2004).
 
@@ -24,18 +26,18 @@ def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) ->
         images, reference: (b, h, w, channels) in [0, 1], at least 11 pixels a side.
 
     Returns:
-        (b,) in [-1, 1]; 1 for identical images. The gradient is finite there too.
+        (b,) in [-1, 1]; 1 for identical images. The gradient is finite there too. In float32 for images of half
+        precision.
 
     Raises:
-        ValueError: shapes differ, integer or 0-255 images, or an image is smaller than the window, where dm-pix
-            would return nonsense.
+        ValueError: shapes differ, images not on the scale of [0, 1], or an image is smaller than the window, where
+            dm-pix would return nonsense.
     """
-    if images.shape != reference.shape or images.ndim != 4:
+    if jnp.shape(images) != jnp.shape(reference) or jnp.ndim(images) != 4:
         raise ValueError(
-            f"images {images.shape} and reference {reference.shape} must share one shape (b, h, w, channels)"
+            f"images {jnp.shape(images)} and reference {jnp.shape(reference)} must share one shape (b, h, w, channels)"
         )
-    check_unit_scale("images", images)
-    check_unit_scale("reference", reference)
+    images, reference = as_unit_scale("images", images), as_unit_scale("reference", reference)
     height, width = images.shape[1:3]
     if min(height, width) < WINDOW:
         raise ValueError(f"images are {height}x{width} pixels; SSIM needs at least {WINDOW}x{WINDOW}")

@@ -18,6 +18,7 @@ TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".html", ".css", ".js", ".json",
 # Lower numbers are further down: a module imports only from lower layers or from its own group.
 LAYERS = {
     "types": 0,
+    "switches": 0,
     "checks": 1,
     "similarity": 2,
     "models": 2,

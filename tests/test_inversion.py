@@ -278,7 +278,8 @@ def replaced(**changes):
     [
         ({"images": jnp.full((4, SIDE, WIDTH, 3), jnp.nan)}, "images contains NaN or infinite"),
         ({"images": jnp.full((4, SIDE, WIDTH, 3), 200.0)}, "divide 8-bit values by 255"),
-        ({"images": jnp.full((4, SIDE, WIDTH, 3), -0.5)}, "clip or rescale"),
+        ({"images": jnp.full((4, SIDE, WIDTH, 3), -0.5)}, r"rescale \(x \+ 1\) / 2"),
+        ({"images": jnp.full((4, SIDE, WIDTH, 3), 1.5)}, "clip or rescale"),
         ({"images": np.zeros((4, SIDE, WIDTH, 3), np.uint8)}, "divide uint8 images by 255"),
         ({"images": jnp.zeros((SIDE, WIDTH, 3))}, "batch, height, width, channels"),
         ({"images": jnp.zeros((3, SIDE, WIDTH, 3))}, "disagree"),

@@ -5,6 +5,8 @@ import pytest
 
 pytest.importorskip("foolbox", reason="the benchmark compares with Foolbox")
 
+from data_prep.synthetic_birds import generate
+from experiments import _run, train
 from experiments._folder import UserError
 from experiments.benchmarks.inversion import compaction, main, summarise
 
@@ -43,3 +45,33 @@ def test_failures_count_as_infinitely_far():
 def test_misspelt_methods_are_named(tmp_path, option, value, message):
     with pytest.raises(UserError, match=message):
         main(["--run-dir", str(tmp_path), "--out", str(tmp_path / "out"), option, value])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two trainings of the smallest model on the same drawn birds."""
+    folder = tmp_path_factory.mktemp("inversion-benchmark")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
+        patch.setattr(_run, "use_compilation_cache", lambda: None)
+        birds = generate(folder / "birds", num_classes=3, images_per_class=12, workers=1, progress=False)
+        for seed in ("0", "1"):
+            command = ["--model", "linear", "--data-dir", str(birds), "--run-dir", str(folder / seed), "--epochs", "1"]
+            assert train.main([*command, "--seed", seed, "--quiet"]) == 0
+        yield folder
+
+
+def test_results_of_another_run_in_the_same_folder_are_not_taken_over(runs, capsys):
+    def lengths(run, out):
+        options = ["--pairs", "4", "--batch-size", "4", "--ours", "spectra_jax nearest", "--peers", "ddn-2"]
+        assert main(["--run-dir", str(runs / run), "--out", str(runs / out), *options]) == 0
+        files = sorted((runs / out).glob("*.npz"))
+        return {file.name: np.load(file)["l2"] for file in files}
+
+    first, other = lengths("0", "out"), lengths("1", "fresh")
+    second = lengths("1", "out")
+    assert len(first) == 2 and first.keys() == second.keys()
+    for name, expected in other.items():
+        np.testing.assert_array_equal(second[name], expected)
+        assert (first[name] != expected).any()
+    capsys.readouterr()

@@ -99,8 +99,10 @@ def test_summary_and_class_distances_are_exact(tmp_path, source):
     out, head = tmp_path / "out", Head(jnp.asarray(weights))
     assert run(out, source) == 0
     found, expected = summary(out), attackability_summary(attackability(head, jnp.asarray(attributes)))
-    for ours, theirs in (("attackability_mean", "mean"), ("attackability_median", "median"),
-                         ("relative_margin_mean", "relative_margin")):  # fmt: skip
+    for name in ("mean", "top_1_percent_share", "tail_index"):
+        np.testing.assert_allclose(found[f"sweep/attackability_{name}"], expected[name], rtol=1e-5)
+    assert "sweep/attackability_mean_low" not in found  # no interval of a mean that may be infinite
+    for ours, theirs in (("attackability_median", "median"), ("relative_margin_mean", "relative_margin")):
         np.testing.assert_allclose(found[f"sweep/{ours}"], expected[theirs], rtol=1e-6)
         # Another kind of interval than the bootstrap's, about the same place and width.
         low, high = found[f"sweep/{ours}_low"], found[f"sweep/{ours}_high"]

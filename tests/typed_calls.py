@@ -54,6 +54,7 @@ def solve_one_and_many(head: sj.Head, attributes: jax.Array) -> None:
     mutable = jnp.arange(attributes.shape[1]) > 1
     for method in ("boundary", "pinv", "projection"):
         traced(sj.all_pairs_norms, head, attributes, method=method)
+    sj.nearest_target(sj.all_pairs_norms(head, attributes, method="boundary"), allowed=jnp.ones((3, 4), bool))
     traced(sj.all_pairs_projection, head, attributes, margin=0.1, mutable=mutable)
     traced(lambda e, m: sj.all_pairs_norms(head, e, margin=m, mutable=mutable), attributes, jnp.float32(0.1))
     traced(sj.best_single_attributes, head, attributes)

@@ -220,7 +220,8 @@ def measure(run: _run.LoadedRun, args: Args, console: Console) -> dict[str, Any]
                 keep = min(args.batch_size, limit - start)
                 if keep <= 0:
                     continue
-                path = args.out / f"{name.replace(' ', '_')}-{start:05d}.npz"
+                # The prefix is what `owned_folder` knows results by, which do not outlive their options.
+                path = args.out / f"pairs-{name.replace(' ', '_')}-{start:05d}.npz"
                 if not path.exists():
                     columns = batch(start) if columns is None else columns
                     found = measure_batch(name, model, *columns)
@@ -294,8 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check_names(args)
     run = _run.load_run(args.run_dir)
     options = {
-        "run": str(args.run_dir), "model": _run.checksum(run), "backend": jax.default_backend(), "pairs": args.pairs,
-        "batch_size": args.batch_size, "seed": args.seed,
+        "model": _run.checksum(run, *_run.test_attributes(args.run_dir)), "backend": jax.default_backend(),
+        "pairs": args.pairs, "batch_size": args.batch_size, "seed": args.seed,
     }  # fmt: skip
     configs = {name: dataclasses.asdict(config) for name, config in OURS.items()}
     with owned_folder(args.out, "experiments.benchmarks.inversion", options | {"ours": configs}) as out:

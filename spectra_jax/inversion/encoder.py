@@ -36,10 +36,11 @@ class Lead(NamedTuple):
 def lead_of(head: Head, attributes: Float[Array, "b n"], targets: Int[Array, "b"]) -> Lead:
     """The lead of each target over its best rival."""
     logits = head_logits(head, attributes)
-    rivals = jnp.arange(logits.shape[-1], dtype=targets.dtype)[None, :] != targets[:, None]
+    targets = jnp.asarray(targets, jnp.int32)  # small types cannot count to the number of classes
+    rivals = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] != targets[:, None]
     others = jnp.where(rivals, logits, -jnp.inf)
     lead = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - jnp.max(others, axis=-1)
-    named = jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets
+    named = jnp.argmax(logits, axis=-1).astype(jnp.int32) == targets
     return Lead(lead, jnp.argmax(others, axis=-1).astype(jnp.int32), named)
 
 
@@ -64,6 +65,23 @@ class _WithSettings:
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Array:
         return self.function(*arguments, **keywords, **dict(self.settings))
+
+
+def in_types(encode: jax.tree_util.Partial, given: Any, wanted: Any) -> jax.tree_util.Partial:
+    """The same encoder, shown images in the type given to `invert`, with its answers in the type of the search."""
+    return jax.tree_util.Partial(_InTypes(jnp.dtype(given), jnp.dtype(wanted)), encode)
+
+
+@dataclass(frozen=True)
+class _InTypes:
+    given: Any
+    wanted: Any
+
+    def __call__(self, encode: jax.tree_util.Partial, images: Float[Array, "b h w k"]) -> Float[Array, "b n"]:
+        attributes = encode(images.astype(self.given))
+        if not jnp.issubdtype(attributes.dtype, jnp.floating):
+            raise ValueError(f"encode_fn gives type {attributes.dtype}; expected floats, one column an attribute")
+        return attributes.astype(self.wanted)
 
 
 def in_bfloat16(encode: jax.tree_util.Partial) -> jax.tree_util.Partial:

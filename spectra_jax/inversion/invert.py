@@ -9,19 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from spectra_jax.checks import check_attributes, check_images, check_mutable, check_targets, is_concrete
-from spectra_jax.inversion.encoder import EncodeFn, as_partial, in_bfloat16, lead_of, per_sample
+from spectra_jax.checks import (
+    at_least_float32,
+    check_attributes,
+    check_finite_head,
+    check_images,
+    check_mutable,
+    check_targets,
+    is_concrete,
+)
+from spectra_jax.inversion.encoder import EncodeFn, as_partial, in_bfloat16, in_types, lead_of, per_sample
 from spectra_jax.inversion.finish import Finished, finish
 from spectra_jax.inversion.rounding import Written, write_on_device, write_stepwise
 from spectra_jax.inversion.search import Found, passes, search
 from spectra_jax.inversion.step import Sample
 from spectra_jax.inversion.types import InversionConfig, InversionReason, InversionResult
 from spectra_jax.similarity import WINDOW
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 _LANES, _LANES_ON_CPU = 256, 16
 
 
+@public(rows="images")
 def invert(
     encode_fn: EncodeFn,
     head: Head,
@@ -43,6 +53,9 @@ def invert(
     every batch_size samples: hand over few batches at once there. The result cannot be differentiated in reverse. For
     several devices, shard_map this function over the rows: each device then finishes on its own. All images and answers
     stay in the memory of the device, up to six times the images.
+
+    Everything is computed in the type of the images, half precision in float32: the encoder is shown the images in the
+    type given, and its answers, the wanted attributes and the head are taken in the type of the search.
 
     Args:
         encode_fn: images -> attributes (b, n). Pass functools.partial(model.encode, params) so that a second call
@@ -67,6 +80,7 @@ def invert(
     config = InversionConfig() if config is None else config
     check_images(images)
     check_attributes(head, target_attributes, ndim=2)
+    check_finite_head(head)
     batch = images.shape[0]
     if target_attributes.shape[0] != batch or jnp.shape(targets) != (batch,):
         raise ValueError(
@@ -92,8 +106,11 @@ def invert(
     if region is not None and jnp.shape(region) != images.shape[:3]:
         raise ValueError(f"region has shape {jnp.shape(region)}; expected {images.shape[:3]}, one flag a pixel")
 
-    encode = as_partial(encode_fn)
-    images, wanted = jnp.asarray(images), jnp.asarray(target_attributes)
+    images = jnp.asarray(images)
+    given_type, images = images.dtype, at_least_float32(images)
+    bare = as_partial(encode_fn)
+    encode = in_types(bare, given_type, images.dtype)
+    head, wanted = jax.tree.map(lambda leaf: jnp.asarray(leaf, images.dtype), (head, target_attributes))
     on_cpu = jax.default_backend() == "cpu"
     num_lanes = min(batch, config.batch_size or (_LANES_ON_CPU if on_cpu else _LANES))
     in_chunks = functools.partial(_in_chunks, num_lanes)
@@ -116,7 +133,7 @@ def invert(
     if config.encoder_dtype == "same":
         found = explore(encode, head, queue, mutable, num_lanes)
     else:
-        coarse = explore(in_bfloat16(encode), head, queue, mutable, num_lanes)
+        coarse = explore(in_bfloat16(bare), head, queue, mutable, num_lanes)
         attributes = in_chunks(functools.partial(_encode, encode), coarse.images)
         confirmed = (coarse.reason == InversionReason.SUCCESS) & lead_of(head, attributes, queue.targets).by(
             config.margin

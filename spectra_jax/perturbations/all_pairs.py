@@ -1,18 +1,23 @@
 """Distances for every (sample, target) pair at once, by any of the three methods."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from spectra_jax.checks import as_problem, check_choice, check_margin, check_mutable
+from spectra_jax.checks import as_problem, check_array, check_choice, check_margin, check_mutable
 from spectra_jax.perturbations.all_projections import projection_norms
 from spectra_jax.perturbations.boundary import boundary_norms
 from spectra_jax.perturbations.geometry import head_logits, of_unit_size, relative_logits, squared_distances
 from spectra_jax.perturbations.pinv import pinv_norms
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 METHODS = ("boundary", "pinv", "projection")
 
 
+@public(rows="attributes")
 def all_pairs_norms(
     head: Head,
     attributes: Float[Array, "b n"],
@@ -48,15 +53,25 @@ def all_pairs_norms(
     check_mutable(head, mutable)
     if method == "pinv" and mutable is not None:
         raise ValueError('mutable does not apply to method="pinv"; use "boundary" or "projection"')
-    head, margin, factor = of_unit_size(head, jnp.asarray(margin, attributes.dtype))
+    if logits is not None:
+        check_array("logits", logits)
+        wanted = (attributes.shape[0], head.weights.shape[0])
+        if logits.shape != wanted:
+            raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row a sample")
+        logits = jnp.asarray(logits, attributes.dtype)
+    return _norms(head, attributes, jnp.asarray(margin, attributes.dtype), mutable, logits, method=method)
+
+
+@functools.partial(jax.jit, static_argnames="method")  # eagerly its loops would be compiled at every call
+def _norms(
+    head: Head, attributes: Array, margin: Array, mutable: Array | None, logits: Array | None, *, method: str
+) -> Array:
+    head, margin, factor = of_unit_size(head, margin)
     own_logits = logits is None
     if logits is None:  # exact differences cost about twenty matrix products; the all-way tie has no use for them
         logits = head_logits(head, attributes) if method == "pinv" else relative_logits(head, attributes)
     else:
         logits = logits * factor
-    wanted = (attributes.shape[0], head.weights.shape[0])
-    if logits.shape != wanted:
-        raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row a sample")
     if method == "pinv":
         return pinv_norms(head, logits, margin, own_logits=own_logits)
     if method == "boundary":

@@ -5,9 +5,11 @@ from jaxtyping import Array, Float, Int
 
 from spectra_jax.checks import as_pair
 from spectra_jax.perturbations.geometry import logit_gaps, relative_logits, safe_sqrt
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 
+@public()
 def boundary_perturbation(
     head: Head, attributes: Float[Array, "n"], target: Int[Array, ""] | int, *, margin: float | Float[Array, ""] = 0.0
 ) -> Float[Array, "n"]:
@@ -25,7 +27,8 @@ def boundary_perturbation(
         margin: required lead over class i, in logits.
 
     Returns:
-        (n,) in attribute units; 0 where j already leads by the margin, inf where w_i = w_j makes it impossible.
+        (n,) in attribute units; 0 where j already leads by the margin, inf where w_i = w_j or a bias of -inf makes it
+        impossible.
 
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
@@ -36,9 +39,10 @@ def boundary_perturbation(
     gap = jnp.maximum(gaps[rival], 0)
     direction = head.weights[target] - head.weights[rival]
     square = jnp.sum(jnp.square(direction))
-    possible = square > 0
-    step = jnp.where(possible, gap / jnp.where(possible, square, 1), 0) * direction
-    return jnp.where(possible | (gap == 0), step, jnp.inf)
+    # Rows that coincide, or a target that is masked by a bias of -inf: nothing helps. NaN stays NaN.
+    impossible = ((square == 0) & (gap > 0)) | (gap == jnp.inf)
+    gap, square = jnp.where(impossible, 0, gap), jnp.where(square == 0, 1, square)
+    return jnp.where(impossible, jnp.inf, gap / square * direction)
 
 
 def boundary_norms(
@@ -54,10 +58,10 @@ def boundary_norms(
     Returns:
         (b, c); 0 for the predicted class, inf where the two rows of weights coincide and a gap remains.
     """
-    predicted = jnp.argmax(logits, axis=-1)
+    predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     gaps = jnp.max(logits, axis=-1, keepdims=True) - logits + margin
     distances = safe_sqrt(squares)[predicted]
     apart = distances > 0
     # 0 * gaps rather than 0: a NaN logit must stay one.
     norms = jnp.where(apart, gaps / jnp.where(apart, distances, 1), jnp.where(gaps > 0, jnp.inf, 0 * gaps))
-    return jnp.where(jnp.arange(logits.shape[-1])[None, :] == predicted[:, None], 0, norms)
+    return jnp.where(jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] == predicted[:, None], 0, norms)

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import check_attributes
+from spectra_jax.checks import at_least_float32, check_attributes
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
+@public(rows="attributes")
 def head_logits(head: Head, attributes: Float[Array, "... n"]) -> Float[Array, "... c"]:
     """Class logits W e + b.
 
@@ -23,12 +25,13 @@ def head_logits(head: Head, attributes: Float[Array, "... n"]) -> Float[Array, "
         attributes: (..., n) unnormalised attribute values.
 
     Returns:
-        (..., c).
+        (..., c), in float32 for half precision.
 
     Raises:
         ValueError: the widths do not match.
     """
     check_attributes(head, attributes)
+    head, attributes = at_least_float32((head, attributes))
     logits = jnp.einsum("...n,cn->...c", attributes, head.weights, precision=HIGHEST)
     return logits if head.bias is None else logits + jnp.broadcast_to(head.bias, logits.shape)
 
@@ -142,7 +145,7 @@ def logit_gaps(logits: Float[Array, "c"], target: Int[Array, ""], margin: Float[
 
     The target wins by the margin exactly where every gap is <= 0.
     """
-    rivals = jnp.arange(logits.shape[0], dtype=target.dtype) != target
+    rivals = jnp.arange(logits.shape[0], dtype=jnp.int32) != jnp.asarray(target, jnp.int32)
     return jnp.where(rivals, logits - logits[target] + margin, -jnp.inf)
 
 

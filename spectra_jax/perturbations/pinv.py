@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_pair
-from spectra_jax.perturbations.geometry import HIGHEST, centred, head_logits, logit_gaps, safe_sqrt
+from spectra_jax.perturbations.geometry import HIGHEST, head_logits, logit_gaps, safe_sqrt
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 
@@ -18,6 +19,7 @@ def default_rtol(weights: Float[Array, "c n"]) -> float:
     return max(weights.shape) * float(jnp.finfo(weights.dtype).eps)
 
 
+@public()
 def pinv_perturbation(
     head: Head,
     attributes: Float[Array, "n"],
@@ -53,20 +55,38 @@ def pinv_perturbation(
             is that of the pseudoinverse at constant rank, finite also at repeated singular values.
 
     Returns:
-        (n,) in attribute units.
+        (n,) in attribute units; inf for a target that a bias of -inf rules out. Other classes so masked do not take
+        part in the tie.
 
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
-    # Row j of both is zero: it adds a zero singular value and nothing else, and keeps shapes static.
-    gaps = logit_gaps(head_logits(head, attributes), target, margin)
-    rivals = jnp.arange(head.weights.shape[0], dtype=target.dtype) != target
-    return jnp.matmul(_target_pinv(head.weights, target, rtol), jnp.where(rivals, gaps, 0), precision=HIGHEST)
+    masked = _masked(head)
+    gaps = _finite_gaps(head_logits(head, attributes), target, margin, masked)
+    delta = jnp.matmul(_target_pinv(head.weights, target, masked, rtol), gaps, precision=HIGHEST)
+    return jnp.where(masked[target], jnp.inf, delta)
 
 
-def _target_pinv(weights: Float[Array, "c n"], target: Int[Array, ""], rtol: float | None) -> Float[Array, "n c"]:
-    differences = weights[target][None, :] - weights
+def _masked(head: Head) -> Bool[Array, "c"]:
+    """Classes that a bias of -inf rules out: they tie with nobody."""
+    return jnp.zeros(head.weights.shape[0], bool) if head.bias is None else head.bias == -jnp.inf
+
+
+def _finite_gaps(
+    logits: Float[Array, "c"], target: Int[Array, ""], margin: Float[Array, ""], masked: Bool[Array, "c"]
+) -> Float[Array, "c"]:
+    """`logit_gaps`, 0 for what is no rival: the target itself, whose gap is -inf, and masked classes."""
+    gaps = logit_gaps(jnp.where(masked, 0, logits), target, margin)
+    return jnp.where(masked | (gaps == -jnp.inf), 0, gaps)  # NaN stays NaN
+
+
+def _target_pinv(
+    weights: Float[Array, "c n"], target: Int[Array, ""], masked: Bool[Array, "c"], rtol: float | None
+) -> Float[Array, "n c"]:
+    # The rows of the target and of masked classes are zero: they add zero singular values and nothing else, and keep
+    # shapes static.
+    differences = jnp.where(masked[:, None], 0, weights[target][None, :] - weights)
     return jnp.linalg.pinv(differences, rtol=default_rtol(weights) if rtol is None else rtol)
 
 
@@ -93,14 +113,23 @@ def pinv_norms(
         rtol: see `pinv_perturbation`.
 
     Returns:
-        (b, c); 0 for the predicted class.
+        (b, c); 0 for the predicted class, inf for classes that a bias of -inf rules out.
     """
-    weights = head.weights
+    weights, masked = head.weights, _masked(head)
     num_classes = weights.shape[0]
-    shared = jnp.linalg.pinv(centred(weights), rtol=default_rtol(weights) if rtol is None else rtol)
+    num_kept = jnp.sum(~masked, dtype=jnp.int32).astype(weights.dtype)
+
+    def centre(values, axis):
+        """Less the mean over the classes that take part; 0 where one does not."""
+        out = jnp.expand_dims(masked, 1 - axis)
+        mean = jnp.sum(jnp.where(out, 0, values), axis=axis, keepdims=True) / jnp.maximum(num_kept, 1)
+        return jnp.where(out, 0, values - mean)
+
+    rows = centre(weights, 0)
+    shared = jnp.linalg.pinv(rows, rtol=default_rtol(weights) if rtol is None else rtol)
 
     def from_shared(logits):
-        tie = -jnp.matmul(logits - jnp.mean(logits, axis=-1, keepdims=True), shared.T, precision=HIGHEST)
+        tie = -jnp.matmul(centre(logits, 1), shared.T, precision=HIGHEST)
         lead = margin * shared.T
         cross = jnp.matmul(tie, lead.T, precision=HIGHEST)
         squares = jnp.sum(jnp.square(tie), axis=-1, keepdims=True) + 2 * cross
@@ -108,16 +137,16 @@ def pinv_norms(
 
     def per_target(logits):
         def one_target(target):
-            gaps = jax.vmap(logit_gaps, in_axes=(0, None, None))(logits, target, margin)
-            gaps = jnp.where(gaps == -jnp.inf, 0, gaps)  # the target itself; NaN stays NaN
-            deltas = jnp.matmul(gaps, _target_pinv(weights, target, rtol).T, precision=HIGHEST)
+            gaps = jax.vmap(_finite_gaps, in_axes=(0, None, None, None))(logits, target, margin, masked)
+            deltas = jnp.matmul(gaps, _target_pinv(weights, target, masked, rtol).T, precision=HIGHEST)
             return jnp.sum(jnp.square(deltas), axis=-1)
 
         return jax.lax.map(one_target, jnp.arange(num_classes, dtype=jnp.int32)).T
 
     # rank(C W) = trace of its projector, read off the pseudoinverse that is at hand anyway.
-    rank = jnp.sum(shared.T * centred(weights))
+    rank = jnp.sum(shared.T * rows)
     always_consistent = jnp.asarray(own_logits and head.bias is None) & (margin == 0)
-    squares = jax.lax.cond(always_consistent | (rank > num_classes - 1.5), from_shared, per_target, logits)
-    predicted = jnp.argmax(logits, axis=-1)
-    return jnp.where(jnp.arange(num_classes)[None, :] == predicted[:, None], 0, safe_sqrt(squares))
+    squares = jax.lax.cond(always_consistent | (rank > num_kept - 1.5), from_shared, per_target, logits)
+    predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    norms = jnp.where(masked[None, :], jnp.inf, safe_sqrt(squares))
+    return jnp.where(jnp.arange(num_classes, dtype=jnp.int32)[None, :] == predicted[:, None], 0, norms)

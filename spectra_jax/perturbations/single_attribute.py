@@ -1,5 +1,6 @@
 """Change one attribute only (Section 2.5.1, Eq. 1-4)."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from spectra_jax.checks import as_pair, as_problem, check_margin, check_mutable, check_scale, is_concrete
 from spectra_jax.perturbations.envelope import choose_attributes
 from spectra_jax.perturbations.geometry import logit_gaps, relative_logits
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 # (target, rival) crossings of a few samples held at once.
@@ -31,6 +33,7 @@ class SingleAttributeResult(NamedTuple):
     feasible: Bool[Array, "n"]
 
 
+@public()
 def single_attribute_perturbations(
     head: Head, attributes: Float[Array, "n"], target: Int[Array, ""] | int, *, margin: float | Float[Array, ""] = 0.0
 ) -> SingleAttributeResult:
@@ -57,15 +60,22 @@ def single_attribute_perturbations(
     """
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
     # Exact differences: one rounding error would put a class of equal weights ahead for ever.
-    gaps = logit_gaps(relative_logits(head, attributes[None])[0], target, margin)
-    return _feasible_intervals(head.weights, gaps, target)
+    logits = relative_logits(head, attributes[None])[0]
+    masked = logits[target] == -jnp.inf  # by its bias: it never wins, and no number can be compared with it
+    found = _feasible_intervals(head.weights, logit_gaps(jnp.where(masked, 0, logits), target, margin), target)
+    return SingleAttributeResult(
+        delta=jnp.where(masked, jnp.inf, found.delta),
+        lower=jnp.where(masked, jnp.inf, found.lower),
+        upper=jnp.where(masked, -jnp.inf, found.upper),
+        feasible=found.feasible & ~masked,
+    )
 
 
 def _feasible_intervals(
     weights: Float[Array, "c n"], gaps: Float[Array, "c"], target: Int[Array, ""]
 ) -> SingleAttributeResult:
     slopes = weights[target][None, :] - weights
-    rival = (jnp.arange(weights.shape[0], dtype=target.dtype) != target)[:, None]
+    rival = (jnp.arange(weights.shape[0], dtype=jnp.int32) != target)[:, None]
     rising, falling, parallel = (slopes > 0) & rival, (slopes < 0) & rival, (slopes == 0) & rival
     crossing = jnp.where(rival, gaps[:, None], 0) / jnp.where(rising | falling, slopes, 1)
     lower = jnp.max(jnp.where(rising, crossing, -jnp.inf), axis=0)
@@ -78,6 +88,7 @@ def _feasible_intervals(
     return SingleAttributeResult(delta, lower, upper, feasible)
 
 
+@public(rows="attributes")
 def best_single_attributes(
     head: Head,
     attributes: Float[Array, "b n"],
@@ -116,9 +127,17 @@ def best_single_attributes(
     check_margin(margin)
     check_mutable(head, mutable)
     check_scale(head, scale)
-    dtype, fixed = attributes.dtype, jax.lax.stop_gradient
     margin_is_zero = float(margin) == 0 if is_concrete(margin) else None
-    margin = jnp.asarray(margin, dtype)
+    margin = jnp.asarray(margin, attributes.dtype)
+    return _best_of_all(head, attributes, margin, scale, mutable, margin_is_zero=margin_is_zero)
+
+
+@functools.partial(jax.jit, static_argnames="margin_is_zero")  # eagerly its loops would be compiled at every call
+def _best_of_all(
+    head: Head, attributes: Array, margin: Array, scale: Array | None, mutable: Array | None,
+    *, margin_is_zero: bool | None,
+) -> tuple[Array, Array]:  # fmt: skip
+    dtype, fixed = attributes.dtype, jax.lax.stop_gradient
     weights, logits = head.weights, relative_logits(head, attributes)
     unit = jnp.ones(weights.shape[1], dtype) if scale is None else jnp.asarray(scale, dtype)
     unit = unit if mutable is None else jnp.where(mutable, unit, 0)
@@ -142,11 +161,11 @@ def _nearest_on(
 ) -> Float[Array, "c"]:
     """For each target the t nearest 0 at which it wins along its chosen attribute; any number where that is -1."""
 
-    def one_target(target, slopes):
-        gaps = logit_gaps(logits, target, margin)
+    def one_target(target, slopes, chosen):
+        gaps = jnp.where(chosen, logit_gaps(logits, target, margin), 0)  # infinite where a class is masked
         result = _feasible_intervals(slopes[:, None], gaps, target)
         # lower may exceed upper by a rounding error where lines meet in one point.
         return jnp.minimum(jnp.maximum(result.lower[0], 0), result.upper[0])
 
     targets = jnp.arange(weights.shape[0], dtype=jnp.int32)
-    return jax.vmap(one_target)(targets, weights.T[jnp.maximum(choice, 0)])
+    return jax.vmap(one_target)(targets, weights.T[jnp.maximum(choice, 0)], choice >= 0)

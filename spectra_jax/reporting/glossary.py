@@ -71,8 +71,9 @@ GLOSSARY: dict[str, Definition] = {
         "a = max_k ‖e‖ / ‖δ_ik‖",
     ),
     "Model attackability": Definition(
-        "Mean attackability over images. A heavy-tailed statistic that a few images near a boundary decide: read the "
-        "median and the relative margin beside it.",
+        "Mean attackability over images, without an interval because none would be honest: a few images near a "
+        "boundary decide it. Over all images it is infinite if the tail index is 1 or less, estimated from "
+        "the largest tenth of the values (Hill). Compare models by the median and the relative margin.",
         "Eq. 6",
     ),
     "Relative margin": Definition(
