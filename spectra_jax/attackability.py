@@ -11,7 +11,7 @@ from scipy.stats import bootstrap
 
 from spectra_jax.checks import as_problem, check_choice
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
-from spectra_jax.perturbations.geometry import HIGHEST, centred, relative_logits, safe_norm, safe_sqrt
+from spectra_jax.perturbations.geometry import HIGHEST, centred, of_unit_size, relative_logits, safe_norm, safe_sqrt
 from spectra_jax.perturbations.nearest_target import nearest_target
 from spectra_jax.switches import public
 from spectra_jax.types import Head
@@ -72,7 +72,7 @@ def _nearest_boundaries(head: Head, attributes: Float[Array, "b n"]) -> Float[Ar
     Which class is nearest is found from the table of distances; its own distance is then taken from the two rows
     themselves, which is exact and what derivatives go through.
     """
-    weights, bias = head
+    (weights, bias), _, _ = of_unit_size(head, jnp.zeros((), attributes.dtype))
     num_classes = weights.shape[0]
     table = safe_sqrt(_row_distances(jax.lax.stop_gradient(weights)))
     classes = jnp.arange(num_classes, dtype=jnp.int32)

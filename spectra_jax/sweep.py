@@ -17,9 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import check_choice, check_head, check_margin, check_mutable, is_concrete
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
+from spectra_jax.perturbations.all_projections import all_pairs_projection
 from spectra_jax.perturbations.geometry import relative_logits, safe_norm
 from spectra_jax.perturbations.pinv import pinv_perturbation
-from spectra_jax.perturbations.projection import all_pairs_projection, projection_perturbation
+from spectra_jax.perturbations.projection import projection_perturbation
 from spectra_jax.perturbations.single_attribute import single_attribute_perturbations
 from spectra_jax.sharding import BATCH_AXIS, data_mesh, replicated, row_sharded
 from spectra_jax.types import Head

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from scipy.optimize import nnls
 
 import spectra_jax as sj
-from spectra_jax.perturbations import pair_queue
+from spectra_jax.perturbations import pair_search
 from spectra_jax.perturbations.geometry import relative_logits
 
 
@@ -35,7 +35,7 @@ def random_problem(num_classes, num_attributes, num_samples, seed=0):
 def test_pairs_queue_for_lanes_and_float32_keeps_its_digits():
     head, attributes = random_problem(60, 12, 40)
     num_pairs = 60 * 40
-    assert num_pairs > 2 * pair_queue._LANES_ON_CPU, "each lane must take several pairs"
+    assert num_pairs > 2 * pair_search._LANES_ON_CPU, "each lane must take several pairs"
     found = jax.jit(sj.all_pairs_projection)(head, attributes)
     weights, samples = np.asarray(head.weights, np.float64), np.asarray(attributes, np.float64)
     expected = np.array([[nearest_point_norm(weights, row, target) for target in range(60)] for row in samples])
@@ -59,7 +59,7 @@ def test_pairs_that_need_many_slots_go_through_every_stage(x64):
     head = sj.Head(jnp.asarray(weights), jnp.asarray(bias))
     attributes = jnp.asarray(rng.normal(size=(2, 80)))
     found = jax.jit(sj.all_pairs_projection)(head, attributes)
-    assert np.max(found.num_active) > max(pair_queue._CAPACITIES)
+    assert np.max(found.num_active) > pair_search._MORE_SLOTS
     assert np.all(np.asarray(found.kkt_residual) < 1e-12)
     extended, ones = np.hstack([weights, bias[:, None]]), np.ones((2, 1))
     samples = np.hstack([np.asarray(attributes), ones])
@@ -123,18 +123,15 @@ def test_devices_that_solve_their_own_rows_agree_with_one():
 
 
 @pytest.mark.parametrize("num_classes", [30, 120])
-def test_float32_says_where_it_cannot_tell(num_classes):
-    """Class directions around a circle: neighbours nearly coincide, and most of the dual sum cancels."""
+def test_float32_is_right_where_neighbours_nearly_coincide(num_classes):
+    """Class directions around a circle: most of the dual sum cancels."""
     angles = 2 * np.pi * np.arange(num_classes) / num_classes
     weights = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     samples = np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)
     found = np.asarray(sj.all_pairs_norms(sj.Head(jnp.asarray(weights)), jnp.asarray(samples)), np.float64)
     doubles = weights.astype(np.float64), samples.astype(np.float64)
     expected = [[nearest_point_norm(doubles[0], row, target) for target in range(num_classes)] for row in doubles[1]]
-    told = np.isfinite(found)
-    assert told.mean() > 0.2
-    np.testing.assert_allclose(found[told], np.array(expected)[told], rtol=2e-3, atol=1e-6)
-    assert not np.any(np.isinf(found))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_no_samples_have_no_norms():

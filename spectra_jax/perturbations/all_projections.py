@@ -10,6 +10,7 @@ from spectra_jax.checks import as_problem, check_margin, check_mutable
 from spectra_jax.perturbations.geometry import HIGHEST, gram_matrix, of_unit_size, relative_logits, safe_norm
 from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, scatter_slots
 from spectra_jax.perturbations.pair_search import Solutions, search_pairs, shared_by_pairs
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 
@@ -29,6 +30,7 @@ class AllPairsResult(NamedTuple):
     kkt_residual: Float[Array, "b c"]
 
 
+@public(rows="attributes")
 def all_pairs_projection(
     head: Head,
     attributes: Float[Array, "b n"],
@@ -115,10 +117,9 @@ def _norms_jvp(primals, tangents):
     _, gram_dot, logits_dot, margin_dot = tangents
     found = _all_targets(head, logits, attributes, margin, mutable, want_evidence=True)
     feasible = found.status == OPTIMAL
-    rivals = found.evidence
-    assert rivals is not None
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), (rivals.slots, rivals.multipliers))
-    multipliers = scatter_slots(*flat, logits.shape[1]).reshape(*feasible.shape, -1)
+    rivals = found.proof
+    slots, held = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (rivals.slots, rivals.multipliers))
+    multipliers = scatter_slots(slots, held, logits.shape[1]).reshape(*feasible.shape, -1)
     multipliers = jnp.where(feasible[..., None], multipliers, 0)
     # ||delta||^2 = 2 lambda . h - v^T K v with v = lambda - sum(lambda) at the target.
     total = jnp.sum(multipliers, axis=-1)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from spectra_jax.checks import as_pair
-from spectra_jax.perturbations.geometry import logit_gaps, relative_logits, safe_sqrt
+from spectra_jax.perturbations.geometry import logit_gaps, of_unit_size, relative_logits, safe_sqrt
 from spectra_jax.switches import public
 from spectra_jax.types import Head
 
@@ -34,6 +34,7 @@ def boundary_perturbation(
         ValueError: shapes do not match, target out of range, margin negative.
     """
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
+    head, margin, _ = of_unit_size(head, margin)
     gaps = logit_gaps(relative_logits(head, attributes[None])[0], target, margin)
     rival = jnp.argmax(gaps)
     gap = jnp.maximum(gaps[rival], 0)

@@ -26,6 +26,7 @@ from spectra_jax.perturbations.geometry import (
 )
 from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, scatter_slots
 from spectra_jax.perturbations.smooth import nearest_on
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 # Rivals that are active at once in nearly all problems of some hundred classes and attributes.
@@ -59,6 +60,7 @@ class BoxResult(NamedTuple):
     kkt_residual: Float[Array, ""]
 
 
+@public()
 def box_perturbation(
     head: Head,
     attributes: Float[Array, "n"],
@@ -195,8 +197,7 @@ def from_evidence(
     masked = fixed(logits[target] == -jnp.inf) & jnp.all(fixed(logits) < jnp.inf)
     held_out = fixed(jnp.any(outside != 0))
     feasible, empty = found.status == OPTIMAL, (found.status == INFEASIBLE) | held_out | masked
-    rivals = found.evidence
-    assert rivals is not None
+    rivals = found.proof
     free = rivals.place == 0
     ends = jnp.where(rivals.place > 0, high, low)
     point = nearest_on(

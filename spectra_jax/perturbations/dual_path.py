@@ -68,6 +68,12 @@ class Answers(NamedTuple):
     num_active: Int[Array, "q"]
     evidence: "Evidence | None"
 
+    @property
+    def proof(self) -> "Evidence":
+        """The evidence, where it was asked for."""
+        assert self.evidence is not None
+        return self.evidence
+
 
 class Evidence(NamedTuple):
     """What holds each answer.

@@ -12,6 +12,7 @@ from spectra_jax.perturbations.dual_path import Answers
 from spectra_jax.perturbations.geometry import HIGHEST, logit_gaps, of_unit_size, relative_logits, squared_distances
 from spectra_jax.perturbations.lagrangian import raise_bound, unit_rows
 from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, UNRESOLVED, scatter_slots
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 # Steps on the lower bound, patterns read off its multipliers, and rounds of turning on another value of one group, of
@@ -57,6 +58,7 @@ class _Ranges(NamedTuple):
     can_off: Bool[Array, "n"]
 
 
+@public()
 def one_hot_perturbation(
     head: Head,
     attributes: Float[Array, "n"],
@@ -118,8 +120,11 @@ def one_hot_perturbation(
     change = _Ranges(on_low, on_high, off_low, off_high, can_on, can_off)
     head, margin, scale = of_unit_size(head, margin)
     still = jax.tree.map(fixed, change)
-    found = _search(*map(fixed, (head, attributes)), target, fixed(margin), still, groups)
-    active, bound, impossible = found.active, found.bound, found.impossible
+    found = _search(fixed(head), fixed(attributes), target, fixed(margin), still, groups)
+    # No finite change lifts a class masked by a bias of -inf.
+    logits = fixed(relative_logits(head, attributes[None])[0])
+    impossible = found.impossible | ((logits[target] == -jnp.inf) & jnp.all(logits < jnp.inf))
+    active, bound = found.active, found.bound
     broken = jnp.where(active, ~change.can_on, ~change.can_off)
     result = from_evidence(
         head,
@@ -237,7 +242,7 @@ def _search(head: Head, attributes, target, margin, change: _Ranges, groups) -> 
         return jnp.minimum(jnp.maximum(pull, low), high)
 
     def pull_of(answer: Answers):
-        rivals = answer.evidence
+        rivals = answer.proof
         weights = jnp.where(answer.status == OPTIMAL, rivals.multipliers, 0)
         return jnp.matmul(weights, rows[rivals.slots], precision=HIGHEST)
 
@@ -272,7 +277,7 @@ def _search(head: Head, attributes, target, margin, change: _Ranges, groups) -> 
         return jnp.broadcast_to(pattern, (few + 1, num_attributes)), jnp.arange(few + 1, dtype=jnp.int32) == 0
 
     def raised(round: _Round) -> _Round:
-        rivals = round.answer.evidence
+        rivals = round.answer.proof
         multipliers = jnp.where(round.answer.status == OPTIMAL, rivals.multipliers, 0)
         start = scatter_slots(rivals.slots[None], multipliers[None], len(heights))[0] * lengths
         upper = jnp.where(round.answer.status == OPTIMAL, round.answer.norm**2 / 2, jnp.inf)

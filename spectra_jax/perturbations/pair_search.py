@@ -71,6 +71,12 @@ class Solutions(NamedTuple):
     num_active: Int[Array, "q"]
     evidence: "ActiveRivals | None"
 
+    @property
+    def proof(self) -> "ActiveRivals":
+        """The evidence, where it was asked for."""
+        assert self.evidence is not None
+        return self.evidence
+
 
 class ActiveRivals(NamedTuple):
     """What `smooth.nearest_on` needs of each pair; see `dual_path.Evidence`.
@@ -213,13 +219,19 @@ def _by_gram(
 
         evidence = solutions.evidence
         if evidence is not None:
-            room = [(0, 0), (0, num_slots - capacity)]
+            room = [(0, 0), (0, evidence.slots.shape[1] - capacity)]
             evidence = evidence._replace(
                 slots=put(evidence.slots, jnp.pad(lanes.slots, room)),
                 multipliers=put(evidence.multipliers, jnp.pad(jnp.where(lanes.used, lanes.held, 0), room)),
                 inverse=put(evidence.inverse, jnp.pad(unit_inverse(regions, lanes), [*room, room[1]])),
             )
-        return Solutions(put(solutions.status, lanes.status), *map(put, solutions[1:4], figures), evidence)
+        return Solutions(
+            status=put(solutions.status, lanes.status),
+            norm=put(solutions.norm, figures.norm),
+            residual=put(solutions.residual, figures.residual),
+            num_active=put(solutions.num_active, figures.num_active),
+            evidence=evidence,
+        )
 
     lanes = empty_lanes(regions, num_lanes, capacity)
     return run_lanes(lanes, solutions, waiting, load=start, work=work, write=write)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_pair
-from spectra_jax.perturbations.geometry import HIGHEST, head_logits, logit_gaps, safe_sqrt
+from spectra_jax.perturbations.geometry import HIGHEST, head_logits, logit_gaps, of_unit_size, safe_sqrt
 from spectra_jax.switches import public
 from spectra_jax.types import Head
 
@@ -62,6 +62,7 @@ def pinv_perturbation(
         ValueError: shapes do not match, target out of range, margin negative.
     """
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
+    head, margin, _ = of_unit_size(head, margin)
     masked = _masked(head)
     gaps = _finite_gaps(head_logits(head, attributes), target, margin, masked)
     delta = jnp.matmul(_target_pinv(head.weights, target, masked, rtol), gaps, precision=HIGHEST)

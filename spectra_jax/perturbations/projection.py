@@ -12,6 +12,7 @@ from spectra_jax.perturbations.geometry import logit_gaps, of_unit_size, relativ
 from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, scatter_slots
 from spectra_jax.perturbations.pair_search import search_pairs, shared_by_pairs
 from spectra_jax.perturbations.smooth import nearest_on
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 
@@ -38,6 +39,7 @@ class ProjectionResult(NamedTuple):
     kkt_residual: Float[Array, ""]
 
 
+@public()
 def projection_perturbation(
     head: Head,
     attributes: Float[Array, "n"],
@@ -84,7 +86,7 @@ def _project(head: Head, attributes: Array, target: Array, margin: Array, mutabl
     found = _search(head, logits, attributes, target, margin, mutable)
     feasible, empty = found.status == OPTIMAL, found.status == INFEASIBLE
 
-    rivals = found.evidence
+    rivals = found.proof
     weights = head.weights if mutable is None else jnp.where(mutable[None, :], head.weights, 0)
     held = jnp.where(feasible, rivals.multipliers, 0)
     point = nearest_on(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import as_pair, check_mutable
+from spectra_jax.checks import as_pair, check_count, check_mutable
 from spectra_jax.perturbations.batching import over_members
 from spectra_jax.perturbations.dual_path import Answers
 from spectra_jax.perturbations.exact import exact_on_supports
@@ -24,6 +24,7 @@ from spectra_jax.perturbations.lanes import OPTIMAL, scatter_slots
 from spectra_jax.perturbations.projection import projection_perturbation
 from spectra_jax.perturbations.single_attribute import single_attribute_perturbations
 from spectra_jax.perturbations.smooth import nearest_on
+from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 # Rounds of exchanging one attribute for another; each tries all k n exchanges and ends where none is better.
@@ -58,6 +59,7 @@ class SparseResult(NamedTuple):
     kkt_residual: Float[Array, ""]
 
 
+@public()
 def sparse_perturbation(
     head: Head,
     attributes: Float[Array, "n"],
@@ -94,8 +96,7 @@ def sparse_perturbation(
     """
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
     check_mutable(head, mutable)
-    if max_changes < 1:
-        raise ValueError(f"max_changes is {max_changes}; expected at least 1")
+    max_changes = check_count("max_changes", max_changes)
     return _solve(head, attributes, target, margin, mutable, count=min(max_changes, head.weights.shape[1]))
 
 
@@ -131,9 +132,9 @@ def _solve(head, attributes, target, margin, mutable, *, count: int) -> SparseRe
     else:
         pull = _lower_bound(*still, whole, whole.multipliers, jnp.asarray(jnp.inf, dtype), count)[1]
         starts = _starts(pull, jnp.where(jnp.isfinite(whole.delta), whole.delta, 0), lengths, allowed, count)
-    support, found = _search(*map(fixed, (head, attributes)), target, fixed(margin), allowed, starts)
+    support, found = _search(fixed(head), fixed(attributes), target, fixed(margin), allowed, starts)
 
-    feasible, rivals = found.status == OPTIMAL, found.evidence
+    feasible, rivals = found.status == OPTIMAL, found.proof
     point = nearest_on(
         columns[:, support],
         gaps,
@@ -224,7 +225,7 @@ def _search(head: Head, attributes, target, margin, allowed, starts) -> tuple[In
 
     def propose(support, answer, improving, number):
         """(t, k) supports to try from one, and (t,) which of them are worth it."""
-        rivals = answer.evidence
+        rivals = answer.proof
         known = answer.status == OPTIMAL
         rows = head.weights[target][None, :] - head.weights[rivals.slots]
         pull = jnp.abs(jnp.matmul(jnp.where(known, rivals.multipliers, 0), rows, precision=HIGHEST))
@@ -274,7 +275,8 @@ def _on_supports(head, squares, attributes, target, margin):
         num_samples, num_tries, count = supports.shape
         samples = jnp.repeat(jnp.arange(num_samples, dtype=jnp.int32), num_tries)
         supports, waiting = supports.reshape(-1, count), waiting.reshape(-1)
-        found = exact_on_supports(*shared, attributes, margins, samples, targets[samples], supports, waiting)
+        head, squares = shared
+        found = exact_on_supports(head, squares, attributes, margins, samples, targets[samples], supports, waiting)
         return jax.tree.map(lambda leaf: leaf.reshape(num_samples, num_tries, *leaf.shape[1:]), found)
 
     def solve(supports, waiting):
