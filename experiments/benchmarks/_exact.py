@@ -150,8 +150,11 @@ def _propose(given: Problem) -> tuple[list[int] | None, dict[int, Fraction]]:
     if flag == -1:
         return None, {}
     multipliers = info["lam"]
-    held = {f: given.high[f] if multipliers[f] > 0 else given.low[f] for f in np.flatnonzero(multipliers[:width])}
-    held |= {f: end for f, end in enumerate(given.low) if end is not None and end == given.high[f]}
+    held: dict[int, Fraction] = {}
+    for f, (low_end, high_end) in enumerate(zip(given.low, given.high, strict=True)):
+        end = high_end if multipliers[f] > 0 else low_end
+        if end is not None and (multipliers[f] != 0 or low_end == high_end):
+            held[f] = end
     return [int(k) for k in np.flatnonzero(multipliers[width:])], held
 
 
