@@ -115,7 +115,7 @@ def _norms(problem, gram, logits, margin):
 def _norms_jvp(primals, tangents):
     (head, attributes, mutable), _, logits, margin = primals
     _, gram_dot, logits_dot, margin_dot = tangents
-    found = _all_targets(head, logits, attributes, margin, mutable, want_evidence=True)
+    found = _all_targets(head, logits, attributes, margin, mutable, want_multipliers=True)
     feasible = found.status == OPTIMAL
     rivals = found.proof
     slots, held = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (rivals.slots, rivals.multipliers))
@@ -136,7 +136,7 @@ def _is_predicted(logits: Float[Array, "b c"]) -> Bool[Array, "b c"]:
     return classes[None, :] == jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
 
 
-def _all_targets(head, logits, attributes, margin, mutable, *, want_evidence: bool = False) -> Solutions:
+def _all_targets(head, logits, attributes, margin, mutable, *, want_multipliers: bool = False) -> Solutions:
     """Solutions with leading axes (b, c)."""
 
     @jax.custom_batching.sequential_vmap
@@ -150,7 +150,8 @@ def _all_targets(head, logits, attributes, margin, mutable, *, want_evidence: bo
             jnp.broadcast_to(margin, num_samples),
             pairs // num_classes,
             pairs % num_classes,
-            want_evidence=want_evidence,
+            num_slots=min(head.weights.shape[1], num_classes - 1) + 1 if want_multipliers else None,
+            want_pattern=False,
         )
         return jax.tree.map(lambda leaf: leaf.reshape(num_samples, num_classes, *leaf.shape[1:]), found)
 

@@ -198,8 +198,8 @@ def from_evidence(
     held_out = fixed(jnp.any(outside != 0))
     feasible, empty = found.status == OPTIMAL, (found.status == INFEASIBLE) | held_out | masked
     rivals = found.proof
-    free = rivals.place == 0
-    ends = jnp.where(rivals.place > 0, high, low)
+    free = rivals.whole.place == 0
+    ends = jnp.where(rivals.whole.place > 0, high, low)
     point = nearest_on(
         head.weights,
         logit_gaps(logits, target, margin),
@@ -208,8 +208,8 @@ def from_evidence(
         free=free,
         slots=rivals.slots,
         multipliers=jnp.where(feasible, rivals.multipliers, 0),
-        inverse=rivals.inverse,
-        delta=rivals.delta,
+        inverse=rivals.whole.inverse,
+        delta=rivals.whole.delta,
         known=jnp.asarray(True),
     )
     norm = safe_norm(point.delta)

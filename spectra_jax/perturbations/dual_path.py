@@ -79,17 +79,33 @@ class Evidence(NamedTuple):
     """What holds each answer.
 
     Attributes:
-        delta: (q, n) the nearest point; 0 where there is none.
-        place: (q, n) int8: -1 or 1 for an attribute held at the lower or upper end of its range, 0 for a free one.
         slots: (q, s) the active rivals, and the candidate of a certificate.
         multipliers: (q, s) of the rows g_k; 0 in slots that are not used.
+        pattern: the rest, or None if not asked for.
+    """
+
+    slots: Int[Array, "q s"]
+    multipliers: Float[Array, "q s"]
+    pattern: "Pattern | None"
+
+    @property
+    def whole(self) -> "Pattern":
+        """The pattern, where it was asked for."""
+        assert self.pattern is not None
+        return self.pattern
+
+
+class Pattern(NamedTuple):
+    """The nearest point and what its derivatives need.
+
+    Attributes:
+        delta: (q, n) the nearest point; 0 where there is none.
+        place: (q, n) int8: -1 or 1 for an attribute held at the lower or upper end of its range, 0 for a free one.
         inverse: (q, s, s) inverse of the Gram matrix of the active rivals' unit rows over the free attributes.
     """
 
     delta: Float[Array, "q n"]
     place: Int[Array, "q n"]
-    slots: Int[Array, "q s"]
-    multipliers: Float[Array, "q s"]
     inverse: Float[Array, "q s s"]
 
 
@@ -101,6 +117,7 @@ def solve_exactly(
     rank: int,
     usual: int | None = None,
     num_slots: int | None = None,
+    want_pattern: bool = True,
 ) -> Answers:
     """The nearest point of every problem that waits.
 
@@ -112,6 +129,7 @@ def solve_exactly(
         usual: as many active rivals are enough for most problems; those that need more queue again.
         num_slots: s, of the evidence, or None for none. The multipliers and the inverse of an answer with more active
             rivals are NaN.
+        want_pattern: whether the evidence has its pattern, n + s^2 numbers a problem.
 
     Returns:
         Answers.
@@ -119,12 +137,15 @@ def solve_exactly(
     size = len(waiting)
     evidence = None
     if num_slots is not None:
-        evidence = Evidence(
+        pattern = Pattern(
             delta=jnp.zeros((size, num_attributes), jnp.float64),
             place=jnp.zeros((size, num_attributes), jnp.int8),
+            inverse=jnp.zeros((size, num_slots, num_slots), jnp.float64),
+        )
+        evidence = Evidence(
             slots=jnp.zeros((size, num_slots), jnp.int32),
             multipliers=jnp.zeros((size, num_slots), jnp.float64),
-            inverse=jnp.zeros((size, num_slots, num_slots), jnp.float64),
+            pattern=pattern if want_pattern else None,
         )
     answers = Answers(
         status=jnp.where(waiting, FULL, UNRESOLVED).astype(jnp.int32),
@@ -146,6 +167,8 @@ def solve_exactly(
             return _look(problem, lanes, heights, num_slots)
 
         def write(answers, where, lanes, figures):
+            if not want_pattern and figures.evidence is not None:
+                figures = figures._replace(evidence=figures.evidence._replace(pattern=None))
             return jax.tree.map(lambda old, new: old.at[where].set(new, mode="drop"), answers, figures)
 
         def start(lanes, chosen, index):
@@ -382,9 +405,7 @@ def _evidence(lanes: Lanes, change: Array, multipliers: Array, empty: Array, num
     behind = (jnp.arange(num_slots, dtype=jnp.int32)[None, :] == count[:, None]) & empty[:, None]
     own = 1 / jnp.where(lanes.size > 0, lanes.size, 1)
     return Evidence(
-        delta=change,
-        place=lanes.place,
         slots=jnp.where(behind, lanes.candidate[:, None], slots),
         multipliers=jnp.where(crowded[:, None], jnp.nan, jnp.where(behind, own[:, None], multipliers)),
-        inverse=jnp.where(crowded[:, None, None], jnp.nan, inverse),
+        pattern=Pattern(change, lanes.place, jnp.where(crowded[:, None, None], jnp.nan, inverse)),
     )

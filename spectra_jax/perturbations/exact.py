@@ -25,6 +25,7 @@ def exact_pairs(
     mutable: Bool[Array, "n"] | None = None,
     usual: int | None = None,
     num_slots: int | None = None,
+    want_pattern: bool = True,
 ) -> Answers:
     """The nearest point of each target's region, in float64 throughout; see `in_float64` for where it may stand.
 
@@ -39,7 +40,7 @@ def exact_pairs(
         ranges: (b, n) smallest and largest change of each attribute.
         from_logits: whether the inputs are logits, which then need not be the head's own.
         mutable: (n,) attributes that may change.
-        usual, num_slots: see `solve_exactly`.
+        usual, num_slots, want_pattern: see `solve_exactly`.
 
     Returns:
         Answers in the type of the weights.
@@ -74,7 +75,12 @@ def exact_pairs(
         )
         rank = min(num_attributes, num_classes - 1)
         return solve_exactly(
-            problem, waiting, num_attributes=num_attributes, rank=rank, usual=usual, num_slots=num_slots
+            *(problem, waiting),
+            num_attributes=num_attributes,
+            rank=rank,
+            usual=usual,
+            num_slots=num_slots,
+            want_pattern=want_pattern,
         )
 
     return in_float64(solve)(head, squares, inputs, margins, ranges)

@@ -21,14 +21,15 @@ from spectra_jax.perturbations.active_set import (
     make_regions,
     unit_inverse,
 )
-from spectra_jax.perturbations.exact import exact_pairs, head_logits64, max_slots
+from spectra_jax.perturbations.dual_path import Evidence, Pattern
+from spectra_jax.perturbations.exact import exact_pairs, head_logits64
 from spectra_jax.perturbations.float64 import in_float64
 from spectra_jax.perturbations.geometry import gram_matrix, squared_distances
 from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, UNRESOLVED, pick, run_lanes, where_lane
 from spectra_jax.types import Head
 
-# Slots of a lane of the two fast searches.
-_FEW_SLOTS, _MORE_SLOTS = 10, 32
+# Slots of a lane of the two fast searches; the second is not worth its compilation for heads up to a small rank.
+_FEW_SLOTS, _MORE_SLOTS, _SMALL_RANK = 10, 32, 16
 # Enough lanes to fill the machine: on CPUs all of their state should fit into the cache.
 _LANES, _LANES_ON_CPU = 16_384, 256
 # A lane's inverse and rows may fill this many numbers over all lanes.
@@ -62,38 +63,22 @@ class Solutions(NamedTuple):
         norm: (q,) length of the change; inf where INFEASIBLE, NaN where UNRESOLVED.
         residual: (q,) largest violation of the optimality conditions, as a distance, or see `dual_path.Answers`.
         num_active: (q,) rivals with a positive multiplier.
-        evidence: the active rivals, or None if not asked for.
+        evidence: the active rivals, or None if not asked for; the change itself only where `exactly`.
+        exactly: (q,) whether the exact search found it.
     """
 
     status: Int[Array, "q"]
     norm: Float[Array, "q"]
     residual: Float[Array, "q"]
     num_active: Int[Array, "q"]
-    evidence: "ActiveRivals | None"
+    evidence: Evidence | None
+    exactly: Bool[Array, "q"]
 
     @property
-    def proof(self) -> "ActiveRivals":
+    def proof(self) -> Evidence:
         """The evidence, where it was asked for."""
         assert self.evidence is not None
         return self.evidence
-
-
-class ActiveRivals(NamedTuple):
-    """What `smooth.nearest_on` needs of each pair; see `dual_path.Evidence`.
-
-    Attributes:
-        slots: (q, s).
-        multipliers: (q, s).
-        inverse: (q, s, s).
-        delta: (q, n) the change itself where `known`.
-        known: (q,) whether the exact search found it.
-    """
-
-    slots: Int[Array, "q s"]
-    multipliers: Float[Array, "q s"]
-    inverse: Float[Array, "q s s"]
-    delta: Float[Array, "q n"]
-    known: Bool[Array, "q"]
 
 
 def shared_by_pairs(head: Head, mutable: Bool[Array, "n"] | None) -> Pairs:
@@ -110,7 +95,8 @@ def search_pairs(
     samples: Int[Array, "q"],
     targets: Int[Array, "q"],
     *,
-    want_evidence: bool = False,
+    num_slots: int | None = None,
+    want_pattern: bool = True,
 ) -> Solutions:
     """The shortest change of each pair, whatever the precision: not differentiable, and not to be vmapped.
 
@@ -121,55 +107,62 @@ def search_pairs(
         margins: (b,) required lead.
         samples: (q,) rows of the logits.
         targets: (q,).
-        want_evidence: whether to return the active rivals.
+        num_slots, want_pattern: what evidence to return, see `dual_path.solve_exactly`.
 
     Returns:
         Solutions.
     """
     head, gram, squares, mutable = shared
-    num_slots = max_slots(head) if want_evidence else None
     whole = jnp.all(logits < jnp.inf, axis=-1) & (margins < jnp.inf)
     # No finite change lifts a class masked by a logit of -inf.
     masked = pick(logits, samples, targets) == -jnp.inf
     told, masked = pick(whole, samples) & ~masked, pick(whole, samples) & masked
     rank = min(head.weights.shape[1], head.weights.shape[0] - 1)
     tolerance = _TOLERANCE64 if gram.dtype == jnp.float64 else _TOLERANCE
+    inputs = logits if attributes is None else attributes
 
     def by_gram(gram, squares, logits, margins, waiting, slots):
         regions = make_regions(gram, squares, logits, margins)
-        return _by_gram(regions, samples, targets, waiting, min(slots, rank), rank, num_slots, tolerance)
+        blank = _no_evidence(len(samples), head.weights.shape[1], num_slots, want_pattern, gram.dtype)
+        return _by_gram(regions, samples, targets, waiting, min(slots, rank), rank, blank, tolerance)
 
     def by_gram64(weights, bias, squares, inputs, margins, waiting):
         logits = inputs if attributes is None else head_logits64(Head(weights, bias), inputs)
         return by_gram(gram_matrix(weights, mutable), squares, logits, margins, waiting, _MORE_SLOTS)
 
-    inputs = logits if attributes is None else attributes
-    usual = by_gram(gram, squares, logits, margins, told, _FEW_SLOTS)
-    unsettled = told & (usual.status != OPTIMAL)
-    careful = in_float64(by_gram64)(head.weights, head.bias, squares, inputs, margins, unsettled)
+    found = by_gram(gram, squares, logits, margins, told, _FEW_SLOTS)
+    if rank > _SMALL_RANK:
+        unsettled = told & (found.status != OPTIMAL)
+        careful = in_float64(by_gram64)(head.weights, head.bias, squares, inputs, margins, unsettled)
+        found = where_lane(found.status == OPTIMAL, found, careful)
     exact = exact_pairs(
-        *(head, squares, inputs, margins, samples, targets, unsettled & (careful.status != OPTIMAL)),
+        *(head, squares, inputs, margins, samples, targets, told & (found.status != OPTIMAL)),
         from_logits=attributes is None,
         mutable=mutable,
         num_slots=num_slots,
+        want_pattern=want_pattern,
     )
-    size = len(samples)
-    exactly = Solutions(*exact[:4], None)
-    if exact.evidence is not None:
-        rivals = exact.evidence
-        exactly = exactly._replace(
-            evidence=ActiveRivals(rivals.slots, rivals.multipliers, rivals.inverse, rivals.delta, jnp.ones(size, bool))
-        )
-        unknown = jnp.zeros_like(rivals.delta)
-        usual = usual._replace(evidence=usual.evidence._replace(delta=unknown))
-        careful = careful._replace(evidence=careful.evidence._replace(delta=unknown))
-    found = where_lane(careful.status == OPTIMAL, careful, exactly)
-    found = where_lane(usual.status == OPTIMAL, usual, found)
+    found = where_lane(found.status == OPTIMAL, found, Solutions(*exact, jnp.ones(len(samples), bool)))
     return found._replace(
         status=jnp.where(masked, INFEASIBLE, found.status),
         norm=jnp.where(masked, jnp.inf, found.norm),
         residual=jnp.where(masked, 0, found.residual),
     )
+
+
+def _no_evidence(
+    size: int, num_attributes: int, num_slots: int | None, want_pattern: bool, dtype: jnp.dtype
+) -> Evidence | None:
+    """Room for it."""
+    if num_slots is None:
+        return None
+    pattern = Pattern(
+        jnp.zeros((size, num_attributes), dtype),
+        jnp.zeros((size, num_attributes), jnp.int8),
+        jnp.zeros((size, num_slots, num_slots), dtype),
+    )
+    slots, multipliers = jnp.zeros((size, num_slots), jnp.int32), jnp.zeros((size, num_slots), dtype)
+    return Evidence(slots, multipliers, pattern if want_pattern else None)
 
 
 def _by_gram(
@@ -179,23 +172,14 @@ def _by_gram(
     waiting: Bool[Array, "q"],
     capacity: int,
     rank: int,
-    num_slots: int | None,
+    evidence: Evidence | None,
     tolerance: float,
 ) -> Solutions:
     """By `active_set`, on lanes with this many slots; what it cannot settle is not OPTIMAL."""
     size, dtype = len(samples), regions.gram.dtype
-    evidence = None
-    if num_slots is not None:
-        evidence = ActiveRivals(
-            jnp.zeros((size, num_slots), jnp.int32),
-            jnp.zeros((size, num_slots), dtype),
-            jnp.zeros((size, num_slots, num_slots), dtype),
-            jnp.zeros((size, 0), dtype),  # the change itself is not known here
-            jnp.zeros(size, bool),
-        )
     unknown = jnp.full(size, jnp.nan, dtype)
     status = jnp.full(size, UNRESOLVED, jnp.int32)
-    solutions = Solutions(status, unknown, unknown, jnp.zeros(size, jnp.int32), evidence)
+    solutions = Solutions(status, unknown, unknown, jnp.zeros(size, jnp.int32), evidence, jnp.zeros(size, bool))
     if not size:
         return solutions
     most = _LANES_ON_CPU if jax.default_backend() == "cpu" else _LANES
@@ -220,10 +204,14 @@ def _by_gram(
         evidence = solutions.evidence
         if evidence is not None:
             room = [(0, 0), (0, evidence.slots.shape[1] - capacity)]
-            evidence = evidence._replace(
+            pattern = evidence.pattern
+            if pattern is not None:
+                inverse = jnp.pad(unit_inverse(regions, lanes), [*room, room[1]])
+                pattern = pattern._replace(inverse=put(pattern.inverse, inverse))
+            evidence = Evidence(
                 slots=put(evidence.slots, jnp.pad(lanes.slots, room)),
                 multipliers=put(evidence.multipliers, jnp.pad(jnp.where(lanes.used, lanes.held, 0), room)),
-                inverse=put(evidence.inverse, jnp.pad(unit_inverse(regions, lanes), [*room, room[1]])),
+                pattern=pattern,
             )
         return Solutions(
             status=put(solutions.status, lanes.status),
@@ -231,6 +219,7 @@ def _by_gram(
             residual=put(solutions.residual, figures.residual),
             num_active=put(solutions.num_active, figures.num_active),
             evidence=evidence,
+            exactly=solutions.exactly,
         )
 
     lanes = empty_lanes(regions, num_lanes, capacity)

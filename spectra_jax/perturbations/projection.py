@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_pair, check_mutable
 from spectra_jax.perturbations.batching import over_members
+from spectra_jax.perturbations.exact import max_slots
 from spectra_jax.perturbations.geometry import logit_gaps, of_unit_size, relative_logits, safe_norm
 from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, scatter_slots
 from spectra_jax.perturbations.pair_search import search_pairs, shared_by_pairs
@@ -97,9 +98,9 @@ def _project(head: Head, attributes: Array, target: Array, margin: Array, mutabl
         free=jnp.ones(len(attributes), bool),
         slots=rivals.slots,
         multipliers=held,
-        inverse=rivals.inverse,
-        delta=rivals.delta,
-        known=rivals.known,
+        inverse=rivals.whole.inverse,
+        delta=rivals.whole.delta,
+        known=found.exactly,
     )
     norm = safe_norm(point.delta)
     multipliers = jnp.where(empty, rivals.multipliers, point.multipliers)
@@ -121,8 +122,8 @@ def _search(head: Head, logits: Array, attributes: Array, target: Array, margin:
     def search(head_and_mutable, members):
         logits, attributes, targets, margins = members
         samples = jnp.arange(len(targets), dtype=jnp.int32)
-        shared = shared_by_pairs(*head_and_mutable)
-        return search_pairs(shared, logits, attributes, margins, samples, targets, want_evidence=True)
+        shared, num_slots = shared_by_pairs(*head_and_mutable), max_slots(head)
+        return search_pairs(shared, logits, attributes, margins, samples, targets, num_slots=num_slots)
 
     fixed = jax.lax.stop_gradient
     return over_members(search)(fixed((head, mutable)), fixed((logits, attributes, target, margin)))

@@ -143,8 +143,8 @@ def _solve(head, attributes, target, margin, mutable, *, count: int) -> SparseRe
         free=jnp.ones(count, bool),
         slots=rivals.slots,
         multipliers=jnp.where(feasible, rivals.multipliers, 0),
-        inverse=rivals.inverse,
-        delta=rivals.delta,
+        inverse=rivals.whole.inverse,
+        delta=rivals.whole.delta,
         known=jnp.asarray(True),
     )
     multipliers = scatter_slots(rivals.slots[None], jnp.where(feasible, point.multipliers, 0)[None], len(gaps))[0]
