@@ -273,7 +273,7 @@ def write_report(
     )
     report.define("Infeasible", "Pairs whose target no change can reach by the margin asked for; each is certified.")
     report.define(
-        "Unresolved", "Pairs that this precision cannot decide; they are counted and left out. float64 settles most."
+        "Unresolved", "Pairs that cannot be decided; they are counted and left out."
     )
     report.define(
         "KKT residual",

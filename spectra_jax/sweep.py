@@ -34,7 +34,7 @@ class PairAnswers(NamedTuple):
 
     Attributes:
         norm: (b, c) length of the change; 0 at the predicted class, inf where the target cannot be reached, NaN where
-            this precision cannot tell.
+            nothing can be told.
         active_constraints: (b, c) rivals that the change is held back by; -1 where the method has no such notion.
         feasible: (b, c) whether the method has an answer; False where it is inf and where it is NaN.
         residual: (b, c) largest violation of the optimality conditions, relative to ||e|| + ||delta||; NaN for closed

@@ -41,8 +41,8 @@ def all_pairs_norms(
             (Section 3.1); pass stop_gradient(logits) to differentiate through the weights' geometry alone.
 
     Returns:
-        (b, c) in attribute units; 0 at the predicted class, inf where the target cannot be reached, NaN where the
-        precision cannot tell (see `ProjectionResult`) or an input is NaN.
+        (b, c) in attribute units; 0 at the predicted class, inf where the target cannot be reached, NaN where an
+        input is NaN or float64 cannot tell (see `ProjectionResult`).
 
     Raises:
         ValueError: shapes do not match, unknown method, margin negative, mutable with "pinv".

@@ -97,7 +97,7 @@ def projection_norms(
         mutable: (n,) attributes that may change.
 
     Returns:
-        (b, c); 0 for the predicted class, inf where the target's region is empty, NaN where this precision cannot tell.
+        (b, c); 0 for the predicted class, inf where the target's region is empty, NaN where nothing can be told.
     """
     fixed = jax.lax.stop_gradient
     predicted = _is_predicted(logits)

@@ -38,7 +38,7 @@ class BoxResult(NamedTuple):
 
     Attributes:
         delta: (n,) smallest change; inf where there is none.
-        norm: its Euclidean length; inf where there is none, NaN where this precision cannot tell.
+        norm: its Euclidean length; inf where there is none, NaN where an input is NaN or float64 cannot tell.
         multipliers: (c,) of the rivals; positive only for those that bind.
         bound_multipliers: (n,) positive for an attribute held up by its lower end, negative for one held down by its
             upper end, 0 for a free one: delta = sum_k multipliers_k (w_target - w_k) + bound_multipliers on the

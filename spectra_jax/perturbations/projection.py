@@ -22,8 +22,8 @@ class ProjectionResult(NamedTuple):
 
     Attributes:
         delta: (n,) smallest change; inf where the region is empty.
-        norm: its Euclidean length; inf where the region is empty, NaN where this precision cannot tell (rivals
-            that depend on each other up to rounding; float64 settles most of these).
+        norm: its Euclidean length; inf where the region is empty, NaN where an input is NaN or where even float64
+            cannot tell (facets that meet at less than 3e-7 radians, regions out of reach but not provably empty).
         multipliers: (c,) Lagrange multipliers, delta = sum_k multipliers_k (w_target - w_k); positive only
             for the rivals that bound the region at this point. For an empty region: the certificate,
             non-negative with sum_k multipliers_k (w_target - w_k) = 0 and a positive sum of gaps.
@@ -56,7 +56,8 @@ def projection_perturbation(
     margin to be classified as the target. The answer scales with e and W.
 
     Derivatives of any order with respect to weights, bias, attributes and margin come from the
-    implicit-function theorem on the active constraints; where the active set changes, it is one-sided.
+    implicit-function theorem on the active constraints; where the active set changes, it is one-sided. With more than
+    64 active rivals the change is as exact as ever, but multipliers and derivatives are NaN.
 
     Pairs that float32 cannot settle (classes with nearly equal weights, rivals that nearly depend on each other, empty
     regions) are solved in float64 on the same device, so that the norm is good to 1e-4 relative in every case, and to
