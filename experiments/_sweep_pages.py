@@ -272,9 +272,7 @@ def write_report(
         "SPECTRA sweep", subtitle=f"{problem.title}: {count:,} samples, {plan.options['classes']:,} classes"
     )
     report.define("Infeasible", "Pairs whose target no change can reach by the margin asked for; each is certified.")
-    report.define(
-        "Unresolved", "Pairs that cannot be decided; they are counted and left out."
-    )
+    report.define("Unresolved", "Pairs that cannot be decided; they are counted and left out.")
     report.define(
         "KKT residual",
         "Largest violation of the optimality conditions over all pairs: what is left to prove of each projection, "

@@ -52,6 +52,7 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
     """
     head, attributes = as_problem(head, attributes, ndim=2)
     check_choice("method", method, METHODS)
+    head, _, _ = of_unit_size(head, jnp.zeros((), attributes.dtype))
     if method == "boundary":
         nearest = _nearest_boundaries(head, attributes)
     else:
@@ -72,7 +73,7 @@ def _nearest_boundaries(head: Head, attributes: Float[Array, "b n"]) -> Float[Ar
     Which class is nearest is found from the table of distances; its own distance is then taken from the two rows
     themselves, which is exact and what derivatives go through.
     """
-    (weights, bias), _, _ = of_unit_size(head, jnp.zeros((), attributes.dtype))
+    weights, bias = head
     num_classes = weights.shape[0]
     table = safe_sqrt(_row_distances(jax.lax.stop_gradient(weights)))
     classes = jnp.arange(num_classes, dtype=jnp.int32)
@@ -120,9 +121,13 @@ def _row_distances(weights: Float[Array, "c n"]) -> Float[Array, "c c"]:
         sums = own + lengths
         squares = sums - 2 * products
         close = (squares < _CLOSE * sums) & (jnp.arange(len(sums), dtype=jnp.int32) != index)
-        return jax.lax.cond(jnp.any(close), lambda: jnp.sum(jnp.square(row[None, :] - rows), axis=-1), lambda: squares)
+        return jax.lax.cond(
+            jnp.any(close), lambda: jnp.sum(jnp.square(row[None, :] - weights), axis=-1), lambda: squares
+        )
 
-    return jax.lax.map(lambda member: one_row(*member), (rows, gram, lengths, jnp.arange(len(rows), dtype=jnp.int32)))
+    # Centring rounds, and close rows differ by no more than that: their difference is that of the weights themselves.
+    numbers = jnp.arange(len(rows), dtype=jnp.int32)
+    return jax.lax.map(lambda member: one_row(*member), (weights, gram, lengths, numbers))
 
 
 def attackability_summary(

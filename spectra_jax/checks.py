@@ -281,11 +281,12 @@ def check_ranges(head: Head, lower: Any, upper: Any) -> tuple[jax.Array, jax.Arr
             raise ValueError(f"{name} has shape {jnp.shape(end)}; expected {wanted}, one end per attribute")
         ends.append(np.full(wanted, absent, dtype) if end is None else end)
     if all(is_concrete(end) for end in ends):
-        wrong = np.flatnonzero(~(np.asarray(ends[0]) <= np.asarray(ends[1])))
+        below, above = np.asarray(ends[0]), np.asarray(ends[1])
+        wrong = np.flatnonzero(~((below <= above) & (below < np.inf) & (above > -np.inf)))
         if wrong.size:
             raise ValueError(
                 f"the range of attribute {wrong[0]} is [{float(ends[0][wrong[0]])}, {float(ends[1][wrong[0]])}]; "
-                "expected lower <= upper and no NaN"
+                "expected lower <= upper, a lower end that is not inf, an upper end that is not -inf, and no NaN"
             )
     return jnp.asarray(ends[0], dtype), jnp.asarray(ends[1], dtype)
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import spectra_jax as sj
+from spectra_jax.perturbations import pair_search
+from spectra_jax.perturbations.geometry import relative_logits
 
 exactness = pytest.importorskip("experiments.benchmarks.exactness", reason="needs the extra 'bench'")
 CASES = Path(__file__).resolve().parents[1].parent / "shared" / "cases"
@@ -86,6 +88,7 @@ SOLVERS = {
     "boundary": lambda e: sj.boundary_perturbation(HEAD, e, 2, margin=0.1),
     "single": lambda e: sj.single_attribute_perturbations(HEAD, e, 2, margin=0.1).delta,
     "all_pairs": lambda e: sj.all_pairs_norms(HEAD, e[None], margin=0.1),
+    "all_pairs_projection": lambda e: sj.all_pairs_projection(HEAD, e[None], margin=0.1).norms,
     "best_single": lambda e: sj.best_single_attributes(HEAD, e[None], margin=0.1)[0],
     "attackability": lambda e: sj.attackability(HEAD, e[None]),
 }
@@ -98,7 +101,11 @@ def test_no_solver_calls_lapack(name):
     def loss(e):
         return jnp.sum(jax.vmap(SOLVERS[name])(e))
 
+    def twice(e):
+        return jnp.sum(jax.vmap(jax.vmap(SOLVERS[name]))(e))
+
     text = jax.jit(jax.value_and_grad(loss)).lower(jnp.asarray(SAMPLES)).as_text()
+    text += jax.jit(twice).lower(jnp.asarray(SAMPLES)[None]).as_text()
     assert "while" in text or name in ("boundary", "single")
     assert "lapack" not in text
 
@@ -124,7 +131,6 @@ def counted_compilations():
 
 EAGER = SOLVERS | {
     "pinv": lambda e: sj.pinv_perturbation(HEAD, e, 2, margin=0.1),
-    "all_pairs_projection": lambda e: sj.all_pairs_projection(HEAD, e[None], margin=0.1).norms,
     "attackability by projection": lambda e: sj.attackability(HEAD, e[None], method="projection"),
     "head_logits": lambda e: sj.head_logits(HEAD, e),
     "nearest_target": lambda e: sj.nearest_target(jnp.abs(e)[None]),
@@ -139,3 +145,52 @@ def test_a_second_call_compiles_nothing(name):
         jax.block_until_ready(EAGER[name](jnp.asarray(SAMPLES[1])))
     assert first.number > 0
     assert second.number == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_more_active_rivals_than_the_evidence_holds_keep_the_value_and_lose_the_derivatives(dtype):
+    """All 99 rivals of a class of a simplex are active; see `exact.max_slots`."""
+    with jax.enable_x64(dtype == np.float64):
+        head, e = sj.Head(jnp.eye(100, dtype=dtype)), jnp.zeros(100, dtype)
+
+        def norm(e):
+            result = sj.projection_perturbation(head, e, 0, margin=0.5)
+            return result.norm, result
+
+        (value, result), gradient = jax.value_and_grad(norm, has_aux=True)(e)
+        # One attribute up by a and the others down by d, a + d = .5: the shortest has a = 99 d.
+        np.testing.assert_allclose(value, 0.5 * np.sqrt(0.99), rtol=1e-5)
+        assert bool(result.feasible) and np.isfinite(np.asarray(result.delta)).all()
+        assert np.isnan(np.asarray(gradient)).all() and np.isnan(np.asarray(result.multipliers)).any()
+        box = sj.box_perturbation(head, e, 0, lower=e - 9, upper=e + 9, margin=0.5)
+        np.testing.assert_allclose(box.norm, value, rtol=1e-6)
+
+
+def test_float32_derivatives_of_twins_agree_with_float64():
+    family = FAMILIES["twins 0.001 apart"]
+    weights, samples = family.weights.astype(np.float32), family.samples[:20].astype(np.float32)
+    targets = np.arange(20, dtype=np.int32)
+
+    def total(weights, samples):
+        def one(e, j):
+            return sj.projection_perturbation(sj.Head(weights), e, j, margin=0.1).norm
+
+        return jnp.sum(jax.vmap(one)(samples, jnp.asarray(targets)))
+
+    single = jax.jit(jax.grad(total, argnums=1))(jnp.asarray(weights), jnp.asarray(samples))
+    with jax.enable_x64(True):
+        double = jax.jit(jax.grad(total, argnums=1))(
+            jnp.asarray(weights, jnp.float64), jnp.asarray(samples, jnp.float64)
+        )
+    np.testing.assert_allclose(single, double, rtol=2e-3, atol=2e-3 * np.abs(np.asarray(double)).max())
+
+
+def test_a_masked_class_leaves_the_others_to_the_fast_search():
+    rng = np.random.default_rng(5)
+    head = sj.Head(jnp.asarray(rng.normal(size=(8, 12)), jnp.float32), jnp.zeros(8).at[3].set(-jnp.inf))
+    samples = jnp.asarray(rng.normal(size=(4, 12)), jnp.float32)
+    shared = pair_search.shared_by_pairs(head, None)
+    logits = relative_logits(head, samples)
+    rows, targets = jnp.arange(4, dtype=jnp.int32), jnp.asarray([0, 1, 2, 4], jnp.int32)
+    found = jax.jit(pair_search.search_pairs)(shared, logits, samples, jnp.full(4, 0.1), rows, targets)
+    assert not np.asarray(found.exactly).any()

@@ -158,6 +158,23 @@ def _propose(given: Problem) -> tuple[list[int] | None, dict[int, Fraction]]:
     return [int(k) for k in np.flatnonzero(multipliers[width:])], held
 
 
+def farthest(given: Problem) -> float:
+    """Distance to the farthest boundary with a single rival."""
+    lengths = [float(sum(value * value for value in row)) ** 0.5 for row in given.rows]
+    return max((float(h) / x for h, x in zip(given.heights, lengths, strict=True) if x > 0), default=0.0)
+
+
+def shortfall(given: Problem, delta: np.ndarray) -> float:
+    """How far, at most, delta is from satisfying a rival or a range, as a distance."""
+    change = fractions(delta)
+    gaps = given.heights - given.rows.dot(change)
+    lengths = [float(sum(value * value for value in row)) ** 0.5 for row in given.rows]
+    rivals = [float(gap) / x if x else np.inf for gap, x in zip(gaps, lengths, strict=True) if gap > 0]
+    below = [float(end - value) for value, end in zip(change, given.low, strict=True) if end is not None]
+    above = [float(value - end) for value, end in zip(change, given.high, strict=True) if end is not None]
+    return max([0.0, *rivals, *below, *above])
+
+
 def least_norm_by_certificate(given: Problem, multipliers: np.ndarray) -> float:
     """No delta that satisfies the problem is shorter than this, by the multipliers (r,) alone; 0 if they say nothing.
 

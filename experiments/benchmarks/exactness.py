@@ -150,6 +150,10 @@ def compare(family: Family, pairs: int, dtype: type, seed: int, *, show: bool = 
     arguments = head, jnp.asarray(samples[rows]), jnp.asarray(targets), jnp.asarray(margin)
     result = _project_into_ranges(*arguments, *map(jnp.asarray, ends)) if ends else _project(*arguments)
     norms, multipliers = np.asarray(result.norm, np.float64), np.asarray(result.multipliers, np.float64)
+    deltas = np.asarray(result.delta, np.float64)
+    logits = _exact.fractions(samples).dot(_exact.fractions(weights).T)
+    logits = logits if bias is None else logits + _exact.fractions(bias)[None, :]
+    predicted = [int(np.argmax(row)) for row in logits]
     # The sweep's own way to the norms must agree.
     whole = None if ends else np.asarray(sj.all_pairs_norms(head, jnp.asarray(samples), margin=margin), np.float64)
 
@@ -161,22 +165,24 @@ def compare(family: Family, pairs: int, dtype: type, seed: int, *, show: bool = 
             counts["undecided"] += 1
             continue
         counts["pairs"] += 1
-        found = [norms[i]] + ([] if whole is None or expected == 0 else [whole[rows[i], targets[i]]])
-        if whole is not None and whole[rows[i], targets[i]] == 0:
-            found = found[:1]  # the predicted class, 0 by definition whatever the margin
+        found = [norms[i]]
+        if whole is not None and targets[i] != predicted[rows[i]]:  # which is 0 by definition, whatever the margin
+            found.append(whole[rows[i], targets[i]])
         counts["unresolved"] += bool(np.isnan(found).any())
+        counts["false_infeasible"] += bool(expected < np.inf and np.isinf(found).any())
+        counts["false_feasible"] += bool(expected == np.inf and np.isfinite(found).any())
+        if norms[i] == np.inf:
+            length = _exact.least_norm_by_certificate(given, np.delete(multipliers[i], targets[i]))
+            size = float(np.linalg.norm(samples[rows[i]].astype(np.float64)))
+            counts["bad_certificates"] += not length >= OUT_OF_REACH * max(size, _exact.farthest(given))
         if expected == np.inf:
-            counts["false_feasible"] += bool(np.isfinite(found).any())
-            if norms[i] == np.inf:
-                length = _exact.least_norm_by_certificate(given, np.delete(multipliers[i], targets[i]))
-                size = float(np.linalg.norm(samples[rows[i]].astype(np.float64)))
-                counts["bad_certificates"] += length < OUT_OF_REACH * size
             continue
-        counts["false_infeasible"] += bool(np.isinf(found).any())
-        numbers = [value for value in found if np.isfinite(value)]
-        error = max(
-            (abs(value - expected) / expected if expected else float(value > 0) for value in numbers), default=0
-        )
+        errors = [
+            abs(value - expected) / expected if expected else float(value > 0) for value in found if value < np.inf
+        ]
+        if norms[i] < np.inf:  # the change itself: as long as told, and nothing is violated
+            errors += [_exact.shortfall(given, deltas[i]) / (expected or 1.0)]
+        error = max(errors, default=0.0)
         counts["wrong"] += error > WRONG
         worst = max(worst, error)
     return Count(**counts, worst=worst)

@@ -60,6 +60,7 @@ def busy_cores() -> Iterator[None]:
     finally:
         for other in others:
             other.kill()
+            other.wait()
 
 
 def ends(command: list[str], limit: float) -> bool:

@@ -59,11 +59,6 @@ class Regions(NamedTuple):
     logits: Float[Array, "b c"]
     margin: Float[Array, "b"]
 
-    def answerable(self) -> Bool[Array, "b c"]:
-        """Whether the pair has an answer at all: no NaN, no +inf, and the target is no class that never wins."""
-        whole = jnp.all(self.logits < jnp.inf, axis=-1) & (self.margin < jnp.inf)
-        return whole[:, None] & (self.logits > -jnp.inf)
-
 
 def make_regions(
     gram: Float[Array, "c c"],
@@ -273,7 +268,8 @@ def conclude(regions: Regions, lanes: Lanes, tolerance: float) -> tuple[Lanes, C
     unclear = jnp.where(rival & (slack <= noise), jnp.where(reach > 0, noise * reach, jnp.inf), 0)
     apart = jnp.max(jnp.where(used, jnp.abs(product - heights) / jnp.where(used, lengths, 1), 0), axis=-1)
     residual = jnp.maximum(violation, apart)
-    blurred = jnp.sum(held * _rounding(regions, lanes.sample[:, None], target[:, None], slots), axis=-1)
+    rows = jnp.arange(len(target), dtype=jnp.int32)[:, None]
+    blurred = jnp.sum(held * pick(rounding, rows, slots), axis=-1)
     trusted = (
         (jnp.maximum(residual, jnp.max(unclear, axis=-1)) <= tolerance * norm)
         & (blurred <= tolerance * square)
@@ -314,10 +310,10 @@ def _height(regions: Regions, sample: Array, target: Array, rival: Array) -> Arr
     return pick(regions.logits, sample, rival) - pick(regions.logits, sample, target) + pick(regions.margin, sample)
 
 
-def _rounding(regions: Regions, sample: Array, target: Array, rival: Array) -> Array:
-    epsilon, _ = _precision(regions)
-    own = jnp.abs(pick(regions.logits, sample, target))
-    return epsilon * (jnp.abs(pick(regions.logits, sample, rival)) + own + pick(regions.margin, sample))
+def _rounding(logits: Array, own: Array, margin: Array) -> Array:
+    """Of a rival's height: that of the numbers it is made of. A class masked by -inf has none."""
+    sizes = jnp.abs(logits) + jnp.abs(own) + margin
+    return jnp.where(jnp.isfinite(sizes), float(jnp.finfo(logits.dtype).eps) * sizes, 0)
 
 
 def _response(regions: Regions, lanes: Lanes, rival: Int[Array, "p"]) -> tuple[Array, Array]:
@@ -348,7 +344,7 @@ def _slack(regions: Regions, lanes: Lanes) -> tuple[Float[Array, "p c"], Float[A
     spread = spread + lanes.push * pick(regions.lengths, target, candidate)
     logits, own = pick(regions.logits, lanes.sample), pick(regions.logits, lanes.sample, target)[:, None]
     margin = pick(regions.margin, lanes.sample)[:, None]
-    rounding = epsilon * (jnp.abs(logits) + jnp.abs(own) + margin)
+    rounding = _rounding(logits, own, margin)
     slack = (rows - at_target[:, None]) - (logits - own + margin)
     return slack, rounding, 8 * (rounding + epsilon * pick(regions.lengths, target) * spread[:, None])
 

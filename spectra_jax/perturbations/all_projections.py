@@ -119,7 +119,7 @@ def _norms_jvp(primals, tangents):
     feasible = found.status == OPTIMAL
     rivals = found.proof
     slots, held = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (rivals.slots, rivals.multipliers))
-    multipliers = scatter_slots(slots, held, logits.shape[1]).reshape(*feasible.shape, -1)
+    multipliers = scatter_slots(slots, held, logits.shape[1]).reshape(*feasible.shape, logits.shape[1])
     multipliers = jnp.where(feasible[..., None], multipliers, 0)
     # ||delta||^2 = 2 lambda . h - v^T K v with v = lambda - sum(lambda) at the target.
     total = jnp.sum(multipliers, axis=-1)

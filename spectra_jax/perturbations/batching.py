@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
 
 
 def over_members(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -46,33 +45,6 @@ def over_members(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
         return jax.tree.map(lambda leaf: leaf[0], stacked(shared, lifted))
 
     return single
-
-
-def where_rare(flag: Bool[Array, ""], rare: Callable[[Any, Any], Any], default: Any, shared: Any, operands: Any) -> Any:
-    """rare(shared, operands) where `flag` is set, `default` elsewhere.
-
-    Under vmap a plain lax.cond evaluates both branches for every member and holds their memory at once.
-    Here flagged members are handled one after another and the others cost nothing, at any depth of vmap.
-    Not differentiable, as `over_members`.
-
-    Args:
-        flag: whether this member needs the rare branch.
-        rare: function of (shared, operands) returning the structure of `default`.
-        default: pytree returned where the flag is not set.
-        shared: pytree that is the same for all members; kept unbatched.
-        operands: pytree of per-member arguments.
-
-    Returns:
-        Pytree like `default`.
-    """
-
-    def over_batch(shared, members):
-        def one(member):
-            return jax.lax.cond(member[0], lambda: rare(shared, member[2]), lambda: member[1])
-
-        return jax.lax.cond(jnp.any(members[0]), lambda: jax.lax.map(one, members), lambda: members[1])
-
-    return over_members(over_batch)(shared, (flag, default, operands))
 
 
 def varying_like(reference: Any, tree: Any) -> Any:

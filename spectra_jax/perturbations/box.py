@@ -18,6 +18,7 @@ from spectra_jax.perturbations.dual_path import Answers
 from spectra_jax.perturbations.exact import exact_pairs, max_slots
 from spectra_jax.perturbations.geometry import (
     HIGHEST,
+    has_answer,
     logit_gaps,
     of_unit_size,
     relative_logits,
@@ -173,9 +174,7 @@ def search_ranges(
             num_slots=max_slots(head),
         )
 
-    told = jnp.isfinite(jnp.sum(attributes)) & (margin < jnp.inf) & ~jnp.any(jnp.isnan(low) | jnp.isnan(high))
-    offsets = head.weights[:, 0] if head.bias is None else head.bias + head.weights[:, 0]
-    told = told & jnp.all(jnp.isfinite(head.weights)) & jnp.all(offsets < jnp.inf) & (offsets[target] > -jnp.inf)
+    told = has_answer(head, attributes, target, margin) & jnp.all((low < jnp.inf) & (high > -jnp.inf))
     members = (attributes, target, margin, low, high, told & possible)
     return over_members(search)(*jax.lax.stop_gradient(((head, squares), members)))
 

@@ -12,9 +12,10 @@ rivals taken so far, and piecewise linear in the multiplier raised. A piece ends
 - an attribute reaches an end of its range and is held there, or its pull comes back into the range and it is free.
 
 Each of these changes the inverse of the active rivals' Gram matrix (over the free attributes) by one rank. The length
-of delta grows with every step, so no set of active rivals comes twice: this ends after finitely many events, at the
-answer or at a candidate that no multiplier can make tight, whose direction then is a certificate that there is none.
-Without ranges it is the method of Goldfarb and Idnani (1983).
+of delta grows with every piece of some length, so no set of active rivals comes twice: this ends after finitely many
+events, at the answer or at a candidate that no multiplier can make tight, whose direction then is a certificate that
+there is none. A bound on the events guards against pieces of length 0 that repeat, which rounding makes all but
+impossible. Without ranges it is the method of Goldfarb and Idnani (1983).
 
 Rows are differences taken between the weights themselves, and of length 1, so classes with nearly equal weights do no
 harm. Exact ties between rivals are broken by lowering every height by some 100 roundings, each by a little other; the
@@ -43,8 +44,8 @@ from spectra_jax.perturbations.lanes import (
 )
 
 _EPSILON = 2e-16
-# Any answer to a problem proven empty would have to be this many times as far as the farthest single boundary.
-_OUT_OF_REACH = 1e7
+# The combined rows of a certificate may leave this part of their terms: rounding, and not a region that is far away.
+_CANCELLED = 1e-12
 # Numbers in the rows and inverses of all lanes, which on a CPU should fit into its caches, and lanes at most.
 _LANE_MEMORY, _LANE_MEMORY_ON_CPU, _MOST_LANES = 100_000_000, 200_000, 1024
 _EVENTS_AT_ONCE = 12  # between two looks at all rivals
@@ -274,7 +275,9 @@ def _look(problem: Problem, lanes: Lanes, heights: _Heights, num_slots: int | No
     found = (most > 0) & ~lanes.polishing
     following = _loaded(problem, lanes, jnp.minimum(candidate, num_classes - 1))
     following = following._replace(
-        candidate=jnp.where(found, candidate, -1).astype(jnp.int32), polishing=lanes.polishing | ~found
+        candidate=jnp.where(found, candidate, -1).astype(jnp.int32),
+        place=jnp.where(found[:, None], following.place, lanes.place),
+        polishing=lanes.polishing | ~found,
     )
 
     clipping = jnp.max(jnp.abs(jnp.where(lanes.place == 0, lanes.pull - change, 0)), axis=-1)
@@ -283,7 +286,7 @@ def _look(problem: Problem, lanes: Lanes, heights: _Heights, num_slots: int | No
     )
     residual = jnp.maximum(jnp.max(distances, axis=-1), jnp.maximum(jnp.max(jnp.abs(gap), axis=-1), clipping))
     ended = choosing & lanes.polishing
-    right = ended & (residual <= 1e-8 * norm + 1000 * jnp.max(noise, axis=-1))
+    right = ended & (residual <= 1e-8 * norm + 1000 * noise)
 
     certificate = _certificate(problem, lanes, heights, rounding)
     empty = stuck & certificate.valid
@@ -374,8 +377,8 @@ def _certificate(problem: Problem, lanes: Lanes, heights: _Heights, rounding: Fl
     left = jnp.sqrt(jnp.sum(jnp.square(jnp.where(bounded, 0, combined)), axis=-1))
     # A row that coincides with the target's says it alone, and exactly.
     clear = gain > jnp.where(lanes.size > 0, blur, 0)
-    valid = clear & (gain > _OUT_OF_REACH * left * heights.farthest)
-    return _Certificate(multipliers, left / (1 + jnp.sum(multipliers, axis=-1)), valid)
+    residual = left / (1 + jnp.sum(multipliers, axis=-1))
+    return _Certificate(multipliers, residual, clear & (residual <= _CANCELLED))
 
 
 def _evidence(lanes: Lanes, change: Array, multipliers: Array, empty: Array, num_slots: int) -> Evidence:

@@ -165,7 +165,7 @@ def _gaps(logits: Float[Array, "p c"], targets: Int[Array, "p"], margins: Float[
 def max_slots(head: Head) -> int:
     """Active rivals that an answer's evidence has room for.
 
-    Heads of 100 to 200 classes have 2 to 17. An answer with more than these is as exact as any other, but comes without
-    multipliers and derivatives.
+    Heads of 100 to 200 classes have 2 to 17. An answer with more than these is as exact as any other, but its
+    multipliers and derivatives are NaN.
     """
     return min(head.weights.shape[1], head.weights.shape[0] - 1, 64) + 1

@@ -118,6 +118,16 @@ def of_unit_size(head: Head, margin: Float[Array, "..."]) -> tuple[Head, Float[A
     return Head(head.weights * factor, bias), margin * factor, factor
 
 
+def has_answer(
+    head: Head, attributes: Float[Array, "n"], target: Int[Array, ""], margin: Float[Array, ""]
+) -> Bool[Array, ""]:
+    """Whether all numbers are ones, and the target is no class masked by a bias of -inf, which nothing can lift."""
+    finite = jnp.all(jnp.isfinite(head.weights)) & jnp.all(jnp.isfinite(attributes)) & (margin < jnp.inf)
+    if head.bias is None:
+        return finite
+    return finite & jnp.all(head.bias < jnp.inf) & (head.bias[target] > -jnp.inf)
+
+
 def centred(weights: Float[Array, "c n"]) -> Float[Array, "c n"]:
     """Weights minus their mean row: the same row differences with the least rounding."""
     return weights - jnp.mean(weights, axis=0, keepdims=True)
@@ -147,15 +157,6 @@ def logit_gaps(logits: Float[Array, "c"], target: Int[Array, ""], margin: Float[
     """
     rivals = jnp.arange(logits.shape[0], dtype=jnp.int32) != jnp.asarray(target, jnp.int32)
     return jnp.where(rivals, logits - logits[target] + margin, -jnp.inf)
-
-
-def gap_rounding(logits: Float[Array, "c"], target: Int[Array, ""], margin: Float[Array, ""]) -> Float[Array, "c"]:
-    """Rounding error to expect in each of `logit_gaps`: that of the numbers it is the difference of.
-
-    Each rival has its own, so that one class that is far behind, or masked by a large negative bias, does not blur
-    the others.
-    """
-    return float(jnp.finfo(logits.dtype).eps) * (jnp.abs(logits) + jnp.abs(logits[target]) + margin)
 
 
 def safe_norm(vectors: Float[Array, "... n"]) -> Float[Array, "..."]:

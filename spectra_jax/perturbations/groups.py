@@ -102,10 +102,14 @@ def one_hot_perturbation(
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
     check_mutable(head, mutable)
     groups = check_groups(head, groups, threshold)
+    return _solve(head, attributes, target, margin, jnp.asarray(threshold, attributes.dtype), mutable, groups)
+
+
+@jax.jit  # op by op it would be hundreds of programs, and its loop compiled anew at every call
+def _solve(head, attributes, target, margin, threshold, mutable, groups) -> OneHotResult:
     num_attributes = head.weights.shape[1]
     allowed = jnp.ones(num_attributes, bool) if mutable is None else mutable
     grouped = groups >= 0
-    threshold = jnp.asarray(threshold, attributes.dtype)
     fixed = jax.lax.stop_gradient
 
     def ranges(low, high, applies):

@@ -29,7 +29,7 @@ def nearest_target(norms: Float[Array, "b c"], *, allowed: Bool[Array, "b c"] | 
     """The class that the smallest change reaches, from a table such as that of `all_pairs_norms`.
 
     Use it in place of `norms.argmin()`, which names the predicted class, whose entry is 0, or the first entry that is
-    NaN. Entries are NaN where the precision cannot tell; here they are passed over and counted.
+    NaN. Entries are NaN where nothing can be told; here they are passed over and counted.
 
     Args:
         norms: (b, c) length of the change that reaches each class; inf where none does, NaN where it is unresolved.

@@ -119,7 +119,9 @@ def search_pairs(
     told, masked = pick(whole, samples) & ~masked, pick(whole, samples) & masked
     rank = min(head.weights.shape[1], head.weights.shape[0] - 1)
     tolerance = _TOLERANCE64 if gram.dtype == jnp.float64 else _TOLERANCE
-    inputs = logits if attributes is None else attributes
+    # In float64 the logits' differences are exact to the last digit as they are.
+    inputs = logits if attributes is None or logits.dtype == jnp.float64 else attributes
+    from_logits = inputs is logits
 
     def by_gram(gram, squares, logits, margins, waiting, slots):
         regions = make_regions(gram, squares, logits, margins)
@@ -127,7 +129,7 @@ def search_pairs(
         return _by_gram(regions, samples, targets, waiting, min(slots, rank), rank, blank, tolerance)
 
     def by_gram64(weights, bias, squares, inputs, margins, waiting):
-        logits = inputs if attributes is None else head_logits64(Head(weights, bias), inputs)
+        logits = inputs if from_logits else head_logits64(Head(weights, bias), inputs)
         return by_gram(gram_matrix(weights, mutable), squares, logits, margins, waiting, _MORE_SLOTS)
 
     found = by_gram(gram, squares, logits, margins, told, _FEW_SLOTS)
@@ -137,7 +139,7 @@ def search_pairs(
         found = where_lane(found.status == OPTIMAL, found, careful)
     exact = exact_pairs(
         *(head, squares, inputs, margins, samples, targets, told & (found.status != OPTIMAL)),
-        from_logits=attributes is None,
+        from_logits=from_logits,
         mutable=mutable,
         num_slots=num_slots,
         want_pattern=want_pattern,

@@ -49,7 +49,8 @@ def nearest_on(
         ends: (n,) the change of each held attribute; any finite number for free ones.
         free: (n,) attributes that are not held.
         slots: (s,) the active rivals, in any order.
-        multipliers: (s,) of their rows, 0 in slots that are not used.
+        multipliers: (s,) of their rows, 0 in slots that are not used; NaN where there are more than s of them. Then the
+            point has its value, and no derivatives.
         inverse: (s, s) of the Gram matrix of their unit rows over the free attributes, 0 in slots that are not used.
         delta: (n,) the point itself, where it is known better than the multipliers give it.
         known: whether it is.
@@ -58,6 +59,8 @@ def nearest_on(
         Point.
     """
     fixed = jax.lax.stop_gradient
+    crowded = fixed(jnp.any(jnp.isnan(multipliers)))
+    multipliers, inverse = jnp.where(crowded, 0, multipliers), jnp.where(crowded, 0, inverse)
     used = multipliers > 0
     rows = jnp.where(used[:, None], weights[target][None, :] - weights[slots], 0)
     sizes = fixed(safe_norm(rows))
@@ -79,8 +82,13 @@ def nearest_on(
             return jnp.where(used, jnp.matmul(inverse, right, precision=HIGHEST), right)
 
         answer = first(right)
-        for _ in range(2):  # each pass squares away the rounding of the solution before
-            answer = answer + first(right - product(answer))
+        left = right - product(answer)
+        for _ in range(2):
+            # A pass squares away the rounding of the one before, unless the rivals are too nearly parallel for that.
+            following = answer + first(left)
+            after = right - product(following)
+            better = jnp.sum(jnp.square(after)) < jnp.sum(jnp.square(left))
+            answer, left = jnp.where(better, following, answer), jnp.where(better, after, left)
         return answer
 
     found = fixed(multipliers * sizes)
@@ -90,9 +98,22 @@ def nearest_on(
     held = found + _derivative(correction)
     pull = combine(held)
     change = jnp.where(free, pull, ends)
-    return Point(fixed(jnp.where(known, delta, change)) + _derivative(change), held / sizes, pull)
+    change = fixed(jnp.where(known, delta, change)) + _derivative(change)
+    return Point(_no_derivative(change, crowded), jnp.where(crowded, jnp.nan, held / sizes), pull)
 
 
 def _derivative(expression: Array) -> Array:
     """Zero, with the derivatives of the expression."""
     return expression - jax.lax.stop_gradient(expression)
+
+
+@jax.custom_jvp
+def _no_derivative(value: Array, where: Bool[Array, ""]) -> Array:
+    """The value, with derivatives that are NaN where told."""
+    return value
+
+
+@_no_derivative.defjvp
+def _no_derivative_jvp(primals, tangents):
+    (value, where), (tangent, _) = primals, tangents
+    return value, jnp.where(where, jnp.nan, tangent)

@@ -13,6 +13,7 @@ from spectra_jax.perturbations.dual_path import Answers
 from spectra_jax.perturbations.exact import exact_on_supports
 from spectra_jax.perturbations.geometry import (
     HIGHEST,
+    has_answer,
     logit_gaps,
     of_unit_size,
     relative_logits,
@@ -280,10 +281,7 @@ def _on_supports(head, squares, attributes, target, margin):
         return jax.tree.map(lambda leaf: leaf.reshape(num_samples, num_tries, *leaf.shape[1:]), found)
 
     def solve(supports, waiting):
-        # A sample that is not finite has no answer, and a masked class cannot be reached.
-        offsets = head.weights[:, 0] if head.bias is None else head.bias + head.weights[:, 0]
-        told = jnp.isfinite(jnp.sum(attributes)) & jnp.isfinite(jnp.sum(head.weights)) & (margin < jnp.inf)
-        told = told & jnp.all(offsets < jnp.inf) & (offsets[target] > -jnp.inf)
+        told = has_answer(head, attributes, target, margin)
         return over_members(search)((head, squares), (attributes, target, margin, supports, waiting & told))
 
     return solve
