@@ -79,18 +79,21 @@ def nearest(given: Problem) -> float | None:
 
     DAQP proposes, in float64; what its rounding got wrong is repaired one rival or attribute at a time.
     """
+    if any(height > 0 and not row.any() for row, height in zip(given.rows, given.heights, strict=True)):
+        return np.inf  # a row that coincides with the target's, below DAQP's tolerance maybe
     active, held = _propose(given)
     if active is None:
         return np.inf
     rows, heights, num_attributes = given.rows, given.heights, given.rows.shape[1]
-    for _ in range(_MOST_REPAIRS):
+    for repair in range(_MOST_REPAIRS):
         free = [f for f in range(num_attributes) if f not in held]
         fixed = np.array([held.get(f, Fraction(0)) for f in range(num_attributes)], object)
         members = rows[active]
         matrix = members[:, free].dot(members[:, free].T) if active and free else np.zeros((len(active),) * 2, object)
         multipliers = solve(matrix, heights[active] - members.dot(fixed)) if active else np.empty(0, object)
-        if multipliers is None:
-            return None
+        if multipliers is None:  # rivals that depend on each other: one of them goes, and comes back if it is violated
+            del active[repair % len(active)]
+            continue
         pull = members.T.dot(multipliers) if active else np.array([Fraction(0)] * num_attributes, object)
         delta = np.array([held.get(f, pull[f]) for f in range(num_attributes)], object)
         negative = [(value, index) for index, value in enumerate(multipliers) if value < 0]

@@ -265,7 +265,10 @@ def conclude(regions: Regions, lanes: Lanes, tolerance: float) -> tuple[Lanes, C
     noise = rounding + 4 * epsilon * (sizes[None, :] + pick(sizes, target)[:, None]) * terms[:, None]
     rival = jnp.arange(len(sizes), dtype=jnp.int32)[None, :] != target[:, None]
     violation = jnp.max(jnp.maximum(-slack, 0) * reach, axis=-1)
-    unclear = jnp.where(rival & (slack <= noise), jnp.where(reach > 0, noise * reach, jnp.inf), 0)
+    # An active rival may be off by its noise. Another one that may be violated may depend on the active ones, and then
+    # no bound says how far away the point is that satisfies both.
+    active = lanes.settled & rival
+    unclear = jnp.where(rival & (slack <= noise), jnp.where(active & (reach > 0), noise * reach, jnp.inf), 0)
     apart = jnp.max(jnp.where(used, jnp.abs(product - heights) / jnp.where(used, lengths, 1), 0), axis=-1)
     residual = jnp.maximum(violation, apart)
     rows = jnp.arange(len(target), dtype=jnp.int32)[:, None]

@@ -99,7 +99,9 @@ def nearest_on(
     pull = combine(held)
     change = jnp.where(free, pull, ends)
     change = fixed(jnp.where(known, delta, change)) + _derivative(change)
-    return Point(_no_derivative(change, crowded), jnp.where(crowded, jnp.nan, held / sizes), pull)
+    # All that the derivatives would be taken by.
+    inputs = jnp.sum(weights[target]) + jnp.sum(jnp.where(jnp.isfinite(gaps), gaps, 0)) + jnp.sum(ends)
+    return Point(_no_derivative(change, inputs, crowded), jnp.where(crowded, jnp.nan, held / sizes), pull)
 
 
 def _derivative(expression: Array) -> Array:
@@ -108,12 +110,12 @@ def _derivative(expression: Array) -> Array:
 
 
 @jax.custom_jvp
-def _no_derivative(value: Array, where: Bool[Array, ""]) -> Array:
-    """The value, with derivatives that are NaN where told."""
+def _no_derivative(value: Array, inputs: Array, where: Bool[Array, ""]) -> Array:
+    """The value, with derivatives that are NaN where told, those by the inputs among them."""
     return value
 
 
 @_no_derivative.defjvp
 def _no_derivative_jvp(primals, tangents):
-    (value, where), (tangent, _) = primals, tangents
-    return value, jnp.where(where, jnp.nan, tangent)
+    (value, _, where), (tangent, by_inputs, _) = primals, tangents
+    return value, tangent + by_inputs * jnp.where(where, jnp.nan, jnp.zeros_like(by_inputs))
