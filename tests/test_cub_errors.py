@@ -207,7 +207,7 @@ def test_an_archive_that_reaches_outside_leaves_nothing(folder, tmp_path):
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder / "CUB_200_2011", "CUB_200_2011")
         tar.addfile(tarfile.TarInfo(f"/{tmp_path}/evil.txt"), io.BytesIO(b""))
-    with pytest.raises(CubError, match=r"evil\.tgz: member '//.*evil\.txt' points outside"):
+    with pytest.raises(CubError, match=r"evil\.tgz: member '//.*' points outside"):
         prepare(archive, tmp_path / "cache" / "deep", progress=False)
     assert not list(tmp_path.rglob("evil.txt"))
     assert list((tmp_path / "cache" / "deep").iterdir()) == []

@@ -248,6 +248,8 @@ def test_run_folders_from_before_these_settings_are_still_read(tmp_path):
     _folder.RunFolder(tmp_path, {"train": new, "data": "x"}).close()  # a repeated command resumes it
     with pytest.raises(_folder.UserError, match="lambda_stability"):
         _folder.RunFolder(tmp_path, {"train": {**new, "lambda_stability": 0.1}, "data": "x"})
-    (tmp_path / _folder.CONFIG).write_text(json.dumps({"run": {"train": {**old, "flux": 1}}, "prepared": "gone"}))
+    (tmp_path / _folder.CONFIG).write_text(
+        json.dumps({"run": {"train": {**old, "flux": 1}, "data": "x"}, "prepared": "gone"})
+    )
     with pytest.raises(_folder.UserError, match=r"another version.*flux"):
         _run.load_run(tmp_path)

@@ -269,6 +269,9 @@ def _look(problem: Problem, lanes: Lanes, heights: _Heights, num_slots: int | No
     behind = (heights.lengths == 0) & (heights.true > 0)
     distances = jnp.where(heights.apart, short / jnp.where(heights.apart, heights.lengths, 1), 0)
     violation = jnp.where(behind, jnp.inf, jnp.where(short > rounding, distances, 0))
+    # An active rival is tight, but for rounding that no further step takes out.
+    rows = jnp.arange(len(index), dtype=jnp.int32)[:, None]
+    violation = violation.at[rows, jnp.where(lanes.used, lanes.slots, num_classes)].set(0, mode="drop")
     most = jnp.max(violation, axis=-1)
     numbers = jnp.arange(num_classes, dtype=jnp.int32)[None, :]
     candidate = jnp.min(jnp.where(violation >= most[:, None], numbers, num_classes), axis=-1)

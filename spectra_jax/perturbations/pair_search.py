@@ -29,12 +29,12 @@ from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, UNRESOLVED, pic
 from spectra_jax.types import Head
 
 # Slots of a lane of the two fast searches; the second is not worth its compilation for heads up to a small rank.
-_FEW_SLOTS, _MORE_SLOTS, _SMALL_RANK = 10, 32, 16
+_FEW_SLOTS, _MORE_SLOTS, _SMALL_RANK = 12, 32, 16
 # Enough lanes to fill the machine: on CPUs all of their state should fit into the cache.
 _LANES, _LANES_ON_CPU = 16_384, 256
 # A lane's inverse and rows may fill this many numbers over all lanes.
 _LANE_MEMORY = 16_000_000
-_STEPS_BETWEEN_RELOADS = 4
+_STEPS_BETWEEN_RELOADS = 5
 # Relative error that rounding may cause in a norm, in float32 and in float64.
 _TOLERANCE, _TOLERANCE64 = 1e-5, 1e-10
 
