@@ -2,6 +2,14 @@
 
 from spectra_jax.attackability import attackability as attackability
 from spectra_jax.attackability import attackability_summary as attackability_summary
+from spectra_jax.constraints import ConstrainedResult as ConstrainedResult
+from spectra_jax.constraints import Rules as Rules
+from spectra_jax.constraints import constrained_perturbations as constrained_perturbations
+from spectra_jax.counterfactuals import Answer as Answer
+from spectra_jax.counterfactuals import AttributeChange as AttributeChange
+from spectra_jax.counterfactuals import Calibration as Calibration
+from spectra_jax.counterfactuals import Explanation as Explanation
+from spectra_jax.counterfactuals import explain as explain
 from spectra_jax.image_metrics import AttributeSelectivity as AttributeSelectivity
 from spectra_jax.image_metrics import ClassChange as ClassChange
 from spectra_jax.image_metrics import FrequencySplit as FrequencySplit
@@ -57,3 +65,4 @@ from spectra_jax.saliency import activation_map as activation_map
 from spectra_jax.similarity import ssim as ssim
 from spectra_jax.types import Batch as Batch
 from spectra_jax.types import Head as Head
+from spectra_jax.types import Status as Status

@@ -1,0 +1,5 @@
+"""The smallest change under many kinds of rules at once: ranges, directions, relations, groups, few attributes."""
+
+from spectra_jax.constraints.rules import Rules as Rules
+from spectra_jax.constraints.solve import ConstrainedResult as ConstrainedResult
+from spectra_jax.constraints.solve import constrained_perturbations as constrained_perturbations
