@@ -41,8 +41,8 @@ def test_without_rules_it_is_the_projection(problem):
     few = sj.explain(head, attributes, targets="all", immutable="attribute 3", costs={"*": 2.0})
     np.testing.assert_allclose(many.norm, np.tile(few.norm, (26, 1, 1)), rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(many.delta, np.tile(few.delta, (26, 1, 1, 1)), rtol=1e-3, atol=1e-4)
-    assert np.all(np.argmax(sj.head_logits(head, attributes + jnp.asarray(1.001 * nearest.delta[:, 0, 0], jnp.float32)), 1)
-                  == nearest.targets[:, 0])  # fmt: skip
+    beyond = attributes + jnp.asarray(1.001 * nearest.delta[:, 0, 0], jnp.float32)
+    np.testing.assert_array_equal(np.argmax(sj.head_logits(head, beyond), axis=1), nearest.targets[:, 0])
 
 
 RULES = {
@@ -128,7 +128,7 @@ def test_observed_ranges_do_not_force_a_sample_from_outside_to_move(problem):
 
 
 def test_words_tables_and_the_tree(problem):
-    head, attributes, _ = problem
+    _, attributes, _ = problem
     calibration = sj.Calibration(np.full(12, 2.0), np.zeros(12))
     answers = asked(problem, at_most=2, calibration=calibration, targets=["Some Bird b", CLASSES[4]])
     one = answers.answer(0)
