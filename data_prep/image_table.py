@@ -70,7 +70,7 @@ def read_image_table(path: Path, *, seed: int = 0) -> ImageTable:
     attributes = [column for column in range(len(table.names)) if column not in where.values()]
     values = _values(table, attributes, files, problems)
     if problems:
-        raise DataError(listed(str(path), problems))
+        raise DataError(listed(f"{path}, rows counted below the header", problems))
 
     class_names = sorted(set(classes), key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
     position = {name: label for label, name in enumerate(class_names)}
@@ -87,7 +87,7 @@ def read_image_table(path: Path, *, seed: int = 0) -> ImageTable:
         notes,
     )
     if problems := _whole_problems(result):
-        raise DataError(listed(str(path), problems))
+        raise DataError(listed(f"{path}, rows counted below the header", problems))
     return result._replace(notes=(*notes, *_unvaried(result)))
 
 

@@ -1,14 +1,14 @@
 """Reads a CSV or Parquet file as columns of text, so that every cell can be shown as the user wrote it."""
 
 import csv
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
+import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from data_prep.problems import DataError, some
@@ -44,40 +44,31 @@ def read_text_table(path: Path) -> TextTable:
         DataError: it cannot be read as such a file.
     """
     try:
-        table, problems = _read_csv(path) if path.suffix.lower() == ".csv" else (pa.parquet.read_table(path), [])
-        columns = [_texts(column) for column in table.columns]
+        return _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror or error}); expected a CSV or Parquet file"
         ) from error
-    except (ValueError, pa.ArrowException) as error:  # pyarrow's own errors are of either kind
+    except (ValueError, csv.Error, pa.ArrowException) as error:  # text that is not UTF-8 is a ValueError
         reason = str(error).partition("\n")[0][:200]
         raise DataError(f"{path}: not a whole {path.suffix[1:].upper()} file of text and numbers ({reason})") from error
-    return TextTable(path, [name.strip() for name in table.column_names], columns, problems)
 
 
-def _read_csv(path: Path) -> tuple[pa.Table, list[str]]:
+def _read_csv(path: Path) -> TextTable:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file), [])
-    if not names:
-        raise ValueError("it is empty; expected a first line that names the columns")
-    if len(names) == 1:
-        raise ValueError(f"its first line is {names[0][:60]!r}, one column; expected names with commas between them")
-    wrong: list[int] = []
+        header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
+    if len(header) < 2:
+        raise ValueError(f"its first line is {','.join(header)[:60]!r}; expected names with commas between them")
+    wrong = [number for number, row in enumerate(rows, start=1) if len(row) != len(header)]
+    problems = [f"row {some(wrong)} has not {len(header)} cells, as many as the header"] if wrong else []
+    cells = itertools.zip_longest(header, *rows, fillvalue="")
+    columns = [[text.strip() for text in column] for column in itertools.islice(cells, len(header))]
+    return TextTable(path, [column[0] for column in columns], [column[1:] for column in columns], problems)
 
-    def note(row: pa.csv.InvalidRow) -> str:
-        wrong.append(row.number - 1)  # the header is row 1
-        return "skip"
 
-    keys = [str(column) for column in range(len(names))]  # names may repeat, which is said later
-    table = pa.csv.read_csv(
-        path,
-        read_options=pa.csv.ReadOptions(column_names=keys, skip_rows_after_names=1, use_threads=False),
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
-        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(keys, pa.string()), strings_can_be_null=False),
-    )
-    problems = [f"row {some(wrong)} has not {len(names)} cells, as many as the header"] if wrong else []
-    return table.rename_columns(names), problems
+def _read_parquet(path: Path) -> TextTable:
+    table = pq.read_table(path)
+    return TextTable(path, [name.strip() for name in table.column_names], [_texts(c) for c in table.columns], [])
 
 
 def _texts(column: pa.ChunkedArray) -> list[str]:
