@@ -7,6 +7,7 @@ an attribute, 0 to 1. Whatever does not fit is collected, so that a user sees al
 """
 
 import difflib
+import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -72,7 +73,7 @@ def read_image_table(path: Path, *, seed: int = 0) -> ImageTable:
     if problems:
         raise DataError(listed(f"{path}, rows counted below the header", problems))
 
-    class_names = sorted(set(classes), key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
+    class_names = sorted(set(classes), key=_by_size)
     position = {name: label for label, name in enumerate(class_names)}
     labels = np.array([position[name] for name in classes], np.int32)
     splits, notes = _drawn(files, labels, splits, seed)
@@ -89,6 +90,12 @@ def read_image_table(path: Path, *, seed: int = 0) -> ImageTable:
     if problems := _whole_problems(result):
         raise DataError(listed(f"{path}, rows counted below the header", problems))
     return result._replace(notes=(*notes, *_unvaried(result)))
+
+
+def _by_size(name: str) -> tuple[bool, int, str, str]:
+    """A key that sorts "9" before "10", and both before words."""
+    digits = name.lstrip("0") if name.isdecimal() else ""
+    return not name.isdecimal(), len(digits), digits, name
 
 
 def _column_problems(table: TextTable) -> list[str]:
@@ -135,7 +142,7 @@ def _files(table: TextTable, column: int | None, problems: list[str]) -> list[st
             twice.append(f"{name} (rows {rows[name]} and {row})")
         elif PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             outside.append(f"{name} (row {row})")
-        elif not (folder / name).is_file():
+        elif not os.path.isfile(folder / name):  # False also for names that no file can have
             missing.append(f"{name} (row {row})")
         rows.setdefault(name, row)
     if outside:

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep import digits
@@ -198,6 +200,25 @@ def test_files_that_are_no_tables(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"")
     with pytest.raises(DataError, match="its first line is ''"):
         read_image_table(tmp_path / "a.csv")
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_damage_to_a_table_is_read_or_refused(tmp_path_factory, data):
+    folder = write_folder(tmp_path_factory.getbasetemp() / "damaged")
+    path = folder / "table.csv"
+    if data.draw(st.booleans()):
+        path = folder / "typed.parquet"
+        pq.write_table(pa.table({name: [row[k] for row in ROWS] for k, name in enumerate(HEADER)}), path)
+    kept = path.read_bytes()
+    start = data.draw(st.integers(0, len(kept)))
+    stop = start + data.draw(st.integers(0, 12))
+    path.write_bytes(kept[:start] + data.draw(st.binary(max_size=6)) + kept[stop:])
+    try:
+        table = read_image_table(path)
+        assert table.values.shape == (len(table.files), len(table.attribute_names))
+    except DataError as error:
+        assert path.name in str(error)
 
 
 def test_all_images_that_cannot_be_read_are_named(tmp_path):
