@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments._command import UserError
 from spectra_jax import Head, attackability, attackability_summary
 from spectra_jax.checkpoint import Checkpoints
 from spectra_jax.logging import Console, MetricsFile, write_json
@@ -30,10 +31,6 @@ LOCK = ".lock"
 RESULTS = ("counterfactuals.npz", METRICS, SUMMARY, "report.html", "inversion.json", "table.md", "table.csv")
 # Shown on the console. Plain attribute accuracy is not among them: on CUB "absent" is right 92 % of the time.
 SHOWN = ("class_accuracy", "attribute_balanced_accuracy", "attribute_f1", "attribute_map", "reconstruction_psnr")
-
-
-class UserError(Exception):
-    """A mistake in what was asked for; shown as one message, without a traceback."""
 
 
 class RunFolder:

@@ -3,66 +3,23 @@
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
-import logging
 import os
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from data_prep.commands import ended
 from experiments._folder import CHECKPOINTS, CONFIG, UserError
+from experiments._options import DataConfig, HostsConfig
 from experiments._stored import open_prepared, read_run_config, read_test_split
 from spectra_jax.checkpoint import CheckpointError, Checkpoints
 from spectra_jax.data import Dataset, DatasetInfo
 from spectra_jax.logging import Console
 from spectra_jax.models import Model, Params, build_model
 from spectra_jax.sharding import initialize_distributed
-from spectra_jax.training import PRESETS, TrainConfig
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which data set.
-
-    Attributes:
-        data_dir: a folder in CUB-200-2011's layout, its parent, or the official archive; the synthetic birds if not
-            given.
-        attributes: 312 for all, 112 for those of the concept-bottleneck literature.
-        crop: "box" cuts every photograph to the bird's bounding box, "full" takes it whole.
-    """
-
-    data_dir: Path | None = None
-    attributes: Literal[312, 112] = 312
-    crop: Literal["box", "full"] = "box"
-
-    @property
-    def name(self) -> str:
-        """A short name for folders."""
-        if self.data_dir is None:
-            return "synthetic"
-        return self.data_dir.resolve().name.removesuffix(".tgz").removesuffix(".tar.gz").lower()
-
-
-@dataclass(frozen=True)
-class HostsConfig:
-    """How several hosts find each other. SLURM and TPU pods are recognised without it.
-
-    Attributes:
-        coordinator_address: host:port of process 0.
-        num_processes: how many processes there are.
-        process_id: which of them this is.
-    """
-
-    coordinator_address: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
+from spectra_jax.training import TrainConfig
 
 
 def join_hosts(config: HostsConfig) -> None:
@@ -123,8 +80,7 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
     from data_prep.synthetic_birds import generate
 
     source = config.data_dir
-    if source is not None and not source.exists():
-        raise UserError(f"--data-dir {source}: there is no such folder or file. Leave it out for the synthetic birds.")
+    config.check()
     try:
         if source is None:
             source = generate(cache_dir() / "synthetic_birds", overwrite=True, progress=not console.quiet)
@@ -197,39 +153,6 @@ def make_model(config: TrainConfig, info: DatasetInfo) -> Model:
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def missing_library(name: str, extra: str) -> BaseException:
-    """What to raise where an optional library is not installed; a script that is being run ends in one line."""
-    message = f"{name} is not installed: {sys.executable} -m pip install -c constraints.txt -e '.[{extra}]'"
-    is_script = getattr(sys.modules["__main__"].__spec__, "name", "").startswith("experiments.")
-    return SystemExit(f"error: {message}") if is_script else ImportError(message)
-
-
-def run_main(main: Callable[[], int]) -> None:
-    """Runs a script's `main`, showing a UserError as a message and exit code 2, Ctrl-C as exit code 130."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about options that we set on purpose
-    sys.unraisablehook = _show_unraisable
-    sys.exit(ended(main, UserError))
-
-
-def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Shows what Python cannot raise, but for the reads that orbax had begun when it found a checkpoint damaged."""
-    if str(unraisable.exc_value) != "Event loop is closed" and not inspect.iscoroutine(unraisable.object):
-        sys.__unraisablehook__(unraisable)
-
-
-def preset(arguments: Sequence[str]) -> TrainConfig:
-    """The defaults of the model named on the command line."""
-    name = "cnn"
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if word == "--model":
-            name = following
-        elif word.startswith("--model="):
-            name = word.removeprefix("--model=")
-    if name not in PRESETS:
-        raise UserError(f"--model {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
 
 
 class LoadedRun(NamedTuple):

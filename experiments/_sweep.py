@@ -6,15 +6,15 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from experiments._folder import CONFIG, METRICS, UserError, owned_folder, read_json, stop_on_signals
 from experiments._sweep_inputs import Problem, Scan, mutable_mask, read_labels
+from experiments._sweep_options import SolveConfig
 from spectra_jax.array_files import SourceError
 from spectra_jax.logging import Console, MetricsFile
 from spectra_jax.sharding import any_process
@@ -33,28 +33,6 @@ _BLOCKS_PER_PARTITION = 8
 
 _T = TypeVar("_T")
 Solver = Callable[[list[Partition], Callable[[int], None]], Iterator[dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class SolveConfig:
-    """Which questions.
-
-    Attributes:
-        methods: projection (exact), boundary (its lower bound, almost free) and pinv (the paper's all-way tie; cheap,
-            except with a bias or a margin and more classes than attributes: a factorisation a class and block).
-        margin: lead over every other class that a target must have, in logits.
-        immutable: names or indices of attributes that must not change; not with pinv.
-        deltas: also write the changes themselves, n numbers a row; with pinv a factorisation a class and block more.
-        precision: float32, or float64 for pairs that float32 leaves unresolved (about 2 times slower on a CPU).
-        samples_per_partition: 0 for files of about 262,144 pairs a method; Ctrl-C and kills cost at most those in work.
-    """
-
-    methods: tuple[Literal["projection", "boundary", "pinv"], ...] = ("projection", "boundary")
-    margin: float = 0.0
-    immutable: tuple[str, ...] = ()
-    deltas: bool = False
-    precision: Literal["float32", "float64"] = "float32"
-    samples_per_partition: int = 0
 
 
 class Plan(NamedTuple):

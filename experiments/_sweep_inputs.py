@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,44 +11,13 @@ import numpy as np
 
 from experiments._folder import UserError
 from experiments._stored import open_prepared, read_run_config
+from experiments._sweep_options import InputConfig
 from spectra_jax import Head
 from spectra_jax.array_files import Rows, SourceError
 from spectra_jax.sweep_sources import NONE, blocks, check_floats, check_labels, open_features, open_labels, read_head
 from spectra_jax.sweep_statistics import Moments
 
 _SCANNED_BYTES = 1 << 25
-
-
-@dataclass(frozen=True)
-class InputConfig:
-    """Whose features.
-
-    Attributes:
-        run_dir: a finished run folder of experiments.train or experiments.quickstart: its test split and its head.
-        features: (N, n) in .npy, .npz or .safetensors, with --head.
-        head: (c, n) weights, optional (c,) bias, in .npy, .npz or .safetensors, e.g. a PyTorch state dict.
-        labels: class indices (N,), (N, 1) or one-hot, in a file of the same kinds; by default those in the features'
-            file, if any.
-        feature_name: of the array in the file; default attributes, features, embeddings or the only one that fits.
-        label_name: default labels, label, targets, target, y or the only one that fits; none for no labels.
-        head_weight: e.g. fc.weight; default weights, weight or the only one that fits.
-        head_bias: e.g. fc.bias; default the one that lies beside the weights and fits.
-        bias: --no-bias: the head has none, whatever lies beside the weights.
-        class_names: text file, a name a line; a run folder knows its own.
-        attribute_names: likewise.
-    """
-
-    run_dir: Path | None = None
-    features: Path | None = None
-    head: Path | None = None
-    labels: Path | None = None
-    feature_name: str | None = None
-    label_name: str | None = None
-    head_weight: str | None = None
-    head_bias: str | None = None
-    bias: bool = True
-    class_names: Path | None = None
-    attribute_names: Path | None = None
 
 
 class Problem(NamedTuple):

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from experiments._sweep import Plan, SolveConfig
+from experiments._sweep import Plan
 from experiments._sweep_inputs import Problem
+from experiments._sweep_options import SolveConfig
 from experiments._tail import mean_note
 from spectra_jax.attackability import tail_size
 from spectra_jax.reporting import SERIES, Column, Metric, Report, new_figure, plot_style

@@ -1,28 +1,23 @@
 """The whole of SPECTRA in one command: data, training, exact counterfactuals, images, one report."""
 
+from __future__ import annotations
+
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from experiments import _folder, _pages, _run
-from experiments._counterfactuals import PairConfig, choose_pairs, find_counterfactuals, pair_metrics, pair_options
-from experiments._options import Seed
-from experiments._stored import read_summary
+from experiments._command import UserError, parse, run_main
+from experiments._options import DataConfig, PairConfig, Seed
 from experiments.train import Args as TrainArgs
 from experiments.train import train
-from spectra_jax import all_pairs_norms, head_logits
 from spectra_jax.logging import Console, duration, write_json
-from spectra_jax.reporting import Report
 from spectra_jax.training import PRESETS
 
 
@@ -48,7 +43,7 @@ class Args:
         quiet: show errors only.
     """
 
-    data: OmitArgPrefixes[_run.DataConfig] = field(default_factory=_run.DataConfig)
+    data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     pairs: Annotated[PairConfig, tyro.conf.arg(name="")] = field(default_factory=PairConfig)
     model: str | None = None
     epochs: int | None = None
@@ -63,15 +58,24 @@ def quickstart(args: Args) -> tuple[Path, int]:
     summary.json: "seconds" is the time of the whole command, "train/seconds" of the training loop alone. A repeated
     command adds its own to what is known of the ones before.
     """
+    import jax
+    import jax.numpy as jnp
+
+    from experiments import _folder, _pages, _run
+    from experiments._counterfactuals import choose_pairs, find_counterfactuals, pair_metrics, pair_options
+    from experiments._stored import read_summary
+    from spectra_jax import all_pairs_norms, head_logits
+    from spectra_jax.reporting import Report
+
     began = time.monotonic()
     console = Console(quiet=args.quiet)
     name = args.model or ("cnn" if args.data.data_dir is None else "efficientnet_lite0")
     if name not in PRESETS:
-        raise _folder.UserError(f"--model {name!r}: choose one of {', '.join(PRESETS)}")
+        raise UserError(f"--model {name!r}: choose one of {', '.join(PRESETS)}")
     run_dir = args.run_dir or Path("runs") / f"quickstart-{args.data.name}-{name}-seed{args.seed}"
     epochs = PRESETS[name].epochs if args.epochs is None else args.epochs
     if epochs < 1:
-        raise _folder.UserError(f"--epochs {epochs}: expected 1 or more")
+        raise UserError(f"--epochs {epochs}: expected 1 or more")
     config = dataclasses.replace(PRESETS[name], seed=args.seed, epochs=epochs)
     _, code = train(TrainArgs(config, data=args.data, run_dir=run_dir, quiet=args.quiet))
     if code:
@@ -129,9 +133,10 @@ def quickstart(args: Args) -> tuple[Path, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(
-        Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.quickstart"
-    )
+
+    args = parse(Args, arguments, "quickstart")
+    from experiments import _run
+
     _run.use_compilation_cache()
     path, code = quickstart(args)
     print(path)
@@ -139,4 +144,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from experiments import _folder, _run, _sweep, _sweep_inputs, _sweep_pages
+from experiments._command import run_main
 from spectra_jax.logging import Console, duration, write_json
 
 
@@ -92,4 +93,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

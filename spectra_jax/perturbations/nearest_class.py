@@ -1,11 +1,12 @@
 """The nearest other class of every sample, at the cost of one matrix product."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import at_least_float32, check_problem
 from spectra_jax.perturbations.geometry import HIGHEST, centred, of_unit_size, relative_logits, safe_norm, safe_sqrt
@@ -63,9 +64,21 @@ def nearest_class(head: Head, attributes: Float[Array, "b n"]) -> NearestClass:
     return nearest_and_predicted(head, jnp.asarray(attributes))[0]
 
 
-@jax.jit  # eagerly its loop would be compiled at every call
-def nearest_and_predicted(head: Head, attributes: Float[Array, "b n"]) -> tuple[NearestClass, Int[Array, "b"]]:
-    """`nearest_class` without its checks, and the class of each sample now."""
+@functools.partial(jax.jit, static_argnames="exact")  # eagerly its loop would be compiled at every call
+def nearest_and_predicted(
+    head: Head, attributes: Float[Array, "b n"], *, exact: bool | None = None
+) -> tuple[NearestClass, Int[Array, "b"], Bool[Array, ""]]:
+    """`nearest_class` without its checks, and what else is known.
+
+    Args:
+        head: weights (c, n), optional bias (c,).
+        attributes: (b, n).
+        exact: whether logits are summed exactly, which costs about twenty products and is needed where rows are nearly
+            equal. None decides it for each block; a program of one kind alone takes a third of the time to compile.
+
+    Returns:
+        NearestClass, the class of each sample now, and whether one of them has a nearly equal row.
+    """
     head = at_least_float32(Head(jnp.asarray(head.weights), None if head.bias is None else jnp.asarray(head.bias)))
     head, _, _ = of_unit_size(head, jnp.zeros((), head.weights.dtype))
     num_classes = len(head.weights)
@@ -73,20 +86,24 @@ def nearest_and_predicted(head: Head, attributes: Float[Array, "b n"]) -> tuple[
 
     def one_block(samples):
         samples = samples.astype(head.weights.dtype)
+
+        def exactly():
+            return _nearest(head, samples, relative_logits(head, samples), rows_apart)
+
+        if exact:
+            return exactly()
         found, predicted, twins = _nearest(head, samples, _plain_logits(head, samples), rows_apart)
-        exact = jax.lax.cond(
-            twins,
-            lambda: _nearest(head, samples, relative_logits(head, samples), rows_apart)[:2],
-            lambda: (found, predicted),
-        )
-        return exact
+        if exact is None:
+            return jax.lax.cond(jnp.any(twins), exactly, lambda: (found, predicted, twins))
+        return found, predicted, twins
 
     def in_blocks(size: int):
         return lambda samples: _map_blocks(one_block, samples, max(1, size // num_classes))
 
-    return jax.lax.platform_dependent(
+    found, predicted, twins = jax.lax.platform_dependent(
         attributes, cpu=in_blocks(_LOGITS_ON_CPU), default=in_blocks(_LOGITS_ON_ACCELERATOR)
     )
+    return found, predicted, jnp.any(twins)
 
 
 def _map_blocks(function: Callable, samples: Float[Array, "b n"], size: int):
@@ -110,7 +127,7 @@ def _plain_logits(head: Head, samples: Float[Array, "m n"]) -> Float[Array, "m c
 
 
 def _nearest(head: Head, samples: Float[Array, "m n"], logits: Float[Array, "m c"], rows_apart: Callable):
-    """NearestClass and prediction of a block, and whether a predicted class has a twin.
+    """NearestClass and prediction of a block, and whether each predicted class has a twin.
 
     Which class is nearest is found from inner products; its own distance is then taken from the two rows themselves,
     which is exact and what derivatives go through.
@@ -146,7 +163,7 @@ def _nearest(head: Head, samples: Float[Array, "m n"], logits: Float[Array, "m c
     on_boundary = distance == 0
     attackability = jnp.where(on_boundary, jnp.inf, safe_norm(samples) / jnp.where(on_boundary, 1, distance))
     found = NearestClass(distance, jnp.where(distance < jnp.inf, nearest, -1), attackability)
-    return found, predicted, jnp.any(twins)
+    return found, predicted, twins
 
 
 def _table(weights: Float[Array, "c n"]) -> Callable:
