@@ -12,9 +12,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from experiments import _run
-from experiments._folder import Record, stop_on_signals
+from experiments._folder import stop_on_signals
 from experiments._inputs import make_inputs
 from experiments._options import DecoderConfig
+from experiments._record import Record
 from spectra_jax import head_logits, psnr, reconstruction_loss, ssim
 from spectra_jax.data import array_batches
 from spectra_jax.logging import Console

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from experiments._command import UserError, check_file, check_run_folder
+
 
 @dataclass(frozen=True)
 class InputConfig:
@@ -22,6 +24,8 @@ class InputConfig:
         bias: --no-bias: the head has none, whatever lies beside the weights.
         class_names: text file, a name a line; a run folder knows its own.
         attribute_names: likewise.
+        ids: what the samples are called, in tables and files: a text file, an id a line; by default the array ids
+            beside the features in an .npz, else the row, counted from 0.
     """
 
     run_dir: Path | None = None
@@ -35,15 +39,30 @@ class InputConfig:
     bias: bool = True
     class_names: Path | None = None
     attribute_names: Path | None = None
+    ids: Path | None = None
+
+    def check(self) -> None:
+        """Raises UserError unless there is one input, and its files are there."""
+        given = (self.run_dir is not None, self.features is not None, self.head is not None)
+        if given not in ((True, False, False), (False, True, True)):
+            raise UserError("Name either --run-dir, or --features and --head.")
+        if self.run_dir is not None:
+            check_run_folder(self.run_dir)
+        for name in ("features", "head", "labels", "class_names", "attribute_names", "ids"):
+            check_file(name.replace("_", "-"), getattr(self, name))
 
 
 @dataclass(frozen=True)
 class SolveConfig:
-    """Which questions.
+    """Which distances of all (sample, target) pairs, besides those to the nearest class.
 
     Attributes:
-        methods: projection (exact), boundary (its lower bound, almost free) and pinv (the paper's all-way tie; cheap,
-            except with a bias or a margin and more classes than attributes: a factorisation a class and block).
+        all_pairs: also solve every pair, by projection and boundary. Done without asking where it takes about a minute:
+            up to 5 million pairs of a head that is not too large. The options below speak of all pairs and ask for
+            them.
+        methods: which of projection (exact for every target), boundary (EXACT for attackability and the nearest class;
+            for a single target a lower bound) and pinv (the paper's all-way tie; cheap, except with a bias or a margin
+            and more classes than attributes: a factorisation a class and block); default projection and boundary.
         margin: lead over every other class that a target must have, in logits.
         immutable: names or indices of attributes that must not change; not with pinv.
         deltas: also write the changes themselves, n numbers a row; with pinv a factorisation a class and block more.
@@ -51,9 +70,10 @@ class SolveConfig:
         samples_per_partition: 0 for files of about 262,144 pairs a method; Ctrl-C and kills cost at most those in work.
     """
 
-    methods: tuple[Literal["projection", "boundary", "pinv"], ...] = ("projection", "boundary")
+    methods: tuple[Literal["projection", "boundary", "pinv"], ...] = ()
     margin: float = 0.0
     immutable: tuple[str, ...] = ()
     deltas: bool = False
     precision: Literal["float32", "float64"] = "float32"
     samples_per_partition: int = 0
+    all_pairs: bool = False

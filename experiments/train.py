@@ -57,7 +57,7 @@ def train(args: Args) -> tuple[Path, int]:
     """Trains, or resumes, and evaluates on the test split. Returns the run folder and the exit code."""
     import jax
 
-    from experiments import _folder, _pages, _run, _stored
+    from experiments import _folder, _pages, _record, _run, _stored
     from experiments._inputs import first_params, make_inputs, positive_weight
     from spectra_jax.sharding import any_process, data_mesh, place_batch, replicate, replicated
     from spectra_jax.training import evaluate, fit, init_state, make_eval_step, make_optimizer, make_train_step, predict
@@ -88,7 +88,7 @@ def train(args: Args) -> tuple[Path, int]:
     def look(params: Any, split: str) -> Predictions:
         return predict(eval_step, params, inputs.split(split), place=lambda batch: place_batch(batch, mesh))
 
-    record = _folder.Record(run, state, console=console)
+    record = _record.Record(run, state, console=console)
     progress = record.progress
     if progress.step:
         console.say(f"resuming {path} at step {progress.step} of {num_steps}")
@@ -119,7 +119,7 @@ def train(args: Args) -> tuple[Path, int]:
             block=jax.process_count() > 1 and jax.default_backend() == "cpu",
         )
         if progress.step == num_steps:
-            _folder.summarize(run, model.head(state.params), look(state.params, "test"), progress, record, began=began)
+            _record.summarize(run, model.head(state.params), look(state.params, "test"), progress, record, began=began)
     if progress.step < num_steps:
         console.say(f"stopped at step {progress.step} of {num_steps}; repeat the command to go on from there")
         return path, stop.exit_code

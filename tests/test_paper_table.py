@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep.synthetic_birds import generate
-from experiments import _counterfactuals, _folder, _paper_table, paper_table
+from experiments import _counterfactuals, _paper_table, paper_table
 from experiments._counterfactuals import PairConfig
 from experiments._folder import UserError
 from experiments._paper_table import PLANS, Row, list_rows, median_interval, rate
@@ -61,7 +61,7 @@ def finished(tmp_path_factory):
             *("--epochs-scale", "0.3", "--num-pairs", "4", "--batch-size", "2", "--inversion.max-steps", "4"),
             *("--foolbox-images", "4", "--lambda-stability", "0.5"),
         ]
-        with interrupted_in(_folder.Record, "log"):
+        with interrupted_in(_record.Record, "log"):
             assert paper_table.main(command) == 130
         assert not (out / "summary.json").exists()
         pairs = out / "linear-plain-seed0" / "counterfactuals"
