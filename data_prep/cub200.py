@@ -3,6 +3,8 @@
 `python -m data_prep.cub200 --source CUB_200_2011.tgz --out CACHE_DIR` does it from the command line.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import io
@@ -13,20 +15,20 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import tensorflow_datasets as tfds
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorflow_datasets.core.utils import tqdm_utils
 
 from data_prep.commands import ended
-from data_prep.cub_builder import Crop, Cub200, CubOptions, make_plan
 from data_prep.cub_files import locate, read_cub
 from data_prep.cub_labels import LabelSource
 from data_prep.cub_source import extract, fingerprint
 from data_prep.cub_tables import CubError as CubError
+
+if TYPE_CHECKING:
+    from data_prep.cub_builder import Crop, Cub200, CubOptions
 
 MANIFEST = "manifest.json"
 
@@ -77,6 +79,8 @@ def prepare(
         raise ValueError(f"labels={labels!r}: expected 'auto', 'image' or 'class'")
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction={validation_fraction}: expected a share from 0 to below 1")
+    from data_prep.cub_builder import Cub200, CubOptions
+
     options = CubOptions(attributes, crop, labels, float(validation_fraction), seed)
     source, cache_dir = Path(source), Path(cache_dir)
     name = fingerprint(source, f"{Cub200.VERSION} {options}")
@@ -94,6 +98,8 @@ def prepare(
 
 def _prepare_into(target: Path, source: Path, options: CubOptions, *, strict: bool, progress: bool) -> None:
     """Builds in a temporary folder beside `target` and renames it when whole."""
+    from data_prep.cub_builder import Cub200, make_plan
+
     temporary = _temporary(target)
     console = Console(stderr=True, quiet=not progress)
     try:
@@ -126,6 +132,9 @@ def _prepare_into(target: Path, source: Path, options: CubOptions, *, strict: bo
 
 def _build(builder: Cub200, temporary: Path) -> None:
     """Runs the builder without TFDS's own progress bars, messages and look-ups on the network."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils import tqdm_utils
+
     config = tfds.download.DownloadConfig(try_download_gcs=False, register_checksums=False)
     were_bars_shown = tqdm_utils._active  # TFDS has a switch for its bars and no way to ask for its position
     tfds.display_progress_bar(False)
@@ -204,7 +213,7 @@ class Arguments:
     """cache folder; the prepared data set goes into a folder of its own below it"""
     attributes: Literal[312, 112] = 312
     """all attributes, or the selection of the concept-bottleneck literature"""
-    crop: Crop = "box"
+    crop: Literal["box", "full"] = "box"
     """cut to the bounding box, or whole photographs"""
     labels: LabelSource = "auto"
     """image labels, class labels, or what is there"""

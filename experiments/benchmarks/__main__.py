@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments._command import check_run_folder, parse, run_main
-from experiments._run import one_device_a_core
 from experiments.benchmarks import (
     attackability,
     constraints,
@@ -19,8 +18,6 @@ from experiments.benchmarks import (
     sweep_growth,
     sweep_kills,
 )
-from spectra_jax.reporting.page import write_atomically
-from spectra_jax.reporting.provenance import device, versions
 
 
 @dataclass(frozen=True)
@@ -139,6 +136,10 @@ def measure(args: Args) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     args = parse(Args, arguments, "benchmarks")
+    from experiments._devices import one_device_a_core
+    from spectra_jax.reporting.page import write_atomically
+    from spectra_jax.reporting.provenance import device, versions
+
     one_device_a_core()
     figures, rows = measure(args)
     args.out.mkdir(parents=True, exist_ok=True)

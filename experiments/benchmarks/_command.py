@@ -23,7 +23,7 @@ def run(
 ) -> int:
     """Reads the options, measures, and writes the figures where --out says."""
     args = parse(options, arguments, f"benchmarks.{name}")
-    from experiments._run import one_device_a_core
+    from experiments._devices import one_device_a_core
     from spectra_jax.reporting.page import write_atomically
 
     one_device_a_core()
