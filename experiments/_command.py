@@ -19,13 +19,20 @@ class UserError(Exception):
     """A mistake in what was asked for; shown as one message, without a traceback."""
 
 
-def parse(options: type[_T], arguments: Sequence[str] | None, name: str, *, default: _T | None = None) -> _T:
+def parse(
+    options: type[_T],
+    arguments: Sequence[str] | None,
+    name: str,
+    *,
+    default: Callable[[Sequence[str]], _T] | None = None,
+) -> _T:
     """The options of `python -m experiments.NAME`, checked as far as that needs no work.
 
-    Groups of options that name files have a method `check`, which raises UserError where one is not there.
+    Groups of options that name files have a method `check`, which raises UserError where one is not there. `default`
+    makes the defaults from the words of the command line, where one option decides those of others.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    given: dict[str, Any] = {} if default is None else {"default": default}
+    given: dict[str, Any] = {} if default is None else {"default": default(words)}
     args = tyro.cli(options, args=words, prog=f"python -m experiments.{name}", **given)
     _check(args)
     return args

@@ -1,5 +1,6 @@
 """Groups of options that commands share; light imports only, since arguments are read before anything else is."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from experiments._command import UserError
 from spectra_jax import InversionConfig
+from spectra_jax.logging import Console
 from spectra_jax.training import MAX_SEED, PRESETS, TrainConfig
 
 
@@ -37,14 +39,15 @@ class DataConfig:
     """Which data set.
 
     Attributes:
-        data_dir: a folder in CUB-200-2011's layout, its parent, or the official archive; the synthetic birds if not
-            given.
-        attributes: 312 for all, 112 for those of the concept-bottleneck literature.
-        crop: "box" cuts every photograph to the bird's bounding box, "full" takes it whole.
+        data_dir: your own images: a folder with one table of classes and attributes (docs/own-data.md), or a folder or
+            archive in CUB-200-2011's layout; drawn images if not given.
+        attributes: "all" that the data have (312 means the same); 112 for those of the concept-bottleneck literature,
+            in CUB's layout only.
+        crop: "box" cuts every image to the box around its object where the data have boxes, "full" takes it whole.
     """
 
     data_dir: Path | None = None
-    attributes: Literal[312, 112] = 312
+    attributes: Literal["all", 312, 112] = "all"
     crop: Literal["box", "full"] = "box"
 
     def check(self) -> None:
@@ -59,7 +62,10 @@ class DataConfig:
         """A short name for folders."""
         if self.data_dir is None:
             return "synthetic"
-        return self.data_dir.resolve().name.removesuffix(".tgz").removesuffix(".tar.gz").lower()
+        folder = self.data_dir.resolve()
+        if folder.is_file() and folder.suffix.lower() in (".csv", ".parquet"):
+            folder = folder.parent
+        return folder.name.removesuffix(".tgz").removesuffix(".tar.gz").lower()
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,15 @@ class PairConfig:
             raise UserError(
                 f"--request {self.request}: --inversion.method nearest looks at the class alone; use another"
             )
+
+    def fitting(self, image_size: int, *, console: Console) -> "PairConfig":
+        """The same for images of this size: without SSIM where its window does not fit into them."""
+        from spectra_jax.similarity import WINDOW
+
+        if image_size >= WINDOW or self.inversion.ssim_weight == 0:
+            return self
+        console.say(f"Images of {image_size} pixels are smaller than the window of SSIM, {WINDOW}: it is left out.")
+        return dataclasses.replace(self, inversion=dataclasses.replace(self.inversion, ssim_weight=0.0))
 
 
 @dataclass(frozen=True)
@@ -216,13 +231,33 @@ class DecoderConfig:
 
 
 def preset(arguments: Sequence[str]) -> TrainConfig:
-    """The defaults of the model named on the command line."""
-    name = "cnn"
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if word == "--model":
-            name = following
-        elif word.startswith("--model="):
-            name = word.removeprefix("--model=")
+    """The defaults of the model and data named on the command line."""
+    name, data_dir = _named(arguments, "--model") or "cnn", _named(arguments, "--data-dir")
     if name not in PRESETS:
         raise UserError(f"--model {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return starting_config(name, Path(data_dir) if data_dir else None)
+
+
+def _named(arguments: Sequence[str], option: str) -> str:
+    """What the last `option` on a command line is set to; nothing where it is not there."""
+    value = ""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, text = word.partition("=")
+        if name.replace("_", "-") == option:
+            value = text if equals else following
+    return value
+
+
+def starting_config(name: str, data_dir: Path | None) -> TrainConfig:
+    """Where training of an architecture starts. The attributes of a table may tell left from right: no mirroring."""
+    config = PRESETS[name]
+    if data_dir is None or not data_dir.exists():
+        return config
+    from data_prep.problems import DataError
+    from data_prep.sources import find_table
+
+    try:
+        is_table = find_table(data_dir) is not None
+    except DataError as error:
+        raise UserError(str(error)) from error
+    return dataclasses.replace(config, flip=False) if is_table else config

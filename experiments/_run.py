@@ -24,6 +24,8 @@ from spectra_jax.logging import Console
 from spectra_jax.models import Model, Params, build_model
 from spectra_jax.training import TrainConfig
 
+SMALL = 128  # longer side, in pixels; the synthetic birds' boxes have less
+
 
 def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
     """The data set `config` names, prepared on first use; the synthetic birds are drawn on first use.
@@ -31,22 +33,24 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
     Raises:
         UserError: the source is missing or damaged, or has no images to train on or none to test with.
     """
-    from data_prep.cub200 import CubError, prepare
-    from data_prep.synthetic_birds import generate
+    from data_prep.problems import DataError
+    from data_prep.sources import prepare_source
 
     source = config.data_dir
     config.check()
     try:
         if source is None:
+            from data_prep.synthetic_birds import generate
+
             source = generate(cache_dir() / "synthetic_birds", overwrite=True, progress=not console.quiet)
-        prepared = prepare(
+        prepared = prepare_source(
             source,
             cache_dir() / "prepared",
-            attributes=config.attributes,
+            attributes=112 if config.attributes == 112 else 312,
             crop=config.crop,
             progress=not console.quiet,
         )
-    except CubError as error:
+    except DataError as error:
         raise UserError(str(error)) from error
     except OSError as error:
         raise UserError(
@@ -60,6 +64,8 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
                 f"--data-dir {source} has no images of the {split} split: train_test_split.txt says {mark} for none of "
                 "those that are there. Mark some."
             )
+    for note in dataset.info.notes:
+        console.say(note)
     return dataset
 
 
@@ -108,6 +114,13 @@ def make_model(config: TrainConfig, info: DatasetInfo) -> Model:
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def default_model(dataset: Dataset) -> str:
+    """A network from scratch for small images, a pretrained one for photographs."""
+    rows = np.unique(np.linspace(0, dataset.num_examples("train") - 1, 30).astype(int))
+    sides = [max(dataset.example("train", int(row))["image"].shape) for row in rows]
+    return "cnn" if np.median(sides) < SMALL else "efficientnet_lite0"
 
 
 class LoadedRun(NamedTuple):

@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from experiments._command import UserError, parse, run_main
-from experiments._options import DataConfig, PairConfig, Seed
+from experiments._options import DataConfig, PairConfig, Seed, starting_config
 from experiments.train import Args as TrainArgs
 from experiments.train import train
 from spectra_jax.logging import Console, duration, write_json
@@ -26,18 +26,19 @@ class Args:
     """Trains a classifier, explains it, attacks it, and writes a report.
 
     python -m experiments.quickstart
-        synthetic birds, 64 pixels, cnn; about 1 minute on 2 free CPU cores: class accuracy 0.99, 24 of 24 images
-        reach their target.
-    python -m experiments.quickstart --data-dir ../shared/cub
-        real photographs, frozen EfficientNet-Lite0 at 224 pixels; about 5 minutes on 2 free CPU cores: class
-        accuracy 0.90, 24 of 24 images reach their target.
+        synthetic birds, 64 pixels, cnn; 1 minute on 2 free CPU cores: class accuracy 0.99, 24 of 24 reach their target.
+    python -m experiments.quickstart --data-dir DIR
+        your own images (docs/own-data.md): a frozen EfficientNet-Lite0 at 224 pixels for photographs, cnn for small
+        images; 6,000 photographs take about 5 minutes on 2 free CPU cores.
 
     Repeating the command resumes training and keeps the images already found. Open report.html in the run folder.
 
     Attributes:
-        model: linear, cnn, deep_cnn, resnet or efficientnet_lite0; by default cnn on the synthetic birds and
-            efficientnet_lite0 on photographs. Its training presets are those of experiments.train.
+        model: linear, cnn, deep_cnn, resnet or efficientnet_lite0; by default cnn for images below 128 pixels and
+            efficientnet_lite0 for larger ones. Its training presets are those of experiments.train.
         epochs: passes over the training split; by default those of the model's preset.
+        image_size: side of the square that all images are resized to, in pixels; 0 takes the model's own, 224 for
+            efficientnet_lite0 and 64 for the others.
         run_dir: the run folder; default runs/quickstart-<data>-<model>-seed<k>.
         seed: of training and of the choice of images.
         quiet: show errors only.
@@ -47,6 +48,7 @@ class Args:
     pairs: Annotated[PairConfig, tyro.conf.arg(name="")] = field(default_factory=PairConfig)
     model: str | None = None
     epochs: int | None = None
+    image_size: int = 0
     run_dir: Path | None = None
     seed: Seed = 0
     quiet: bool = False
@@ -58,26 +60,30 @@ def quickstart(args: Args) -> tuple[Path, int]:
     summary.json: "seconds" is the time of the whole command, "train/seconds" of the training loop alone. A repeated
     command adds its own to what is known of the ones before.
     """
-    import jax
     import jax.numpy as jnp
 
     from experiments import _folder, _pages, _run
-    from experiments._counterfactuals import choose_pairs, find_counterfactuals, pair_metrics, pair_options
+    from experiments._counterfactuals import all_norms, choose_pairs, find_counterfactuals, pair_metrics, pair_options
     from experiments._stored import read_summary
-    from spectra_jax import all_pairs_norms, head_logits
+    from spectra_jax import head_logits
     from spectra_jax.reporting import Report
 
     began = time.monotonic()
     console = Console(quiet=args.quiet)
-    name = args.model or ("cnn" if args.data.data_dir is None else "efficientnet_lite0")
-    if name not in PRESETS:
-        raise UserError(f"--model {name!r}: choose one of {', '.join(PRESETS)}")
+    if args.model is not None and args.model not in PRESETS:
+        raise UserError(f"--model {args.model!r}: choose one of {', '.join(PRESETS)}")
+    if args.epochs is not None and args.epochs < 1:
+        raise UserError(f"--epochs {args.epochs}: expected 1 or more")
+    if args.image_size < 0:
+        raise UserError(f"--image-size {args.image_size}: expected pixels, or 0 for the model's own size")
+    dataset = _run.prepare_data(args.data, console=console)
+    name = args.model or _run.default_model(dataset)
     run_dir = args.run_dir or Path("runs") / f"quickstart-{args.data.name}-{name}-seed{args.seed}"
-    epochs = PRESETS[name].epochs if args.epochs is None else args.epochs
-    if epochs < 1:
-        raise UserError(f"--epochs {epochs}: expected 1 or more")
-    config = dataclasses.replace(PRESETS[name], seed=args.seed, epochs=epochs)
-    _, code = train(TrainArgs(config, data=args.data, run_dir=run_dir, quiet=args.quiet))
+    preset = starting_config(name, args.data.data_dir)
+    config = dataclasses.replace(
+        preset, seed=args.seed, epochs=args.epochs or preset.epochs, image_size=args.image_size
+    )
+    _, code = train(TrainArgs(config, data=args.data, run_dir=run_dir, quiet=args.quiet), dataset)
     if code:
         return run_dir, code
 
@@ -86,18 +92,17 @@ def quickstart(args: Args) -> tuple[Path, int]:
     head = run.model.head(run.params)
     attributes, labels = _run.test_attributes(run_dir)
     console.say(f"solving {len(labels) * run.info.num_classes:,} (image, target) pairs")
-    solve = jax.jit(all_pairs_norms, static_argnames="method")
-    norms = {method: np.asarray(solve(head, jnp.asarray(attributes), method=method)) for method in
-             ("boundary", "pinv", "projection")}  # fmt: skip
+    norms = all_norms(head, attributes)
     _folder.write_arrays(run_dir / "norms.npz", **norms)
     lengths = np.linalg.norm(attributes, axis=-1)
     predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=-1)
     exact = norms["projection"]
 
-    index, target = choose_pairs(run, attributes, labels, args.pairs, seed=args.seed)
-    options = pair_options(run, args.pairs, args.seed, attributes, labels)
+    pairs = args.pairs.fitting(run.config.image_size, console=console)
+    index, target = choose_pairs(run, attributes, labels, pairs, seed=args.seed)
+    options = pair_options(run, pairs, args.seed, attributes, labels)
     with _folder.owned_folder(run_dir / "counterfactuals", "experiments.quickstart", options) as folder:
-        found = find_counterfactuals(run, labels, index, target, args.pairs, folder, console=console)
+        found = find_counterfactuals(run, labels, index, target, pairs, folder, console=console)
 
     summary = read_summary(run_dir)
     spread = attributes.std(axis=0)

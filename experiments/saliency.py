@@ -16,17 +16,17 @@ from experiments._options import Seed
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
 
 if TYPE_CHECKING:
-    from experiments import _run
+    pass
 
 
 @dataclass(frozen=True)
 class Args:
     """Activation maps of a trained run's test images: the paper's Section 2.4.
 
-    python -m experiments.saliency --run-dir runs/efficientnet_lite0-cub-seed0 --out runs/saliency
-        60 correctly classified photographs x 3 attributes; about a minute on 2 CPU cores. On CUB the 500 pixels fall on
-        the named part 1.8 times as often as chance has it, those of an attribute of another part 1.4 times.
-    python -m experiments.saliency --run-dir RUN --out DIR --image 12 40 --attribute has_nape_color::purple
+    python -m experiments.saliency --run-dir RUN --out DIR
+        60 correctly classified images x 3 attributes; about a minute on 2 CPU cores. Where the data have part points,
+        it is measured how often the 500 pixels fall on the part that the attribute names.
+    python -m experiments.saliency --run-dir RUN --out DIR --image 12 40 --attribute NAME
         these images of the test split and this attribute.
 
     Leaves metrics.jsonl (one record a map), summary.json and report.html.
@@ -62,42 +62,6 @@ class Args:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
 
 
-def choose(
-    args: Args, run: _run.LoadedRun, attributes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
-) -> list[tuple[int, int, float]]:
-    """(image, attribute, weight * value) of every map to draw.
-
-    Raises:
-        UserError: an image or attribute that is not there, or no image is classified correctly.
-    """
-    import jax.numpy as jnp
-
-    from spectra_jax import head_logits
-
-    head = run.model.head(run.params)
-    predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=-1)
-    try:
-        named = [run.info.find_attribute(name) for name in args.attribute]
-    except ValueError as error:
-        raise UserError(f"--attribute: {error}") from error
-    for index in args.image:
-        if not 0 <= index < len(labels):
-            raise UserError(f"--image {index}: the test split has the images 0 to {len(labels) - 1}")
-    images = np.asarray(args.image, int)
-    if not args.image:
-        right = rng.permutation(np.flatnonzero(predicted == labels))
-        if not len(right):
-            raise UserError(f"{args.run_dir} classifies no test image correctly: choose some by --image")
-        turn = np.array([np.sum(labels[right[:k]] == labels[right[k]]) for k in range(len(right))])
-        images = right[np.argsort(turn, kind="stable")][: args.num_images]
-    maps = []
-    for index in images:
-        contribution = np.asarray(head.weights)[predicted[index]] * attributes[index]
-        for f in named or np.argsort(-contribution)[: args.num_attributes]:
-            maps.append((int(index), int(f), float(contribution[f])))
-    return maps
-
-
 def saliency(args: Args) -> Path:
     """Draws the maps, measures them and writes the out folder; returns the report."""
     import jax
@@ -105,6 +69,7 @@ def saliency(args: Args) -> Path:
 
     from experiments import _folder, _run, _saliency_page
     from experiments._parts import group_of, lift, part_discs, part_names
+    from experiments._saliency_choice import choose
     from experiments._saliency_page import Map
     from spectra_jax import activation_map
 
@@ -146,6 +111,8 @@ def saliency(args: Args) -> Path:
         summary = _saliency_page.figures(maps) | {"seconds": time.monotonic() - began}
         write_json(out / _folder.SUMMARY, summary)
         console.say(f"{len(maps)} maps in {duration(summary['seconds'])}")
+        if not info.part_names:
+            console.say(_saliency_page.NO_PARTS)
         return _saliency_page.write(run, maps, summary, out / "report.html", top_k=args.top_k, seed=args.seed)
 
 

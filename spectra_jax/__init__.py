@@ -7,6 +7,20 @@ from spectra_jax.lazy import import_on_use
 if TYPE_CHECKING:
     from spectra_jax.attackability import attackability as attackability
     from spectra_jax.attackability import attackability_summary as attackability_summary
+    from spectra_jax.constraints import ConstrainedResult as ConstrainedResult
+    from spectra_jax.constraints import Rules as Rules
+    from spectra_jax.constraints import constrained_perturbations as constrained_perturbations
+    from spectra_jax.counterfactuals import Answer as Answer
+    from spectra_jax.counterfactuals import AttributeChange as AttributeChange
+    from spectra_jax.counterfactuals import Calibration as Calibration
+    from spectra_jax.counterfactuals import Corrections as Corrections
+    from spectra_jax.counterfactuals import Decision as Decision
+    from spectra_jax.counterfactuals import Explanation as Explanation
+    from spectra_jax.counterfactuals import Intervention as Intervention
+    from spectra_jax.counterfactuals import explain as explain
+    from spectra_jax.counterfactuals import fit_calibration as fit_calibration
+    from spectra_jax.counterfactuals import helpful_corrections as helpful_corrections
+    from spectra_jax.counterfactuals import intervene as intervene
     from spectra_jax.image_metrics import AttributeSelectivity as AttributeSelectivity
     from spectra_jax.image_metrics import ClassChange as ClassChange
     from spectra_jax.image_metrics import FrequencySplit as FrequencySplit
@@ -64,5 +78,6 @@ if TYPE_CHECKING:
     from spectra_jax.similarity import ssim as ssim
     from spectra_jax.types import Batch as Batch
     from spectra_jax.types import Head as Head
+    from spectra_jax.types import Status as Status
 else:
     import_on_use(__name__)

@@ -152,9 +152,12 @@ def check_attributes(head: Head, attributes: Any, *, ndim: int | None = None) ->
     shape = jnp.shape(attributes)
     num_attributes = head.weights.shape[1]
     if not shape or shape[-1] != num_attributes:
+        # Flax, Equinox and scikit-learn disagree on which way round a kernel is.
+        turned = bool(shape) and shape[-1] == head.weights.shape[0]
+        hint = "; is it a kernel of shape (n, c)? Then give Head(kernel.T)" if turned else ""
         raise ValueError(
             f"attributes has shape {shape}; expected a last axis of {num_attributes}, "
-            f"to match head.weights {head.weights.shape}"
+            f"to match head.weights {head.weights.shape}{hint}"
         )
     if ndim is not None and len(shape) != ndim:
         wanted = "(n,), one sample: use jax.vmap for a batch" if ndim == 1 else "(b, n), a batch of samples"

@@ -3,6 +3,7 @@
 Dimension letters in annotations and docstrings: b batch, c classes, n attributes, f features, h w pixels.
 """
 
+import enum
 from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
@@ -34,3 +35,22 @@ class Batch(NamedTuple):
     attributes: Float[Array, "b n"]
     labels: Int[Array, "b"]
     valid: Bool[Array, "b"]
+
+
+class Status(enum.IntEnum):
+    """How the search for one answer ended."""
+
+    SOLVED = 0
+    INFEASIBLE = 1
+    UNRESOLVED = 2
+    BUDGET = 3
+
+    @property
+    def description(self) -> str:
+        """In words, for a table or a page."""
+        return {
+            Status.SOLVED: "there is an answer",
+            Status.INFEASIBLE: "no change within the rules reaches the target",
+            Status.UNRESOLVED: "rounding errors hide whether there is an answer",
+            Status.BUDGET: "no answer among the choices tried, though one may exist",
+        }[self]

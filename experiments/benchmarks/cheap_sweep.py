@@ -105,9 +105,8 @@ def measure(args: Args) -> dict[str, Any]:
             f"{kind}/high": max(values),
         }
     for kind, title in (("numpy", "NumPy"), ("first", "sweep, compiling"), ("again", "sweep again")):
-        factor = figures[f"{kind}/median"] / figures["numpy/median"]
-        print(f"{title}: {figures[f'{kind}/median']:.2f} ({figures[f'{kind}/low']:.2f} - {figures[f'{kind}/high']:.2f}) "
-              f"s, {factor:.2f} times NumPy's")  # fmt: skip
+        median, low, high = (figures[f"{kind}/{part}"] for part in ("median", "low", "high"))
+        print(f"{title}: {median:.2f} ({low:.2f} - {high:.2f}) s, {median / figures['numpy/median']:.2f} times NumPy's")
     print(f"the same nearest class: {figures['same_nearest']:.2%}; distances within {figures['distance_error']:.0e} of "
           "the median")  # fmt: skip
     return figures

@@ -1,0 +1,106 @@
+"""The smallest change within rules, for a batch of samples and targets."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from spectra_jax.checks import as_problem, check_margin, check_targets
+from spectra_jax.constraints.nearest import nearest_points
+from spectra_jax.constraints.options import make_options
+from spectra_jax.constraints.problem import make_problem
+from spectra_jax.constraints.rules import Constraints, Rules, as_constraints
+from spectra_jax.constraints.search import shortest_choice
+from spectra_jax.types import Head
+
+MAX_CHOICES = 1000
+
+
+class ConstrainedResult(NamedTuple):
+    """The smallest changes within the rules, in float64.
+
+    Attributes:
+        delta: (p, n) NaN where there is none or none was found.
+        norm: (p,) ||costs * delta||; inf where there is proven to be none, NaN where none was found.
+        lower_bound: (p,) no change within the rules is shorter.
+        proven: (p,) whether norm is the least one, or there is none.
+        multipliers: (p, c + r) of the rivals, then of the relations, per unit of cost; positive only for those that
+            bind, or that make up the certificate of an empty problem.
+    """
+
+    delta: Float[np.ndarray, "p n"]
+    norm: Float[np.ndarray, "p"]
+    lower_bound: Float[np.ndarray, "p"]
+    proven: Bool[np.ndarray, "p"]
+    multipliers: Float[np.ndarray, "p m"]
+
+
+def constrained_perturbations(
+    head: Head,
+    attributes: Float[np.ndarray, "p n"],
+    targets: Int[np.ndarray, "p"],
+    rules: Rules,
+    *,
+    margin: float = 0.0,
+    locked: Bool[np.ndarray, "p n"] | None = None,
+    max_choices: int = MAX_CHOICES,
+) -> ConstrainedResult:
+    """Smallest change of each sample after which its target wins by `margin` and all rules hold together.
+
+    Without a choice (`max_changes`, groups, switches) it is a quadratic program, solved exactly. With one, the choice
+    is searched, and then every choice that a Lagrangian bound does not exclude is solved as well, up to `max_choices`:
+    the result says whether that proved the answer, and otherwise how much it can miss. Not for jit or grad: the search
+    runs on the host, in float64, and calls compiled programs. `projection_perturbation`, `box_perturbation`,
+    `sparse_perturbation` and `one_hot_perturbation` are differentiable and take one kind of rule each.
+
+    Args:
+        head: weights (c, n), optional bias (c,).
+        attributes: (p, n) of each sample, in any floating type.
+        targets: (p,) class index for each.
+        rules: what the change must keep to.
+        margin: required lead over every other class, in logits.
+        locked: (p, n) attributes that may not change, sample by sample, on top of the rules.
+        max_choices: how many choices to solve for the proof.
+
+    Returns:
+        ConstrainedResult.
+
+    Raises:
+        ValueError: shapes do not match, or a rule means nothing; see `Rules`.
+    """
+    head, checked = as_problem(head, attributes, ndim=2)
+    check_margin(margin)
+    check_targets(head, targets)
+    constraints = as_constraints(rules, head.weights.shape[1])
+    return solve_constrained(
+        *(head, np.asarray(checked, float), np.asarray(targets), constraints),
+        margin=float(margin),
+        locked=locked,
+        max_choices=max_choices,
+    )
+
+
+def solve_constrained(
+    head: Head,
+    attributes: Float[np.ndarray, "p n"],
+    targets: Int[np.ndarray, "p"],
+    rules: Constraints,
+    *,
+    margin: float,
+    locked: Bool[np.ndarray, "p n"] | None = None,
+    max_choices: int = MAX_CHOICES,
+) -> ConstrainedResult:
+    """`constrained_perturbations` of what has been checked."""
+    problem = make_problem(head, attributes, targets, margin, rules)
+    if rules.is_combinatorial:
+        found = shortest_choice(problem, make_options(rules, attributes, locked), max_choices=max_choices)
+        point, lower, proven = found.point, found.lower_bound, found.proven
+    else:
+        low, high = rules.limits(attributes, locked)
+        fits = low <= high
+        point = nearest_points(problem, np.where(fits, low, 0) * rules.costs, np.where(fits, high, 0) * rules.costs)
+        contradictory = ~np.all(fits, axis=1)
+        norm = np.where(contradictory, np.inf, point.norm)
+        point = point._replace(norm=norm, delta=np.where(contradictory[:, None], np.nan, point.delta))
+        lower, proven = np.nan_to_num(norm, nan=0, posinf=np.inf), ~np.isnan(norm)
+    return ConstrainedResult(point.delta / rules.costs, point.norm, lower, proven, point.multipliers)
