@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from spectra_jax.buckets import in_buckets
 from spectra_jax.checks import as_problem, check_choice
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
 from spectra_jax.perturbations.geometry import of_unit_size, relative_logits, safe_norm
@@ -21,6 +22,7 @@ _RESAMPLED_AT_ONCE = 4_000_000
 _LEAST_FOR_TAIL = 40
 
 
+@in_buckets
 @public(rows="attributes")
 def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = "boundary") -> Float[Array, "b"]:
     """Sample attackability max_k ||e|| / ||delta_k|| over the classes k other than the predicted one (Eq. 5).

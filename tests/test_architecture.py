@@ -22,6 +22,7 @@ LAYERS = {
     "names": 0,
     "switches": 0,
     "checks": 1,
+    "buckets": 1,
     "similarity": 2,
     "models": 2,
     "perturbations": 2,

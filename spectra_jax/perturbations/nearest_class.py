@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from spectra_jax.buckets import in_buckets
 from spectra_jax.checks import at_least_float32, check_problem
 from spectra_jax.perturbations.geometry import HIGHEST, centred, of_unit_size, relative_logits, safe_norm, safe_sqrt
 from spectra_jax.switches import public
@@ -39,6 +40,7 @@ class NearestClass(NamedTuple):
     attackability: Float[Array, "b"]
 
 
+@in_buckets
 @public(rows="attributes")
 def nearest_class(head: Head, attributes: Float[Array, "b n"]) -> NearestClass:
     """The nearest other class of every sample, and how far it is: exact, and as cheap as the logits.
