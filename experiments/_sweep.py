@@ -32,7 +32,7 @@ _PAIRS_ON_CPU, _PAIRS_ON_ACCELERATOR = 1 << 15, 1 << 18
 # Blocks of a CPU in a file: 262,144 pairs, a few MB, and seconds of work that a kill can cost. The cores share them.
 _BLOCKS_PER_PARTITION = 8
 
-# Of all pairs where no method is named, and how much of them is solved without being asked: about a minute of work.
+# Of all pairs where no method is named, and how much of them is solved without being asked: a minute or two.
 ALL_PAIRS: tuple[Literal["projection", "boundary"], ...] = ("projection", "boundary")
 _NOT_IN_IDENTITY = ("samples_per_partition", "all_pairs")
 _SOON_PAIRS, _SOON_WORK = 5_000_000, 4e11

@@ -24,8 +24,8 @@ class Args:
 
     First comes what costs as much as the logits: the nearest class of every sample, its distance and the
     attackability, for which the boundary is EXACT (the nearest way out of a region is through one facet). Shown on the
-    terminal and left in nearest.parquet, summary.json and report.html. Then all pairs, where they take about a minute
-    (up to 5 million) or are asked for, by --all-pairs or any option of theirs; else it says what they would cost.
+    terminal and left in nearest.parquet, summary.json and report.html. Then all pairs, where they take a minute or
+    two (up to 5 million) or are asked for, by --all-pairs or any option of theirs; else it says what they would cost.
 
     Of all pairs it leaves pairs/*.parquet (a row a sample, target and method), samples/*.parquet (a row a sample) and
     class_distances.parquet as well. Read them with any of
