@@ -57,9 +57,9 @@ class SolveConfig:
     """Which distances of all (sample, target) pairs, besides those to the nearest class.
 
     Attributes:
-        all_pairs: also solve every pair, by projection and boundary. Done without asking where it takes a minute or two:
-            up to 5 million pairs of a head that is not too large. The options below speak of all pairs and ask for
-            them.
+        all_pairs: also solve every pair, by projection and boundary. Done without asking where it takes a minute or
+            two: up to 5 million pairs of a head that is not too large. The options below speak of all pairs and ask
+            for them.
         methods: which of projection (exact for every target), boundary (EXACT for attackability and the nearest class;
             for a single target a lower bound) and pinv (the paper's all-way tie; cheap, except with a bias or a margin
             and more classes than attributes: a factorisation a class and block); default projection and boundary.
