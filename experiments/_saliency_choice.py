@@ -17,7 +17,6 @@ def choose(
     Raises:
         UserError: an image or attribute that is not there, or no image is classified correctly.
     """
-
     head = run.model.head(run.params)
     predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=-1)
     try:

@@ -90,7 +90,6 @@ def paper_claims(args: Args) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-
     args = parse(Args, arguments, "paper_claims")
     from experiments import _run
 

@@ -120,7 +120,6 @@ def paper_figures(args: Args, cases: Sequence[Case] = CASES) -> tuple[Path, int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-
     args = parse(Args, arguments, "paper_figures")
     from experiments import _run
 

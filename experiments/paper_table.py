@@ -121,7 +121,6 @@ def paper_table(args: Args) -> tuple[Path, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-
     args = parse(Args, arguments, "paper_table")
     from experiments import _run
 

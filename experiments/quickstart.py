@@ -80,9 +80,8 @@ def quickstart(args: Args) -> tuple[Path, int]:
     name = args.model or _run.default_model(dataset)
     run_dir = args.run_dir or Path("runs") / f"quickstart-{args.data.name}-{name}-seed{args.seed}"
     preset = starting_config(name, args.data.data_dir)
-    config = dataclasses.replace(
-        preset, seed=args.seed, epochs=args.epochs or preset.epochs, image_size=args.image_size
-    )
+    epochs = args.epochs or preset.epochs
+    config = dataclasses.replace(preset, seed=args.seed, epochs=epochs, image_size=args.image_size)
     _, code = train(TrainArgs(config, data=args.data, run_dir=run_dir, quiet=args.quiet), dataset)
     if code:
         return run_dir, code
@@ -138,7 +137,6 @@ def quickstart(args: Args) -> tuple[Path, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-
     args = parse(Args, arguments, "quickstart")
     from experiments import _run
 

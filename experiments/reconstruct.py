@@ -111,7 +111,6 @@ def reconstruct(args: Args) -> tuple[Path, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-
     args = parse(Args, arguments, "reconstruct")
     from experiments import _run
     from spectra_jax.checkpoint import CheckpointError

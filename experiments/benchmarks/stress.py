@@ -98,7 +98,6 @@ def measure(args: Args) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-
     args = parse(Args, arguments, "benchmarks.stress")
     figures = measure(args)
     return 0 if figures["sweeps_ended"] == figures["sparse_ended"] == args.runs else 1
