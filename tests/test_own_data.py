@@ -308,7 +308,7 @@ def run_dir(data_dir, tmp_path_factory):
         *("--model", "linear", "--epochs", "4", "--num-pairs", "4", "--batch-size", "4"),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quickstart._run, "use_compilation_cache", lambda: None)
+        patch.setattr("experiments._run.use_compilation_cache", lambda: None)
         assert quickstart.main(command) == 0
         yield folder / "run"
 
