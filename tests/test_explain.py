@@ -103,7 +103,7 @@ def test_several_answers_are_ranked_and_differ_in_what_they_change(problem):
         np.testing.assert_allclose(norms[sample, 1], other, rtol=1e-4)
 
 
-def test_an_infeasible_answer_says_which_rules_and_rivals_are_in_the_way():
+def test_an_infeasible_answer_says_which_rules_and_rivals_are_in_the_way(tmp_path):
     head = sj.Head(jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.5]]))
     names = dict(attribute_names=["beak", "wing::red", "tail"], class_names=["Owl", "Red_Kite", "Blue_Jay"])
     answer = sj.explain(head, jnp.asarray([[2.0, 0.0, 1.0]]), targets="Red Kite", immutable="tail", margin=0.1, **names)
@@ -111,6 +111,7 @@ def test_an_infeasible_answer_says_which_rules_and_rivals_are_in_the_way():
     reason = answer.reason(0)
     assert "Blue Jay" in reason and "tail" in reason and "without immutable" in reason
     assert "cannot become Red Kite" in str(answer)
+    assert "without immutable" in answer.to_html(tmp_path / "why.html").read_text(encoding="utf-8")
     stuck = sj.explain(head, jnp.asarray([[2.0, 0.0, 1.0]]), targets=1, immutable="beak", ranges=(-1, 1), **names)
     assert "beak is 2, above its range" in stuck.reason(0)
     few = sj.explain(head, jnp.asarray([[2.0, 0.0, 1.0]]), targets=1, at_most=1, ranges=(-5, 1), margin=0.1, **names)
@@ -148,7 +149,7 @@ def test_words_tables_and_the_tree(problem):
     assert str(moved) == str(answers) and len(moved) == 5
 
 
-def test_images_go_through_the_encoder_and_answers_into_images(problem):
+def test_images_go_through_the_encoder_and_answers_into_images(problem, tmp_path):
     rng = np.random.default_rng(0)
     matrix = jnp.asarray(rng.normal(size=(16 * 16 * 3, 12)) / 10, jnp.float32)
 
@@ -164,6 +165,10 @@ def test_images_go_through_the_encoder_and_answers_into_images(problem):
     named = jnp.argmax(sj.head_logits(head, encode(realised.realised.images[:, 0])), axis=1)
     np.testing.assert_array_equal(named == 2, realised.realised.success[:, 0])
     assert realised.realised.success.all()
+    page = realised.to_html(tmp_path / "answers.html", images=images[:3], title="Mine").read_text(encoding="utf-8")
+    assert "Mine" in page and page.count("becomes class 2") >= 3 and "http://" not in page.replace("http://www.w3", "")
+    with pytest.raises(ValueError, match="images has 2 rows"):
+        realised.to_html(tmp_path / "answers.html", images=images[:2])
     assert "is classified so" in str(realised) and "achieved" in realised.table("arrow").column_names
 
 
@@ -243,7 +248,7 @@ def test_the_most_helpful_corrections_are_found():
     seen = clean.copy()
     seen[:, 2] *= -1  # an encoder that has learnt this attribute the wrong way round
     found = sj.helpful_corrections(head, jnp.asarray(seen, jnp.float32), present, labels, count=2, levels=(-1, 1))
-    assert found.corrected[0] == "attribute 2" and found.accuracy[1] == 1.0
+    assert found.corrected == ("attribute 2",) and found.accuracy[1] == 1.0
     before = np.asarray(sj.head_logits(head, jnp.asarray(seen, jnp.float32))).argmax(axis=1) == labels
     np.testing.assert_allclose(found.accuracy[0], before.mean(), rtol=1e-6)
     assert "attribute 2: 100.0%" in str(found)

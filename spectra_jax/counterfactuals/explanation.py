@@ -213,7 +213,7 @@ class Explanation:
             encode_fn: images -> attributes (b, n).
             images: (b, h, w, channels) in [0, 1], of the samples.
             config: InversionConfig; by default method "nearest", the smallest change of the image that reaches the
-                class. "gauss_newton" wants the attributes of the answer.
+                class, by whatever attributes. "gauss_newton" wants the attributes of the answer.
 
         Returns:
             The same explanation with `realised`.

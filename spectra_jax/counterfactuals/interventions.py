@@ -143,7 +143,10 @@ class Corrections(NamedTuple):
     accuracy: Float[np.ndarray, "k+1"]
 
     def __str__(self) -> str:
-        lines = [f"{self.accuracy[0]:.1%} of the classes are right as it is; corrected one after another:"]
+        start = f"{self.accuracy[0]:.1%} of the classes are right as it is"
+        if not self.corrected:
+            return f"{start}, and no correction of an attribute helps."
+        lines = [f"{start}; corrected one after another:"]
         for name, value, before in zip(self.corrected, self.accuracy[1:], self.accuracy[:-1], strict=True):
             lines.append(f"  {readable_attribute(name)}: {value:.1%} ({value - before:+.1%})")
         return "\n".join(lines)
@@ -170,7 +173,7 @@ def helpful_corrections(
         attributes: (N, n) as the encoder sees the samples.
         present: (N, n) whether each sample has each attribute.
         labels: (N,) their true classes.
-        count: how many to name.
+        count: how many to name at most; fewer where no further correction helps.
         attribute_names: n names; "attribute 0" onwards by default.
         whole_groups: correct all values of a `group::value` group together.
         reference: (M, n) attributes whose 5th and 95th percentiles stand for off and on; by default those given.
@@ -210,6 +213,8 @@ def helpful_corrections(
     for _ in range(min(check_count("count", count), len(units))):
         scores = _accuracies(head.weights, logits, fixes, jnp.asarray(truth), jnp.asarray(membership[left]))
         best = int(jnp.argmax(scores))
+        if not scores[best] > accuracy[-1]:
+            break
         chosen = left.pop(best)
         moved = jnp.where(jnp.asarray(membership[chosen])[None, :], fixes, 0)
         logits = logits + jnp.matmul(moved, head.weights.T, precision=jax.lax.Precision.HIGHEST)

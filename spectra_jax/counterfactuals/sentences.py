@@ -23,7 +23,9 @@ def number(value: float) -> str:
 
 def percent(probability: float) -> str:
     """A probability as people read it."""
-    return f"{100 * probability:.1f} %" if 0.0005 <= probability <= 0.9995 else f"{100 * probability:.2g} %"
+    if probability < 0.0005 or probability > 0.9995:
+        return "< 0.1 %" if probability < 0.5 else "> 99.9 %"
+    return f"{100 * probability:.1f} %"
 
 
 def of_change(change: "AttributeChange") -> str:
