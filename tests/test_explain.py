@@ -166,7 +166,7 @@ def test_images_go_through_the_encoder_and_answers_into_images(problem, tmp_path
     np.testing.assert_array_equal(named == 2, realised.realised.success[:, 0])
     assert realised.realised.success.all()
     page = realised.to_html(tmp_path / "answers.html", images=images[:3], title="Mine").read_text(encoding="utf-8")
-    assert "Mine" in page and page.count("becomes class 2") >= 3 and "http://" not in page.replace("http://www.w3", "")
+    assert "Mine" in page and all(str(answer) in page for answer in realised)
     with pytest.raises(ValueError, match="images has 2 rows"):
         realised.to_html(tmp_path / "answers.html", images=images[:2])
     assert "is classified so" in str(realised) and "achieved" in realised.table("arrow").column_names

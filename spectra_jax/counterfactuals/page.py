@@ -57,7 +57,15 @@ def write_page(explanation: "Explanation", path: Path, images: Any, title: str) 
          a.distance if a.status == Status.SOLVED else None, a.proven, str(a))
         for a in answers
     ]  # fmt: skip
-    columns = ["Sample", "Class", "Target", "Answer", Column("Distance", decimals=3), "Proven", "In words"]
+    columns: list[str | Column] = [
+        "Sample",
+        "Class",
+        "Target",
+        "Answer",
+        Column("Distance", decimals=3),
+        "Proven",
+        "In words",
+    ]
     report.table("Every answer", columns, rows)
     changes = [
         (f"{a.sample}", readable_class(a.target), a.rank + 1, readable_attribute(c.name), c.before, c.after,
