@@ -115,10 +115,13 @@ def test_package_data_includes_every_file_that_is_no_module():
 
 
 def test_readme_example_runs(capsys):
-    (block,) = python_blocks(DOCUMENTS["README.md"])
     names: dict = {}
-    exec(compile(block, "README.md", "exec"), names)
+    for block in python_blocks(DOCUMENTS["README.md"]):
+        exec(compile(block, "README.md", "exec"), names)
     assert "projection: class 7 " in capsys.readouterr().out
+    answer = names["answers"].answer(0)
+    assert len(answer.changes) <= 3 and answer.proven
+    assert not any(change.name.startswith("attribute 1") for change in answer.changes)
     # What the README says of it is true of these numbers.
     assert names["nearest"].feasible and int(jnp.argmax(names["logits_nearest"])) == names["target"]
     assert float(jnp.ptp(names["logits_tie"])) < 1e-3

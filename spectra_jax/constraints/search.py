@@ -55,13 +55,13 @@ def shortest_choice(problem: Problem, options: Options, *, max_choices: int) -> 
     if not open_.size:
         return best
     ours, choices, longest = problem.of(open_), options.of(open_), options.of(open_).longest()
-    bound = raise_bound(ours, choices, whole.multipliers[open_], longest)
+    bound = raise_bound(ours, choices, whole.multipliers[open_], np.full(len(open_), np.inf))
     # What would have to be longer than any change within the ranges does not exist.
     excluded = bound.half_square > longest * (1 + 1e-9)
     for leaf, value in ((best.point.norm, np.inf), (best.lower_bound, np.inf), (best.proven, True)):
         leaf[open_[excluded]] = value
     left = np.flatnonzero(~excluded)
-    open_, ours, choices, bound = open_[left], ours.of(left), choices.of(left), bound.of(left)
+    open_, longest, ours, choices, bound = open_[left], longest[left], ours.of(left), choices.of(left), bound.of(left)
     if not open_.size:
         return best
     starts = [bound.chosen]
@@ -77,7 +77,7 @@ def shortest_choice(problem: Problem, options: Options, *, max_choices: int) -> 
 
     lower = np.sqrt(2 * np.maximum(half_square, 0))
     lower = np.maximum(lower, np.nan_to_num(whole.norm[open_]) * (1 - 1e-12))
-    proven |= lower >= point.norm * (1 - 1e-9)
+    proven |= (lower >= point.norm * (1 - 1e-9)) | (~np.isfinite(point.norm) & (half_square > longest * (1 + 1e-9)))
     best.point.delta[open_] = point.delta
     best.point.norm[open_] = np.where(np.isfinite(point.norm), point.norm, np.where(proven, np.inf, np.nan))
     best.point.multipliers[open_] = point.multipliers
