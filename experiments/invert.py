@@ -19,6 +19,7 @@ from experiments._counterfactuals import (
     pair_metrics,
     pair_options,
 )
+from experiments._finding import add_finding
 from experiments._options import Seed
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
 from spectra_jax.reporting import Report
@@ -72,8 +73,12 @@ def invert_run(args: Args) -> Path:
             "SPECTRA counterfactual images",
             subtitle=f"{run.config.model} on {run.info.name}, search: {args.pairs.inversion.method}",
         )
+        cards = _pages.counterfactual_cards(run, found, spread, measured)
+        add_finding(report, found, figures, cards)
         report.headline(_pages.inversion_metrics(figures))
-        _pages.add_counterfactuals(report, run, found, spread, measured)
+        _pages.add_counterfactuals(report, cards)
+        report.fold_rest()
+        _pages.add_answers(report, found)
         _pages.add_changes(report, figures)
         report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir))
         console.say(f"{figures['invert/num_success']} of {len(found.index)} reached their target, {duration(seconds)}")

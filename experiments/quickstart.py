@@ -16,6 +16,8 @@ from tyro.conf import OmitArgPrefixes
 
 from experiments import _folder, _pages, _run
 from experiments._counterfactuals import PairConfig, choose_pairs, find_counterfactuals, pair_metrics, pair_options
+from experiments._finding import add_finding
+from experiments._margins_page import add_margins, write_pairs
 from experiments._options import Seed
 from experiments._stored import read_summary
 from experiments.train import Args as TrainArgs
@@ -88,6 +90,7 @@ def quickstart(args: Args) -> tuple[Path, int]:
     _folder.write_arrays(run_dir / "norms.npz", **norms)
     lengths = np.linalg.norm(attributes, axis=-1)
     predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=-1)
+    write_pairs(run_dir, run, norms, labels, predicted)
     exact = norms["projection"]
 
     index, target = choose_pairs(run, attributes, labels, args.pairs, seed=args.seed)
@@ -110,10 +113,13 @@ def quickstart(args: Args) -> tuple[Path, int]:
     write_json(run_dir / _folder.SUMMARY, summary)
 
     report = Report("SPECTRA quickstart", subtitle=f"{name} on {args.data.name}, seed {args.seed}")
-    report.headline([*_pages.inversion_metrics(figures), *_pages.quality(summary), *_pages.margins(summary)])
-    _pages.add_counterfactuals(report, run, found, spread, measured)
+    cards = _pages.counterfactual_cards(run, found, spread, measured)
+    add_finding(report, found, figures, cards)
+    report.headline(_pages.headline(figures, summary))
+    _pages.add_counterfactuals(report, cards)
+    add_margins(report, run, exact, lengths, labels, predicted)
+    _pages.add_answers(report, found)
     _pages.add_changes(report, figures)
-    _pages.add_margins(report, run, exact, lengths, labels, predicted)
     _pages.add_training(report, run_dir)
     info = run.info
     counts = f"{sum(info.num_images.values()):,} images of {info.num_classes} classes, {info.num_attributes} attributes"
