@@ -1,5 +1,6 @@
 """The reports of the scripts: which figures, tables and cards say what a run found."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,33 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._counterfactuals import SOLVERS, Counterfactuals
+from experiments._finding import add_training_finding
 from experiments._run import LoadedRun
 from experiments._stored import read_records, read_summary
 from experiments._tail import mean_note
 from spectra_jax import InversionReason, head_logits, nearest_target
-from spectra_jax.reporting import (
-    SERIES,
-    AttributeChange,
-    Column,
-    CounterfactualCard,
-    Metric,
-    Report,
-    new_figure,
-    plot_style,
-)
+from spectra_jax.data import DatasetInfo
+from spectra_jax.reporting import AttributeChange, Column, CounterfactualCard, Metric, Opens, Report
+from spectra_jax.reporting.formatting import readable_attribute, readable_class
 
 SHOWN_ATTRIBUTES = 6
 SHOWN_CLASSES = 2
 TINY = np.finfo(np.float32).tiny
-CURVES = (
-    "loss",
-    "class_loss",
-    "attribute_loss",
-    "class_accuracy",
-    "attribute_balanced_accuracy",
-    "attribute_f1",
-    "attribute_map",
-)
+CURVES = {
+    "loss": "loss",
+    "class_loss": "class loss",
+    "attribute_loss": "attribute loss",
+    "class_accuracy": "class accuracy",
+    "attribute_balanced_accuracy": "balanced attribute accuracy",
+    "attribute_f1": "attribute F1",
+    "attribute_map": "attribute mAP",
+}
+# Titles of the sections that numbers and pictures open.
+COUNTERFACTUALS, TEST_IMAGES = "Counterfactuals", "Test images"
 # Names of `pair_metrics`: title in the reports ("" where probabilities or the headline show it already) and unit.
 MEASURED = {
     "l0": ("", ""),
@@ -59,7 +56,7 @@ NAMES = {"boundary": "Boundary", "pinv": "Pseudo-inverse", "projection": "Projec
 
 
 def quality(summary: dict[str, Any]) -> list[Metric]:
-    """How good the classifier is, from summary.json."""
+    """How good the classifier is, from summary.json: class accuracy first."""
     names = {
         "class_accuracy": "Class accuracy",
         "attribute_balanced_accuracy": "Balanced attribute accuracy",
@@ -130,17 +127,44 @@ def inversion_figures(found: Counterfactuals, measured: dict[str, np.ndarray]) -
 
 
 def inversion_metrics(figures: dict[str, float]) -> list[Metric]:
-    """The same figures for a report."""
-    pairs = f"{figures['invert/num_success']} of {figures['invert/num_pairs']} pairs"
-    ratio = "Perturbation noise ratio"
+    """The same figures for a report; a click shows the cards they come from."""
+    ratio, note = "Perturbation noise ratio", "median of the successes"
+
+    def middle(title: str, name: str, unit: str = "", *, note: str = note, sort: str = "") -> Metric:
+        opens = Opens(COUNTERFACTUALS, {"sort": sort}) if sort else None
+        return Metric(title, figures[f"invert/{name}_median"], unit, note=note, opens=opens)
+
     return [
-        Metric("Attack success rate", figures["invert/success_rate"], "%", note=pairs),
+        Metric(
+            "Attack success rate",
+            figures["invert/success_rate"],
+            "%",
+            note=f"{figures['invert/num_success']} of {figures['invert/num_pairs']} pairs",
+            opens=Opens(COUNTERFACTUALS, {"outcome": "reached"}),
+        ),
+        middle("PSNR", "psnr", "dB", sort="PSNR"),
+        middle("SSIM", "ssim", sort="SSIM"),
         Metric("Success after 8 bits", figures["invert/survives_rounding_rate"], "%", note="of all pairs"),
-        Metric("PSNR", figures["invert/psnr_median"], "dB", note="median of the successes"),
-        Metric("SSIM", figures["invert/ssim_median"], note="median of the successes"),
-        Metric(ratio, figures["invert/noise_ratio_realised_median"], note="realised, median of the successes"),
-        Metric(ratio, figures["invert/noise_ratio_requested_median"], note="requested, median of the successes"),
+        middle(ratio, "noise_ratio_realised", note=f"realised, {note}"),
+        middle(ratio, "noise_ratio_requested", note=f"requested, {note}"),
     ]
+
+
+def data_words(info: DatasetInfo) -> str:
+    """One line about a data set: its name, its size, and what its attributes are labels of."""
+    images = sum(info.num_images.values())
+    counts = f"{images:,} images of {info.num_classes} classes, {info.num_attributes} attributes"
+    return f"{info.name}: {counts}, labelled per {info.attribute_source}"
+
+
+def headline(figures: dict[str, float], summary: dict[str, Any]) -> list[Metric]:
+    """Every number of the top of a whole run's page, the four that are always in view first."""
+    reached, psnr, *images = inversion_metrics(figures)
+    accuracy, *attributes = quality(summary)
+    mean, middle, margin = margins(summary)
+    accuracy = dataclasses.replace(accuracy, note="open to see the errors", opens=Opens(TEST_IMAGES, {"correct": "no"}))
+    margin = dataclasses.replace(margin, opens=Opens(TEST_IMAGES, {"sort": "relative margin"}))
+    return [reached, psnr, accuracy, margin, *images, *attributes, mean, middle]
 
 
 def change_metrics(measured: dict[str, float], *, note: str = "") -> list[Metric]:
@@ -153,19 +177,18 @@ def add_changes(report: Report, figures: dict[str, float]) -> None:
     medians = {name: figures[f"invert/{name}_median"] for name in MEASURED}
     report.headline(
         change_metrics(medians),
-        title="What changed in the images",
+        title="What changed",
         caption=f"Medians over the {figures['invert/num_success']} of {figures['invert/num_pairs']} pairs that reached "
         "their target.",
     )
 
 
-def add_counterfactuals(
-    report: Report, run: LoadedRun, found: Counterfactuals, spread: np.ndarray, measured: dict[str, np.ndarray]
-) -> None:
-    """Cards of all pairs, and what the four attribute-space answers cost and reach.
+def counterfactual_cards(
+    run: LoadedRun, found: Counterfactuals, spread: np.ndarray, measured: dict[str, np.ndarray]
+) -> list[CounterfactualCard]:
+    """A card for each pair.
 
     Args:
-        report: to add to.
         run: the model the pairs belong to.
         found: the pairs.
         spread: (n,) standard deviation of each attribute over the test split, the unit of "large".
@@ -173,13 +196,21 @@ def add_counterfactuals(
     """
     head = run.model.head(run.params)
     probabilities = [np.asarray(jax.nn.softmax(head_logits(head, jnp.asarray(e)), axis=-1)) for e in found[6:8]]
-    cards = [_card(run, found, row, probabilities, spread, measured) for row in range(len(found.index))]
+    return [_card(run, found, row, probabilities, spread, measured) for row in range(len(found.index))]
+
+
+def add_counterfactuals(report: Report, cards: Sequence[CounterfactualCard]) -> None:
+    """The cards of the pairs."""
     report.counterfactuals(
         cards,
-        caption="Left to right: the original, the image found, and their amplified difference. Attributes are those "
-        f"with the {SHOWN_ATTRIBUTES} largest requested changes in units of their spread over the test images. "
-        "(The search “nearest” aims at the class and not at the requested attributes.)",
+        title=COUNTERFACTUALS,
+        caption="A line is a test image, the image found and their amplified difference; open it for its attributes, "
+        "class probabilities and measurements. (The search “nearest” aims at the class, not at requested attributes.)",
     )
+
+
+def add_answers(report: Report, found: Counterfactuals) -> None:
+    """What the four attribute-space answers cost and reach."""
     feasible = np.isfinite(found.norms).all(axis=-1)
     rows = []
     for k, name in enumerate(SOLVERS):
@@ -190,7 +221,7 @@ def add_counterfactuals(
     best = found.norms[has_single, SOLVERS.index("projection")]
     rows.append(("Single attribute", median(single), median(single / np.maximum(best, TINY)), has_single.mean()))
     report.table(
-        "Four answers to one question",
+        "Four answers",
         [
             "Perturbation",
             Column("median ‖δ‖", definition="Median length of the change of the attributes, over these pairs."),
@@ -214,18 +245,18 @@ def _card(
     classes, names = run.info.class_names, run.info.attribute_names
     pair = Counterfactuals(*(column[row] for column in found))
     requested = np.where(np.isfinite(pair.requested), pair.requested, 0)
-    largest = np.argsort(-np.abs(requested) / np.maximum(spread, 1e-6))[:SHOWN_ATTRIBUTES]
+    present = [1 / (1 + np.exp(-np.clip(e, -80, 80))) for e in (pair.before, pair.after)]
+    ranks = np.abs(requested) / np.maximum(spread, 1e-6), np.abs(present[1] - present[0])
+    largest = dict.fromkeys(int(f) for rank in ranks for f in np.argsort(-rank)[:SHOWN_ATTRIBUTES])
     changes = [
         AttributeChange(names[f], float(pair.before[f]), float(requested[f]), float(pair.after[f] - pair.before[f]))
         for f in largest
-        if requested[f] != 0
     ]
-    note = f"Labelled {classes[pair.label]}."
+    note = f"Test image {pair.index}, labelled {readable_class(classes[pair.label])}."
     if pair.single_attribute >= 0:
         size = abs(pair.single_delta) / max(spread[pair.single_attribute], 1e-6)
-        note += (
-            f" One attribute alone: {names[pair.single_attribute]} by {pair.single_delta:+.3g} ({size:.1f} spreads)."
-        )
+        name = readable_attribute(names[pair.single_attribute])
+        note += f" One attribute alone would do: {name} by {pair.single_delta:+.3g} ({size:.1f} standard deviations)."
     else:
         note += " No single attribute can reach this target."
     if pair.success and not pair.survives_rounding:
@@ -257,6 +288,7 @@ def pair_card(pair: Counterfactuals, classes: Sequence[str], **details: Any) -> 
         success=bool(pair.success),
         reason="" if pair.success else InversionReason(int(pair.reason)).description,
         steps=int(pair.num_steps),
+        distance=float(length) if np.isfinite(length := np.linalg.norm(pair.requested)) else None,
         **details,
     )
 
@@ -271,55 +303,10 @@ def relative_margins(norms: np.ndarray, lengths: np.ndarray, predicted: np.ndarr
     return np.asarray(found.distance) / np.maximum(lengths, TINY)
 
 
-def add_margins(
-    report: Report, run: LoadedRun, norms: np.ndarray, lengths: np.ndarray, labels: np.ndarray, predicted: np.ndarray
-) -> None:
-    """Distribution of the relative margin, and how far each class is from each other one.
-
-    Args:
-        report: to add to.
-        run: for the class names.
-        norms: (N, c) exact distances of the test samples to every class; NaN where the solver did not resolve it.
-        lengths: (N,) ||e||.
-        labels: (N,) classes of the samples.
-        predicted: (N,) classes that the classifier names.
-    """
-    nearest = relative_margins(norms, lengths, predicted)
-    unresolved = int(np.isnan(norms).sum())
-    left_out = f" {unresolved:,} of {norms.size:,} distances are unresolved and left out." if unresolved else ""
-    middle = median(nearest)
-    with plot_style():
-        figure = new_figure(6.4, 2.8)
-        axes = figure.add_subplot(xlabel="relative margin ‖δ‖ / ‖e‖", ylabel="test images")
-        axes.hist(nearest[np.isfinite(nearest)], 40, color=SERIES[0])
-        axes.axvline(middle, color=SERIES[1], linestyle="--", label="median")
-        axes.legend()
-    report.figure(
-        "How close every test image is to a flip",
-        figure,
-        alt=f"Histogram of the relative margin of {len(norms)} test images; median {middle:.3g}.",
-        caption="Distance in attribute space to the nearest class boundary, relative to the attributes' length."
-        + left_out,
-    )
-    classes = np.unique(labels)
-    medians = np.array([[median(norms[labels == c, k]) for k in classes] for c in classes])
-    np.fill_diagonal(medians, np.nan)
-    names = [run.info.class_names[c] for c in classes]
-    report.matrix(
-        "Which classes are close to which",
-        medians,
-        names,
-        names,
-        row_title="labelled",
-        column_title="target",
-        value_name="median exact distance",
-        caption="Median length of the projection from the images of one class to the region of another." + left_out,
-    )
-
-
 def add_training(report: Report, run_dir: Path) -> None:
     """Training curves from metrics.jsonl."""
-    rows = [{name: row[name] for name in (*CURVES, "epoch", "split") if name in row} for row in read_records(run_dir)]
+    names = CURVES | {"epoch": "epoch", "split": "split"}
+    rows = [{names[name]: value for name, value in row.items() if name in names} for row in read_records(run_dir)]
     report.curves("Training", rows, x="epoch")
 
 
@@ -327,6 +314,7 @@ def training_report(run_dir: Path, *, subtitle: str) -> Path:
     """What training alone can show: quality, attackability and curves."""
     summary = read_summary(run_dir)
     report = Report("SPECTRA training", subtitle=subtitle)
+    add_training_finding(report, summary)
     report.headline([*quality(summary), *margins(summary)])
     add_training(report, run_dir)
     report.provenance(seconds=summary.get("seconds"))

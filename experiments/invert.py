@@ -52,6 +52,7 @@ def invert_run(args: Args) -> Path:
     """Finds the images and writes the out folder; returns the report."""
     from experiments import _folder, _pages, _run
     from experiments._counterfactuals import choose_pairs, find_counterfactuals, pair_metrics, pair_options
+    from experiments._finding import add_finding
     from spectra_jax.reporting import Report
 
     began = time.monotonic()
@@ -75,8 +76,12 @@ def invert_run(args: Args) -> Path:
             "SPECTRA counterfactual images",
             subtitle=f"{run.config.model} on {run.info.name}, search: {pairs.inversion.method}",
         )
+        cards = _pages.counterfactual_cards(run, found, spread, measured)
+        add_finding(report, found, figures, cards)
         report.headline(_pages.inversion_metrics(figures))
-        _pages.add_counterfactuals(report, run, found, spread, measured)
+        _pages.add_counterfactuals(report, cards)
+        report.fold_rest()
+        _pages.add_answers(report, found)
         _pages.add_changes(report, figures)
         report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir))
         console.say(f"{figures['invert/num_success']} of {len(found.index)} reached their target, {duration(seconds)}")

@@ -64,6 +64,8 @@ def quickstart(args: Args) -> tuple[Path, int]:
 
     from experiments import _folder, _pages, _run
     from experiments._counterfactuals import all_norms, choose_pairs, find_counterfactuals, pair_metrics, pair_options
+    from experiments._finding import add_finding
+    from experiments._margins_page import add_margins, write_pairs
     from experiments._stored import read_summary
     from spectra_jax import head_logits
     from spectra_jax.reporting import Report
@@ -72,10 +74,9 @@ def quickstart(args: Args) -> tuple[Path, int]:
     console = Console(quiet=args.quiet)
     if args.model is not None and args.model not in PRESETS:
         raise UserError(f"--model {args.model!r}: choose one of {', '.join(PRESETS)}")
-    if args.epochs is not None and args.epochs < 1:
-        raise UserError(f"--epochs {args.epochs}: expected 1 or more")
-    if args.image_size < 0:
-        raise UserError(f"--image-size {args.image_size}: expected pixels, or 0 for the model's own size")
+    for option, value, least in (("epochs", args.epochs, 1), ("image-size", args.image_size, 0)):
+        if value is not None and value < least:
+            raise UserError(f"--{option} {value}: expected {least} or more")
     dataset = _run.prepare_data(args.data, console=console)
     name = args.model or _run.default_model(dataset)
     run_dir = args.run_dir or Path("runs") / f"quickstart-{args.data.name}-{name}-seed{args.seed}"
@@ -86,15 +87,13 @@ def quickstart(args: Args) -> tuple[Path, int]:
     if code:
         return run_dir, code
 
-    trained = time.monotonic()
-    run = _run.load_run(run_dir)
-    head = run.model.head(run.params)
-    attributes, labels = _run.test_attributes(run_dir)
+    trained, run = time.monotonic(), _run.load_run(run_dir)
+    head, (attributes, labels) = run.model.head(run.params), _run.test_attributes(run_dir)
     console.say(f"solving {len(labels) * run.info.num_classes:,} (image, target) pairs")
     norms = all_norms(head, attributes)
     _folder.write_arrays(run_dir / "norms.npz", **norms)
-    lengths = np.linalg.norm(attributes, axis=-1)
     predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=-1)
+    write_pairs(run_dir, run, norms, labels, predicted)
     exact = norms["projection"]
 
     pairs = args.pairs.fitting(run.config.image_size, console=console)
@@ -118,18 +117,15 @@ def quickstart(args: Args) -> tuple[Path, int]:
     write_json(run_dir / _folder.SUMMARY, summary)
 
     report = Report("SPECTRA quickstart", subtitle=f"{name} on {args.data.name}, seed {args.seed}")
-    report.headline([*_pages.inversion_metrics(figures), *_pages.quality(summary), *_pages.margins(summary)])
-    _pages.add_counterfactuals(report, run, found, spread, measured)
+    cards = _pages.counterfactual_cards(run, found, spread, measured)
+    add_finding(report, found, figures, cards)
+    report.headline(_pages.headline(figures, summary))
+    _pages.add_counterfactuals(report, cards)
+    add_margins(report, run, exact, np.linalg.norm(attributes, axis=-1), labels, predicted)
+    _pages.add_answers(report, found)
     _pages.add_changes(report, figures)
-    _pages.add_margins(report, run, exact, lengths, labels, predicted)
     _pages.add_training(report, run_dir)
-    info = run.info
-    counts = f"{sum(info.num_images.values()):,} images of {info.num_classes} classes, {info.num_attributes} attributes"
-    report.provenance(
-        seed=args.seed,
-        seconds=summary["seconds"],
-        data=f"{info.name}: {counts}, labelled per {info.attribute_source}",
-    )
+    report.provenance(seed=args.seed, seconds=summary["seconds"], data=_pages.data_words(run.info))
     path = report.write(run_dir / "report.html")
     console.say(f"done in {duration(time.monotonic() - began)}; open {path.resolve().as_uri()}")
     return path, 0

@@ -44,7 +44,9 @@ const frame = (width) => new Promise((done) => {
     out[`overflow${width}`] = d.documentElement.scrollWidth - d.documentElement.clientWidth;
     out[`images${width}`] = [...d.images].every((i) => i.complete && i.naturalWidth > 0);
   }
-  const d = document.querySelector("iframe").contentDocument;
+  const d = await frame(1440);
+  out.opened = d.querySelectorAll(".card[open]").length;
+  out.height = d.documentElement.scrollHeight;
   const table = d.querySelector("#methods table");
   const sort = (place) => {
     table.querySelectorAll("button.sort")[place].click();
@@ -56,13 +58,29 @@ const frame = (width) => new Promise((done) => {
   out.names = sort(0); out.ariaNames = aria();
   out.share = sort(2);
   out.status = d.getElementById("announce").textContent;
-  d.querySelector("[data-show=failed]").click();
-  out.cards = [...d.querySelectorAll(".card")].map((c) => !c.hidden);
-  d.querySelector("a.define").click();
+  const visible = () => [...d.querySelectorAll(".card")].filter((c) => !c.hidden).length;
+  const form = d.querySelector(".of-cards form.explore");
+  const choose = (name, value) => {
+    form.elements[name].value = value;
+    form.elements[name].dispatchEvent(new d.defaultView.Event("input", { bubbles: true }));
+  };
+  choose("outcome", "not reached");
+  out.cards = [visible(), d.querySelector(".of-cards .tally").textContent];
+  form.querySelector("[type=reset]").click();
+  out.cards.push(visible());
+  d.querySelector(".card [data-filter^=attribute]").click();
+  out.cards.push(visible());
+  form.querySelector("[type=reset]").click();
+  choose("sort", "-PSNR");
+  out.sorted = d.querySelector(".of-cards .card").dataset.item.includes('"PSNR"');
+  form.querySelector("[type=reset]").click();
+  d.querySelector("#margins a[data-filter]").click();
+  out.listed = [...d.querySelectorAll("#samples tbody tr")].map((r) => r.cells[0].textContent);
+  for (const details of d.querySelectorAll("details")) details.open = true;
+  d.querySelector("a.term").click();
   out.tip = d.getElementById("tip").textContent;
   const link = d.querySelector(".picture .download");
   out.download = [link.hidden, link.download, link.href.slice(0, 15)];
-  d.querySelector("[data-show=all]").click();
   d.querySelectorAll("button.zoom")[1].click();
   const viewer = d.getElementById("viewer");
   const alt = () => viewer.querySelector("img").alt;
@@ -73,7 +91,7 @@ const frame = (width) => new Promise((done) => {
   const svg = d.querySelector("#distances svg");
   const box = svg.querySelector("image").getBoundingClientRect();
   svg.dispatchEvent(new d.defaultView.PointerEvent("pointermove",
-    { clientX: box.right - 3, clientY: box.bottom - 3 }));
+    { clientX: box.right - 3, clientY: box.bottom - 3, bubbles: true }));
   out.readout = d.querySelector("#distances .readout").textContent;
   document.getElementById("out").textContent = JSON.stringify(out);
 })();
@@ -126,7 +144,8 @@ def test_browser_sorts_tables(browser):
 
 def test_browser_filters_defines_enlarges_and_reads_out(browser):
     out = browser[0]
-    assert out["cards"] == [False, True, True]
+    assert out["opened"] == 0 and out["cards"] == [2, "2 of 3, outcome: not reached.", 3, 1]
+    assert out["sorted"] and out["listed"] == ["a", "b"]
     assert "largest logit" in out["tip"]
     assert out["download"] == [False, "counterfactuals-01-original.png", "data:image/png;"]
     assert out["viewer"][0] and "Counterfactual image" in out["viewer"][1] and "minus original" in out["viewer"][2]

@@ -9,6 +9,8 @@ from spectra_jax.reporting.items import AttributeChange as AttributeChange
 from spectra_jax.reporting.items import Column as Column
 from spectra_jax.reporting.items import CounterfactualCard as CounterfactualCard
 from spectra_jax.reporting.items import Estimate as Estimate
+from spectra_jax.reporting.items import Example as Example
 from spectra_jax.reporting.items import Metric as Metric
+from spectra_jax.reporting.items import Opens as Opens
 from spectra_jax.reporting.items import Picture as Picture
 from spectra_jax.reporting.report import Report as Report

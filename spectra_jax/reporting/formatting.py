@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from spectra_jax.names import readable_attribute as readable_attribute
+from spectra_jax.names import readable_class as readable_class
+
 NOT_DEFINED = "not defined"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -63,6 +66,16 @@ def format_number(value: Any, *, unit: str = "", decimals: int | None = None, si
         value, decimals = 100.0 * value, 1 if decimals is None else decimals
     suffix = f"\u00a0{unit}" if unit else ""
     return _plain(value, decimals, signed).replace("-", "−") + suffix
+
+
+def format_probability(value: Any) -> str:
+    """A probability in percent, as people say it: "2.5 %", "< 0.1 %", "> 99.9 %"."""
+    value = scalar(value)
+    if value is None or math.isnan(value):
+        return NOT_DEFINED
+    if 0 < value < 0.0005:
+        return "< 0.1\u00a0%"
+    return "> 99.9\u00a0%" if 0.9995 < value < 1 else format_number(value, unit="%")
 
 
 def _plain(value: int | float, decimals: int | None, signed: bool) -> str:

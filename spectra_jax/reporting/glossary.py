@@ -33,6 +33,10 @@ GLOSSARY: dict[str, Definition] = {
         "for, then an image with those attributes is searched for, starting from the original.",
         "Section 2.6",
     ),
+    "Just reached": Definition(
+        "The classifier says the target, but by less than 10 percentage points of probability before the next class: "
+        "searches stop as soon as the target wins."
+    ),
     "Requested change": Definition("The change δ of an attribute that the solver asked for.", "Section 2.5"),
     "Achieved change": Definition(
         "The change of the attribute that the encoder φ really sees in the counterfactual image.",

@@ -10,6 +10,7 @@ from PIL import Image
 
 # Larger pictures are photographs whose lossless size would dominate the page; smaller ones stay exact.
 LARGEST_PNG_SIDE = 128
+_THUMBNAIL_SIDE = 64
 _TOLERANCE = 1e-3
 
 
@@ -88,6 +89,14 @@ def difference_picture(
         amplification = max((a for a in steps if a * typical <= 0.5), default=1) if change.any() else 1
     pixels = np.rint(np.clip(128 + 255 * amplification * change, 0, 255)).astype(np.uint8)
     return Difference(pixels, amplification, float(np.abs(change).max()))
+
+
+def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture shrunk to at most 64 pixels a side."""
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BOX)
+    small = np.asarray(picture)
+    return small.reshape(*small.shape[:2], -1)
 
 
 def image_format(pixels: NDArray[np.uint8]) -> str:

@@ -4,11 +4,25 @@ Everywhere a number may be a Python or NumPy scalar or a 0-d array. None and NaN
 infinities as "∞ (infinite)". A number whose unit is "%" is given as a fraction: 0.91 is shown as 91.0 %.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class Opens:
+    """What a click shows: a section of cards or a listing, filtered.
+
+    Attributes:
+        section: title of the section.
+        where: for a listing, names of columns and the value wanted; for cards "outcome" ("reached", "just reached",
+            "not reached"), "class", "attribute", and "sort" (the name of a metric of the cards, or "distance").
+    """
+
+    section: str
+    where: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,7 @@ class Metric:
         interval_name: what the interval is.
         decimals: digits after the point; None chooses three significant digits (one decimal for "%").
         note: a short remark shown under the number, e.g. "of 3,033 test images".
+        opens: the cards or rows that the number counts, one click away.
     """
 
     name: str
@@ -34,6 +49,7 @@ class Metric:
     interval_name: str = "95 % interval"
     decimals: int | None = None
     note: str = ""
+    opens: Opens | None = None
 
 
 class Estimate(NamedTuple):
@@ -53,16 +69,18 @@ class Column:
         unit: shown beside the heading; numbers are fractions when it is "%".
         definition: explained in the glossary, one click away from the heading; "" looks the name up there.
         decimals: digits after the point; None chooses them from the column's typical magnitude.
+        kind: "class" or "attribute" where the cells are names of those: shown in words, as they are in the CSV.
     """
 
     name: str
     unit: str = ""
     definition: str = ""
     decimals: int | None = None
+    kind: Literal["", "class", "attribute"] = ""
 
 
 class AttributeChange(NamedTuple):
-    """How one attribute moved, in units of the unnormalised attribute value.
+    """How one attribute moved, in units of the unnormalised attribute, whose sigmoid is the attribute's probability.
 
     Attributes:
         name: e.g. "has_nape_color::purple".
@@ -89,7 +107,8 @@ class CounterfactualCard:
         success: whether the classifier says the target for the counterfactual.
         reason: why it failed, or how it ended; required when success is False.
         steps: inversion steps taken, if any.
-        attributes: changes; the largest requested ones are drawn, the others counted.
+        distance: length of the requested change of the attributes; cards are sorted and filtered by it.
+        attributes: the changes worth showing; those that move little are a click away.
         probabilities_before: (class, probability) pairs for the original.
         probabilities_after: the same for the counterfactual.
         metrics: further numbers for this picture (PSNR, norms, ...).
@@ -103,6 +122,7 @@ class CounterfactualCard:
     success: bool
     reason: str = ""
     steps: int | None = None
+    distance: float | None = None
     attributes: Sequence[AttributeChange] = ()
     probabilities_before: Sequence[tuple[str, Any]] = ()
     probabilities_after: Sequence[tuple[str, Any]] = ()
@@ -112,6 +132,13 @@ class CounterfactualCard:
     def __post_init__(self) -> None:
         if not self.success and not self.reason:
             raise ValueError(f"{self.source_class} to {self.target_class} failed: its `reason` must say why")
+
+
+class Example(NamedTuple):
+    """A card worth a picture on the first screen, and why: "smallest change"."""
+
+    title: str
+    card: CounterfactualCard
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+from spectra_jax.reporting.items import Opens
 
 _HERE = Path(__file__).parent
 
@@ -23,16 +26,28 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"breakable": _breakable, "pretty": lambda name: str(name).replace("_", " ")}
+    ids = {section["title"]: section["id"] for section in reversed(sections)}
+    places = {c["key"]: f"{s['id']}--card-{n}" for s in sections for n, c in enumerate(s.get("cards", ()), 1)}
+
+    def target(opens: Opens) -> str:
+        if opens.section not in ids:  # it may have been added after what opens it, so only now is it known
+            raise ValueError(f"the report has no section {opens.section!r} to open; it has {sorted(ids)}")
+        return ids[opens.section]
+
+    environment.filters |= {"target": target, "where": lambda opens: urlencode(opens.where), "place": places.get}
     return environment.get_template("report.html").render(
         title=title,
         subtitle=subtitle,
         sections=sections,
         glossary=glossary,
         provenance=provenance,
-        css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-        js=Markup((_HERE / "report.js").read_text(encoding="utf-8")),
+        css=_files("report.css", "cards.css"),
+        js=_files("report.js", "explore.js", "heatmap.js"),
     )
+
+
+def _files(*names: str) -> Markup:
+    return Markup("\n".join((_HERE / name).read_text(encoding="utf-8") for name in names))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -49,8 +64,3 @@ def write_atomically(path: Path, text: str) -> None:
 def slug(text: str) -> str:
     """Lower-case letters, digits and hyphens of a text, for ids and file names."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _breakable(name: str) -> Markup:
-    """Lets long attribute names wrap after "::" and "_"."""
-    return Markup(re.sub(r"(::|_)", r"\1<wbr>", str(escape(name))))

@@ -26,6 +26,11 @@ class Series(NamedTuple):
     num_not_finite: int
 
 
+def in_words(name: str) -> str:
+    """The name of a metric as people read it: "class_loss" -> "class loss"."""
+    return name.replace("_", " ")
+
+
 def collect_series(rows: Iterable[Mapping[str, Any]], *, x: str, names: Sequence[str] | None) -> list[Series]:
     """Groups the rows of a metrics.jsonl into lines, in order of appearance; `names` selects and orders the metrics."""
     found: dict[tuple[str, str], Series] = {}
@@ -58,7 +63,7 @@ def curve_figure(lines: Sequence[Series], *, x: str) -> Figure:
     with plot_style(), rc_context({"text.parse_math": False}):
         figure = new_figure()
         alone = lines[0].split if len(lines) == 1 else ""
-        axes = figure.add_subplot(title=lines[0].metric + (f" ({alone})" if alone else ""), xlabel=x)
+        axes = figure.add_subplot(title=in_words(lines[0].metric) + (f" ({alone})" if alone else ""), xlabel=x)
         for line, marker in zip(lines, "os^Dv" * len(lines), strict=False):
             few = len(line.x) <= 30
             axes.plot(line.x, line.y, label=line.split or None, marker=marker if few else None, markersize=4)
@@ -77,7 +82,7 @@ def describe_curves(lines: Sequence[Series], *, x: str) -> str:
             parts.append(f"{who}: {first} at {x} {line.x[0]:g}, {last} at {x} {line.x[-1]:g}")
         else:
             parts.append(f"{who}: no finite value")
-    return f"Line plot of {lines[0].metric} over {x}. " + "; ".join(parts) + "."
+    return f"Line plot of {in_words(lines[0].metric)} over {x}. " + "; ".join(parts) + "."
 
 
 def matrix_figure(

@@ -13,7 +13,7 @@
     const [p, q] = [Number(x.dataset.key), Number(y.dataset.key)];
     return p === q ? 0 : sign * (p < q ? -1 : 1);
   };
-  for (const button of all("button.sort")) {
+  for (const button of all("table:not(.long) button.sort")) {
     button.addEventListener("click", () => {
       const heading = button.closest("th");
       const body = heading.closest("table").tBodies[0];
@@ -31,7 +31,7 @@
   // Definitions open beside the word; without this they are links to the glossary.
   const tip = document.getElementById("tip");
   if (tip.showPopover) {
-    for (const link of all("a.define")) {
+    for (const link of all("a.term")) {
       link.addEventListener("click", (event) => {
         event.preventDefault();
         const entry = document.getElementById(link.hash.slice(1));
@@ -59,7 +59,7 @@
   }
   const viewer = document.getElementById("viewer");
   const stage = viewer.querySelector(".stage");
-  const choice = viewer.querySelector(".filter");
+  const choice = viewer.querySelector(".choice");
   const show = (pictures, place) => {
     const image = pictures[place].querySelector("img").cloneNode();
     stage.replaceChildren(image);
@@ -92,44 +92,19 @@
   viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
   document.getElementById("viewer--close").addEventListener("click", () => viewer.close());
 
-  // Heat maps: the entry under the pointer in words, read from the CSV (screen readers have the table below the map).
-  for (const readout of all(".readout")) {
-    const picture = readout.closest("figure").querySelector("svg image");
-    const link = readout.closest("section").querySelector("details .download");
-    if (!picture || !link) continue;
-    const bytes = Uint8Array.from(atob(link.href.split(",")[1]), (c) => c.charCodeAt(0));
-    const field = /(?:^|,)(?:"((?:[^"]|"")*)"|([^,]*))/g;
-    const cells = new TextDecoder().decode(bytes).trimEnd().split("\n").map(
-      (line) => [...line.matchAll(field)].map((m) => (m[1] ?? m[2]).replaceAll('""', '"')));
-    readout.hidden = false;
-    picture.closest("svg").addEventListener("pointermove", (event) => {
-      const box = picture.getBoundingClientRect();
-      const row = 1 + Math.floor((event.clientY - box.top) / box.height * (cells.length - 1));
-      const column = 1 + Math.floor((event.clientX - box.left) / box.width * (cells[0].length - 1));
-      const text = cells[row]?.[column];
-      if (row > 0 && column > 0 && text !== undefined) {
-        const words = { nan: "not defined", inf: "∞ (infinite)", "-inf": "−∞ (minus infinite)" };
-        const value = words[text] ?? Number(text).toPrecision(3).replace("-", "−");
-        readout.textContent = `${cells[row][0]} → ${cells[0][column]}: ${value}`;
-      }
-    });
-  }
-
-  // Counterfactuals: all, reached, or not reached.
-  for (const group of all(".tally .filter")) {
-    group.hidden = false;
-    const buttons = all("button", group);
-    for (const button of buttons) {
-      button.addEventListener("click", () => {
-        for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
-        const wanted = button.dataset.show;
-        for (const card of all(".card", group.closest("section"))) {
-          card.hidden = wanted !== "all" && !card.classList.contains(wanted);
-        }
-        announce(`Showing: ${button.textContent}`);
-      });
+  // A folded section opens when it is gone to.
+  const reveal = (id) => {
+    for (let place = document.getElementById(id); place; place = place.parentElement) {
+      if (place.matches("details")) place.open = true;
+      if (place.matches("section")) for (const fold of all(":scope > details.fold", place)) fold.open = true;
     }
-  }
+  };
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest('a[href^="#"]');
+    if (link) reveal(link.hash.slice(1));
+  });
+  if (location.hash) reveal(location.hash.slice(1));
 
-  window.addEventListener("beforeprint", () => { for (const d of all("details")) d.open = true; });
+  // On paper folded sections are open; cards stay the lines they are.
+  window.addEventListener("beforeprint", () => { for (const d of all("details:not(.card, .card *)")) d.open = true; });
 })();

@@ -12,10 +12,13 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from spectra_jax.reporting import cards, figures, images, page, plots, provenance, tables
-from spectra_jax.reporting.formatting import format_number, is_number, scalar
+from spectra_jax.reporting import cards, figures, images, listing, page, plots, provenance, tables
+from spectra_jax.reporting.formatting import format_number, is_number, readable_class, scalar
 from spectra_jax.reporting.glossary import Definition, Terms
-from spectra_jax.reporting.items import Column, CounterfactualCard, Metric, Picture
+from spectra_jax.reporting.items import Column, CounterfactualCard, Example, Metric, Opens, Picture
+
+# More numbers than this in large type are no headline: the others are one click away.
+_TILES_SHOWN = 6
 
 
 class Report:
@@ -23,8 +26,10 @@ class Report:
 
     Example:
         report = Report("SPECTRA quickstart", subtitle="cnn on synthetic birds, seed 0")
+        report.finding("24 of 24 images changed their class", [("What you see", "The original, and the image found.")])
         report.headline([Metric("Class accuracy", 0.912, "%", interval=(0.90, 0.92))])
         report.counterfactuals(cards)
+        report.fold_rest()
         report.curves("Training", rows)
         report.provenance(seed=0, seconds=184.2)
         report.write(run_dir / "report.html")
@@ -38,14 +43,34 @@ class Report:
         self._title, self._subtitle = title, subtitle
         self._sections: list[dict[str, Any]] = []
         self._terms = Terms()
+        self._folded = False
         # Taken by the template; all its other ids contain "--", which no slug does.
         self._anchors = {"main", "glossary", "provenance", "announce", "tip", "viewer"}
         self._provenance: dict[str, str] | None = None
 
+    def finding(self, sentence: str, points: Iterable[tuple[str, str]] = (), examples: Sequence[Example] = ()) -> None:
+        """The first thing to read: what was found, what it means, and one or two examples as pictures.
+
+        Args:
+            sentence: the finding.
+            points: a few words and a sentence each, such as ("What it does not mean", "...").
+            examples: cards, best also given to `counterfactuals`: their titles then lead there.
+        """
+        drawn = [
+            {"title": item.title, "key": id(item.card), "card": cards.card_view(item.card, None, "auto")}
+            for item in examples
+        ]
+        self._add("finding", "In short", caption="", sentence=sentence, points=list(points), examples=drawn)
+
+    def fold_rest(self) -> None:
+        """Sections added from here on show their heading alone until they are opened."""
+        self._folded = True
+
     def headline(self, metrics: Sequence[Metric], *, title: str = "Results", caption: str = "") -> None:
-        """Numbers in large type; each opens its definition."""
+        """Numbers in large type, the most important first: of more than six, four are shown and the others folded."""
         tiles = [self._metric(m) for m in metrics]
-        self._add("tiles", title, caption=caption, tiles=tiles)
+        shown = len(tiles) if len(tiles) <= _TILES_SHOWN else _TILES_SHOWN - 2
+        self._add("tiles", title, caption=caption, tiles=tiles[:shown], more=tiles[shown:])
 
     def counterfactuals(
         self,
@@ -54,29 +79,28 @@ class Report:
         title: str = "Counterfactuals",
         caption: str = "",
         amplification: int | None = None,
-        max_attributes: int = 6,
         format: str = "auto",
     ) -> None:
         """Cards of original, counterfactual, amplified difference, attributes and class probabilities.
+
+        A card is one line until it is opened; a reader filters and sorts them.
 
         Args:
             items: one card each, drawn in this order; failed ones are marked and counted.
             title: heading of the section.
             caption: text below it.
             amplification: factor of every difference picture; None chooses one per card. It is stated on the card.
-            max_attributes: attributes drawn per card, the largest requested changes first; the rest are counted.
             format: "png" (exact), "jpeg" (smaller), or "auto": JPEG above 128 pixels.
         """
-        for name in ("Counterfactual", "Requested change", "Achieved change", "Difference picture"):
+        for name in ("Counterfactual", "Just reached", "Requested change", "Achieved change", "Difference picture"):
             self._terms.anchor(name)
         drawn = []
         for item in items:
-            card = cards.card_view(item, amplification=amplification, max_attributes=max_attributes, format=format)
-            card["metrics"] = [self._metric(m) for m in item.metrics]
-            drawn.append(card)
+            card = cards.card_view(item, amplification, format)
+            drawn.append(card | {"key": id(item), "metrics": [self._metric(m) for m in item.metrics]})
         lossy = any(p["extension"] == "jpeg" for card in drawn for p in card["pictures"])
-        tally = {"reached": sum(c["success"] for c in drawn), "failed": sum(not c["success"] for c in drawn)}
-        self._add("cards", title, caption=caption, cards=drawn, lossy=lossy, **tally)
+        section = cards.section_view(drawn, items)
+        self._add("cards", title, caption=caption, cards=drawn, lossy=lossy, **section)
 
     def curves(
         self,
@@ -104,10 +128,15 @@ class Report:
             total = left_out + sum(len(line.y) for line in panel)
             note = f"Not drawn, because not finite: {left_out} of {total} values." if left_out else ""
             alt = plots.describe_curves(panel, x=x)
-            drawings.append(self._drawing(metric, plots.curve_figure(panel, x=x), alt, note))
+            drawings.append(self._drawing(plots.in_words(metric), plots.curve_figure(panel, x=x), alt, note))
         columns = ["Metric", "Split", "Points", "First", "Last", "Lowest", "Highest"]
         summary = [
-            (s.metric, s.split, len(s.y), *((s.y[0], s.y[-1], min(s.y), max(s.y)) if s.y else (None,) * 4))
+            (
+                plots.in_words(s.metric),
+                s.split,
+                len(s.y),
+                *((s.y[0], s.y[-1], min(s.y), max(s.y)) if s.y else (None,) * 4),
+            )
             for s in lines
         ]
         table = self._table(f"{title} as numbers", columns, summary)
@@ -135,6 +164,65 @@ class Report:
         """
         self._add("table", title, caption=caption, table=self._table(title, columns, rows))
 
+    def listing(
+        self,
+        title: str,
+        columns: Sequence[str | Column],
+        rows: Iterable[Sequence[Any]],
+        *,
+        thumbnails: Mapping[int, ArrayLike] | None = None,
+        shown: int = 20,
+        files: Mapping[str, str] | None = None,
+        caption: str = "",
+    ) -> None:
+        """A table of any length: its first rows, and others when a reader sorts, filters or asks for more.
+
+        Args:
+            title: heading of the section; `Opens` finds it by this.
+            columns: as of `table`; those of kind "class" can be chosen from.
+            rows: as of `table`, without Estimates.
+            thumbnails: row -> image, of rows that are shown at first.
+            shown: how many rows are shown at first.
+            files: name of a file beside the report -> what it holds, to be linked.
+            caption: text below the heading.
+        """
+        view = listing.listing_view(title, columns, rows, thumbnails or {}, shown)
+        self._add("listing", title, caption=caption, files=files or {}, listing=self._with_terms(view))
+
+    def histogram(
+        self,
+        title: str,
+        counts: ArrayLike,
+        edges: ArrayLike,
+        *,
+        value_name: str,
+        counted: str,
+        unit: str = "",
+        marks: Mapping[str, float] | None = None,
+        opens: Opens | None = None,
+        caption: str = "",
+    ) -> None:
+        """A histogram whose bars say what they count.
+
+        Args:
+            title: heading of the section.
+            counts: (b,) of each bar.
+            edges: (b + 1,) increasing; a bar counts from its edge up to the next, the last one that edge as well.
+            value_name: what is on the axis; the name of the column that `opens` filters.
+            counted: what is counted: "test images".
+            unit: of the axis; "%" multiplies by 100.
+            marks: name -> place of a vertical line, such as the median.
+            opens: the listing in which a bar shows what it counts.
+            caption: text below the heading.
+        """
+        view = listing.histogram_view(
+            counts, edges, value_name=value_name, counted=counted, unit=unit, marks=marks or {}
+        )
+        for bar in view["bars"]:
+            bar["opens"] = opens and Opens(opens.section, {**opens.where, value_name: bar["range"]})
+        self._add("histogram", title, caption=caption, histogram=view, total=sum(b["count"] for b in view["bars"]),
+                  counted=counted)  # fmt: skip
+
     def figure(self, title: str, figure: Figure, *, alt: str, caption: str = "", format: str = "auto") -> None:
         """A matplotlib figure; `alt` says in words what it shows. Draw it inside `plot_style` to follow dark mode."""
         drawing = self._drawing(title, figure, alt, "", format=format)
@@ -151,19 +239,21 @@ class Report:
         column_title: str = "to",
         value_name: str = "median distance",
         log: bool = False,
+        opens: Opens | None = None,
         caption: str = "",
     ) -> None:
-        """A heat map, for example of class-to-class median distances, with its lowest entries as a table.
+        """A heat map of class-to-class values, for example median distances, with its lowest entries as a table.
 
         Args:
             title: heading of the section.
             values: (rows, columns); entries that are not finite are hatched and counted.
-            row_names: names of the rows.
-            column_names: names of the columns.
+            row_names: classes of the rows; shown in words.
+            column_names: classes of the columns.
             row_title: what a row is.
             column_title: what a column is.
             value_name: what an entry is, with its unit.
             log: logarithmic scale; entries <= 0 are then hatched too.
+            opens: the listing in which an entry shows the rows whose column `row_title` is its class.
             caption: text below the heading.
         """
         array = np.asarray(values, np.float64)
@@ -173,11 +263,12 @@ class Report:
         drawn = np.isfinite(array) & ((array > 0) | (not log))
         num_left_out = int((~drawn).sum())
         note = f"Hatched: {num_left_out} of {array.size} entries without a drawable value." if num_left_out else ""
+        rows, names = ([readable_class(name) for name in which] for which in (row_names, column_names))
         figure = plots.matrix_figure(
-            array, row_names, column_names, row_title=row_title, column_title=column_title, label=value_name, log=log
+            array, rows, names, row_title=row_title, column_title=column_title, label=value_name, log=log
         )
         same = list(row_names) == list(column_names)
-        summary = list(tables.extremes_per_row(array, row_names, column_names, skip_diagonal=same))
+        summary = list(tables.extremes_per_row(array, rows, names, skip_diagonal=same))
         finite = array[np.isfinite(array)]
         span = f"from {format_number(finite.min())} to {format_number(finite.max())}" if finite.size else "none finite"
         alt = (
@@ -190,8 +281,11 @@ class Report:
             [f"{row_title} \\ {column_title}", *column_names],
             [(name, *map(float, row)) for name, row in zip(row_names, array, strict=True)],
         )
-        drawings = [self._drawing(title, figure, alt, note)]
-        self._add("plots", title, caption=caption, drawings=drawings, table=table, matrix=True)
+        drawing = self._drawing(title, figure, alt, note)
+        self._add(
+            "matrix", title, caption=caption, drawings=[drawing], table=table, opens=opens,
+            names={"rows": rows, "columns": names, "rowTitle": row_title},
+        )  # fmt: skip
 
     def gallery(
         self,
@@ -276,7 +370,7 @@ class Report:
 
     def _add(self, kind: str, title: str, **content: Any) -> None:
         anchor = self._unique(title or kind)
-        self._sections.append({"kind": kind, "title": title, "id": anchor, **content})
+        self._sections.append({"kind": kind, "title": title, "id": anchor, "folded": self._folded, **content})
 
     def _unique(self, title: str) -> str:
         base, number = page.slug(title) or "section", 2
@@ -293,10 +387,13 @@ class Report:
         return {**drawing._asdict(), "markup": Markup(drawing.markup), "alt": alt, "note": note, "file": file}
 
     def _table(self, title: str, columns: Sequence[str | Column], rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
-        view = tables.table_view(title, columns, rows)
+        view = self._with_terms(tables.table_view(title, columns, rows))
+        return {**view, "file": f"{self._unique('table-' + title)}.csv"}
+
+    def _with_terms(self, view: dict[str, Any]) -> dict[str, Any]:
         for heading in view["headings"]:
             heading["define"] = self._terms.anchor(heading["name"], heading["definition"])
-        return {**view, "file": f"{self._unique('table-' + title)}.csv"}
+        return view
 
     def _metric(self, metric: Metric) -> dict[str, Any]:
         numbers: dict[str, Any] = {"unit": metric.unit, "decimals": metric.decimals}
@@ -312,4 +409,10 @@ class Report:
             "interval": interval,
             "note": metric.note,
             "define": self._terms.anchor(metric.name, metric.definition),
+            "opens": metric.opens,
         }
+
+
+def _ends(values: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+    """The first, the last, the lowest and the highest."""
+    return values[0], values[-1], min(values), max(values)

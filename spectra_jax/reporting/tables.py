@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spectra_jax.reporting.formatting import choose_decimals, csv_text, format_number, is_number, scalar
+from spectra_jax.reporting.formatting import (
+    choose_decimals,
+    csv_text,
+    format_number,
+    is_number,
+    readable_attribute,
+    readable_class,
+    scalar,
+)
 from spectra_jax.reporting.items import Column, Estimate
+
+_IN_WORDS = {"class": readable_class, "attribute": readable_attribute}
 
 
 def table_view(title: str, columns: Sequence[str | Column], rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
@@ -30,7 +40,7 @@ def table_view(title: str, columns: Sequence[str | Column], rows: Iterable[Seque
     return {
         "title": title,
         "headings": [
-            {"name": c.name, "unit": c.unit, "definition": c.definition, "numeric": numeric}
+            {"name": c.name, "unit": c.unit, "definition": c.definition, "kind": c.kind, "numeric": numeric}
             for c, (numeric, _) in zip(headings, shown, strict=True)
         ],
         "rows": [[view[row] for _, view in shown] for row in range(len(cells))],
@@ -47,6 +57,8 @@ def _column_view(column: Column, cells: list[Any]) -> tuple[bool, list[dict[str,
         decimals = 0 if whole else choose_decimals(values)
 
     def text(value: Any) -> str:
+        if column.kind and isinstance(value, str):
+            return _IN_WORDS[column.kind](value)
         # The unit stands in the heading; "%" still has to turn the fraction into a percentage.
         shown = format_number(value, unit=column.unit if column.unit == "%" else "", decimals=decimals)
         return shown.removesuffix("\u00a0%")
