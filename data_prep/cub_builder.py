@@ -1,25 +1,17 @@
-"""The TFDS builder of CUB-200-2011 with its attributes; prepared and read without tensorflow.
+"""The plan and the TFDS builder of CUB-200-2011 with its attributes."""
 
-It lives in a module of its own because TFDS can only read a builder back that was not defined in `__main__`.
-"""
-
-import collections
-import hashlib
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
-from jaxtyping import Bool
 
+from data_prep.builder import AttributeImages
 from data_prep.cub_files import CubFiles
 from data_prep.cub_images import StoredImage, box_crop, full_frame, ready_made_crop
 from data_prep.cub_labels import AttributeLabels, LabelSource, attribute_labels, is_official
 from data_prep.cub_source import list_files
 from data_prep.cub_tables import CubError
+from data_prep.splits import class_shares, held_out
 
 Crop = Literal["box", "full"]
 
@@ -76,7 +68,8 @@ def make_plan(files: CubFiles, options: CubOptions) -> CubPlan:
             images[row] = (layout.crops / path, True)
     if not images:
         raise CubError(f"{layout.photos}: none of the {len(files.paths)} images of images.txt is there")
-    validation = _validation_rows(files, list(images), options)
+    training = [row for row in images if files.is_train[row]]
+    validation = held_out(files.paths, files.classes, training, fraction=options.validation_fraction, seed=options.seed)
     labels = attribute_labels(
         files, attributes=options.attributes, source=options.labels, is_train=files.is_train & ~validation
     )
@@ -86,88 +79,28 @@ def make_plan(files: CubFiles, options: CubOptions) -> CubPlan:
     return CubPlan(files, labels, rows, images, class_ids, options)
 
 
-def _validation_rows(files: CubFiles, rows: list[int], options: CubOptions) -> Bool[np.ndarray, "N"]:
-    """The validation images: the same share of each class's training images, at least one, never all of them.
-
-    Which ones is decided by a hash of seed and file name, so it depends on no random generator's version.
-    """
-    chosen = np.zeros(len(files.paths), bool)
-    by_class: dict[int, list[int]] = collections.defaultdict(list)
-    for row in rows:
-        if files.is_train[row]:
-            by_class[int(files.classes[row])].append(row)
-    for members in by_class.values():
-        count = min(max(round(len(members) * options.validation_fraction), 1), len(members) - 1)
-        ranked = sorted(members, key=lambda row: hashlib.sha256(f"{options.seed}/{files.paths[row]}".encode()).digest())
-        chosen[ranked[: count if options.validation_fraction > 0 else 0]] = True
-    return chosen
-
-
-class Cub200(tfds.core.GeneratorBasedBuilder):
+class Cub200(AttributeImages):
     """CUB-200-2011 with attributes, parts, boxes. Use `data_prep.cub200.prepare`, which makes it safe to interrupt."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = "Caltech-UCSD Birds-200-2011 with attributes, certainties, parts and boxes."
+    HOMEPAGE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
 
-    def __init__(self, *, plan: CubPlan, on_example: Callable[[], object] = lambda: None, **kwargs: Any):
+    def __init__(self, *, plan: CubPlan, **kwargs: Any):
         self._plan = plan
-        self._on_example = on_example
-        super().__init__(file_format="array_record", **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        plan, features = self._plan, tfds.features
-        num_attributes, num_parts = len(plan.labels.ids), len(plan.files.part_names)
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Caltech-UCSD Birds-200-2011 with attributes, certainties, parts and boxes.",
-            homepage="https://www.vision.caltech.edu/datasets/cub_200_2011/",
-            features=features.FeaturesDict(
-                {
-                    "image": features.Image(shape=(None, None, 3)),
-                    "label": np.int32,
-                    "attributes": features.Tensor(shape=(num_attributes,), dtype=np.uint8),
-                    "certainty": features.Tensor(shape=(num_attributes,), dtype=np.uint8),
-                    "parts": features.Tensor(shape=(num_parts, 3), dtype=np.float32),
-                    "box": features.Tensor(shape=(4,), dtype=np.float32),
-                    "image_id": np.int32,
-                    "path": features.Text(),
-                }
-            ),
-            disable_shuffling=True,  # records lie in the order of the image ids
-            metadata=tfds.core.MetadataDict(metadata(plan)),
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
-        del dl_manager
-        return {split: self._generate_examples(rows) for split, rows in self._plan.rows.items() if rows}
-
-    def _generate_examples(self, rows: list[int]) -> Iterator[tuple[int, dict]]:
-        """Yields (image id, example) in order, with a few images being read ahead on other threads."""
-        workers = min(os.cpu_count() or 1, 8)
-        with ThreadPoolExecutor(workers) as pool:
-            ahead: collections.deque[Future[dict]] = collections.deque()
-            for row in rows:
-                ahead.append(pool.submit(self._example, row))
-                if len(ahead) > 4 * workers:
-                    yield self._keyed(ahead.popleft())
-            while ahead:
-                yield self._keyed(ahead.popleft())
-
-    def _keyed(self, future: Future[dict]) -> tuple[int, dict]:
-        example = future.result()
-        self._on_example()
-        return example["image_id"], example
+        super().__init__(rows=plan.rows, metadata=metadata(plan), **kwargs)
 
     def _example(self, row: int) -> dict[str, Any]:
         plan, files = self._plan, self._plan.files
         path, is_ready_made = plan.images[row]
         read = ready_made_crop if is_ready_made else box_crop if plan.options.crop == "box" else full_frame
         image = read(path, files.boxes[row])
+        parts = {"parts": _moved_parts(files.parts[row], image)} if files.part_names else {}
         return {
             "image": image.encoded,
             "label": plan.class_ids.index(int(files.classes[row])),
             "attributes": plan.labels.values[row],
             "certainty": plan.labels.certainties[row],
-            "parts": _moved_parts(files.parts[row], image),
+            **parts,
             "box": np.asarray(image.box, np.float32),
             "image_id": int(files.image_ids[row]),
             "path": files.paths[row],
@@ -184,9 +117,9 @@ def _moved_parts(parts: np.ndarray, image: StoredImage) -> np.ndarray:
 def metadata(plan: CubPlan) -> dict[str, Any]:
     """What readers of the prepared data need beside the records; JSON-able."""
     files, labels = plan.files, plan.labels
-    percentages = files.class_percentages[plan.class_ids][:, labels.ids]
+    percentages = _class_percentages(plan)[plan.class_ids][:, labels.ids]
     return {
-        "name": "cub200" if is_official(files) else "cub_layout",
+        "name": "cub200" if is_official(files) else "own_images",
         "class_names": [files.class_names[i] for i in plan.class_ids],
         "class_ids": plan.class_ids,
         "attribute_names": [files.attribute_names[i] for i in labels.ids],
@@ -200,3 +133,13 @@ def metadata(plan: CubPlan) -> dict[str, Any]:
         "num_missing_images": plan.num_missing,
         "options": plan.options._asdict(),
     }
+
+
+def _class_percentages(plan: CubPlan) -> np.ndarray:
+    """(C, A) as annotated; otherwise of the class's training images that are labelled with the attribute."""
+    files = plan.files
+    if files.class_percentages is not None:
+        return files.class_percentages
+    assert files.image_attributes is not None  # `locate` wants one of the two
+    rows = plan.rows["train"]
+    return class_shares(files.image_attributes[rows], files.classes[rows], num_classes=len(files.class_names))

@@ -47,8 +47,9 @@ class CubFiles:
         parts: (N, p, 3) x, y in pixels of the full frame and visible (0 or 1).
         class_names: without the leading number.
         attribute_names: such as "has_nape_color::purple".
-        part_names: such as "left wing".
-        class_percentages: (C, A) share in percent of the annotators who saw the attribute on the class.
+        part_names: such as "left wing"; none where parts/ is absent.
+        class_percentages: (C, A) share in percent of the annotators who saw the attribute on the class, or None where
+            class_attribute_labels_continuous.txt is absent.
         image_attributes: (N, A) 0 or 1, or None where image_attribute_labels.txt is absent.
         image_certainties: (N, A) 1 not visible, 2 guessing, 3 probably, 4 definitely; None with image_attributes.
     """
@@ -63,38 +64,49 @@ class CubFiles:
     class_names: tuple[str, ...]
     attribute_names: tuple[str, ...]
     part_names: tuple[str, ...]
-    class_percentages: Float[np.ndarray, "C A"]
+    class_percentages: Float[np.ndarray, "C A"] | None
     image_attributes: UInt8[np.ndarray, "N A"] | None
     image_certainties: UInt8[np.ndarray, "N A"] | None
+
+
+_REQUIRED = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt", "classes.txt")
+_PARTS = ("parts/parts.txt", "parts/part_locs.txt")  # optional, but neither says anything without the other
+_LABELS = ("attributes/image_attribute_labels.txt", "attributes/class_attribute_labels_continuous.txt")  # one of them
 
 
 def locate(folder: Path) -> CubLayout:
     """Finds the pieces of a CUB folder, given that folder or its parent.
 
     Raises:
-        CubError: where images.txt or attributes.txt cannot be found.
+        CubError: naming all files that are missing.
     """
-    root = next((r for r in (folder, folder / "CUB_200_2011") if (r / "images.txt").is_file()), None)
-    if root is None:
-        raise CubError(f"{folder}: expected images.txt or CUB_200_2011/images.txt inside a CUB-200-2011 folder")
+    roots = (folder, folder / "CUB_200_2011")
+    root = next((r for r in roots if (r / "images.txt").is_file()), roots[(folder / "CUB_200_2011").is_dir()])
     places = [root.parent / "attributes.txt", root / "attributes.txt", root / "attributes" / "attributes.txt"]
-    attributes_file = next((place for place in places if place.is_file()), None)
-    if attributes_file is None:
-        raise CubError(f"{places[0]}: missing; expected the attribute names there (or inside {root})")
+    attributes_file = next((place for place in places if place.is_file()), places[1 if root == folder else 0])
+    missing = [str(root / name) for name in _REQUIRED if not (root / name).is_file()]
+    if not attributes_file.is_file():
+        missing.append(f"{attributes_file} (or one of {', '.join(str(p) for p in places if p != attributes_file)})")
+    parts = [name for name in _PARTS if (root / name).is_file()]
+    if len(parts) == 1:
+        missing += [f"{root / name} (or leave out {parts[0]} as well)" for name in _PARTS if name not in parts]
+    if not any((root / name).is_file() for name in _LABELS):
+        missing.append(f"{root / _LABELS[0]} or {_LABELS[1]}")
+    if missing:
+        raise CubError(f"{folder} is not a whole folder in CUB-200-2011's layout; missing: " + ", ".join(missing))
     crops = next((c for c in (root.parent / "crops227", root / "crops227") if c.is_dir()), None)
     return CubLayout(root, attributes_file, root / "images", crops)
 
 
 def metadata_files(layout: CubLayout) -> list[Path]:
     """The text files that decide what is prepared, in a fixed order; optional ones only where they exist."""
-    root = layout.root
-    required = ["images.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt", "classes.txt"]
-    required += ["parts/parts.txt", "parts/part_locs.txt", "attributes/class_attribute_labels_continuous.txt"]
-    for name in required:
-        if not (root / name).is_file():
-            raise CubError(f"{root / name}: missing; a CUB-200-2011 folder needs it")
-    optional = root / "attributes" / "image_attribute_labels.txt"
-    return [layout.attributes_file, *(root / name for name in required)] + [optional] * optional.is_file()
+    root, (image_labels, percentages) = layout.root, _LABELS
+    optional = [root / name for name in (*_PARTS, percentages, image_labels)]
+    return [
+        layout.attributes_file,
+        *(root / name for name in _REQUIRED),
+        *(path for path in optional if path.is_file()),
+    ]
 
 
 def read_cub(layout: CubLayout) -> CubFiles:
@@ -104,29 +116,17 @@ def read_cub(layout: CubLayout) -> CubFiles:
         CubError: naming file and line of the first thing that is not as expected.
     """
     root = layout.root
-    metadata_files(layout)
     image_ids, paths = _read_images(root / "images.txt")
     class_names = tuple(name.split(".", 1)[-1] for name in _read_names(root / "classes.txt"))
     attribute_names = _read_names(layout.attributes_file)
-    part_names = _read_names(root / "parts" / "parts.txt")
     classes = Table(root / "image_class_labels.txt", "image id, class id")
     split = Table(root / "train_test_split.txt", "image id, 1 for training or 0 for test")
     boxes = Table(root / "bounding_boxes.txt", "image id, x, y, width, height")
-    locations = Table(root / "parts" / "part_locs.txt", "image id, part id, x, y, visible")
     classes.check(1, 1, len(class_names), f"a class id from 1 to {len(class_names)}", whole=True)
     split.check(1, 0, 1, "0 or 1", whole=True)
     boxes.check(3, 1e-6, np.inf, "a positive width")
     boxes.check(4, 1e-6, np.inf, "a positive height")
-    locations.check(4, 0, 1, "visible to be 0 or 1", whole=True)
-    percentages = Table(
-        root / "attributes" / "class_attribute_labels_continuous.txt",
-        ", ".join(["percentage"] * len(attribute_names)),
-        describe=f"{len(attribute_names)} percentages, one for each line of {layout.attributes_file.name}",
-    )
-    if len(percentages.values) != len(class_names):
-        raise CubError(f"{percentages.path}: {len(percentages.values)} lines; expected {len(class_names)}, one a class")
-    for column in range(len(attribute_names)):
-        percentages.check(column, 0, 100, "percentages from 0 to 100")
+    part_names, parts = _read_parts(root, image_ids)
     labels, certainties = _read_image_attributes(root, image_ids, len(attribute_names))
     return CubFiles(
         layout=layout,
@@ -135,14 +135,42 @@ def read_cub(layout: CubLayout) -> CubFiles:
         classes=classes.aligned(image_ids)[:, 1].astype(np.int64) - 1,
         is_train=split.aligned(image_ids)[:, 1] == 1,
         boxes=boxes.aligned(image_ids)[:, 1:],
-        parts=locations.aligned(image_ids, len(part_names))[:, 2:].reshape(len(paths), -1, 3).astype(np.float32),
+        parts=parts,
         class_names=class_names,
         attribute_names=attribute_names,
         part_names=part_names,
-        class_percentages=percentages.values.astype(np.float32),
+        class_percentages=_read_percentages(layout, len(class_names), len(attribute_names)),
         image_attributes=labels,
         image_certainties=certainties,
     )
+
+
+def _read_parts(root: Path, image_ids: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and places of the parts; none where their files are absent."""
+    names_file, places_file = (root / name for name in _PARTS)
+    if not names_file.is_file():
+        return (), np.zeros((len(image_ids), 0, 3), np.float32)
+    names = _read_names(names_file)
+    places = Table(places_file, "image id, part id, x, y, visible")
+    places.check(4, 0, 1, "visible to be 0 or 1", whole=True)
+    return names, places.aligned(image_ids, len(names))[:, 2:].reshape(len(image_ids), -1, 3).astype(np.float32)
+
+
+def _read_percentages(layout: CubLayout, num_classes: int, num_attributes: int) -> np.ndarray | None:
+    """(C, A) share of the annotators who saw an attribute on a class, in percent; None where the file is absent."""
+    path = layout.root / _LABELS[1]
+    if not path.is_file():
+        return None
+    table = Table(
+        path,
+        ", ".join(["percentage"] * num_attributes),
+        describe=f"{num_attributes} percentages, one for each line of {layout.attributes_file.name}",
+    )
+    if len(table.values) != num_classes:
+        raise CubError(f"{path}: {len(table.values)} lines; expected {num_classes}, one a class")
+    for column in range(num_attributes):
+        table.check(column, 0, 100, "percentages from 0 to 100")
+    return table.values.astype(np.float32)
 
 
 def _read_images(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -189,7 +217,7 @@ def _read_image_attributes(
     with an extra field. Where several lines label the same attribute of the same image (several workers), those of the
     highest certainty vote and a tie counts as present; the certainty kept is that highest one.
     """
-    path = root / "attributes" / "image_attribute_labels.txt"
+    path = root / _LABELS[0]
     if not path.is_file():
         return None, None
     table = Table(path, "image id, attribute id, present, certainty", ragged=True)

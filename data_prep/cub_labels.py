@@ -89,17 +89,18 @@ def class_labels(files: CubFiles, is_train: Bool[np.ndarray, "N"]) -> Bool[np.nd
     """The majority label of each class and attribute (Koh et al. 2020): not-visible "no" ignored, a tie is a "yes".
 
     Attributes of a class without any vote, and everything where there are no image labels, follow the class
-    percentages: present from 50 on.
+    percentages: present from 50 on. Without those they are absent.
     """
-    fallback = files.class_percentages >= 50
     if files.image_attributes is None or files.image_certainties is None:
-        return fallback
+        assert files.class_percentages is not None  # `locate` wants one of the two
+        return files.class_percentages >= 50
     yes = files.image_attributes[is_train] == 1
     no = ~yes & (files.image_certainties[is_train] != 1)
-    balance = np.zeros(fallback.shape, np.int64)
-    votes = np.zeros(fallback.shape, np.int64)
+    balance = np.zeros((len(files.class_names), len(files.attribute_names)), np.int64)
+    votes = np.zeros_like(balance)
     np.add.at(balance, files.classes[is_train], yes.astype(np.int64) - no)
     np.add.at(votes, files.classes[is_train], (yes | no).astype(np.int64))
+    fallback = np.zeros(balance.shape, bool) if files.class_percentages is None else files.class_percentages >= 50
     return np.where(votes > 0, balance >= 0, fallback)
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.problems import DataError
 
-class CubError(ValueError):
+
+class CubError(DataError):
     """CUB source files that are missing, damaged or contradict each other."""
 
 

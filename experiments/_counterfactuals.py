@@ -75,6 +75,13 @@ class PairConfig:
                 f"--request {self.request}: --inversion.method nearest looks at the class alone; use another"
             )
 
+    def fitting(self, image_size: int, *, console: Console) -> "PairConfig":
+        """The same for images of this size: without SSIM where its window does not fit into them."""
+        if image_size >= WINDOW or self.inversion.ssim_weight == 0:
+            return self
+        console.say(f"Images of {image_size} pixels are smaller than the window of SSIM, {WINDOW}: it is left out.")
+        return dataclasses.replace(self, inversion=dataclasses.replace(self.inversion, ssim_weight=0.0))
+
 
 class Counterfactuals(NamedTuple):
     """One row a pair; the keys of counterfactuals.npz.
@@ -150,13 +157,8 @@ def choose_pairs(
     """Indices of test images, spread over the classes, and a target class for each that is not the predicted one.
 
     Raises:
-        UserError: an unknown class, too few images, or images too small to compare.
+        UserError: an unknown class or too few images.
     """
-    if run.config.image_size < WINDOW and config.inversion.ssim_weight > 0:
-        raise UserError(
-            f"Images of {run.config.image_size} pixels are too small for SSIM, which needs {WINDOW}: give "
-            "--inversion.ssim-weight 0"
-        )
     rng = np.random.default_rng(seed)
     head = run.model.head(run.params)
     wanted = _class(run, config.source) if config.source is not None else None
@@ -271,7 +273,7 @@ def _one_batch(
         num_steps=result.num_steps,
         reason=result.reason,
         psnr=psnr(results, images),
-        ssim=ssim(results, images),
+        ssim=ssim(results, images) if size >= WINDOW else np.full(len(index), np.nan, np.float32),
     )
 
 

@@ -1,4 +1,4 @@
-"""Where an attribute's part of the bird is in a picture, and how much of a change or map falls there."""
+"""Where an attribute's part of the object is in a picture, and how much of a change or map falls there."""
 
 from typing import Any, NamedTuple
 
@@ -9,8 +9,8 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 
 from spectra_jax.data import DatasetInfo
 
-# Attribute group, without "has_" and its last word, to part names. Groups of the whole bird (size, shape, primary
-# colour) have no part.
+# Of CUB: attribute group, without "has_" and its last word, to part names. Groups of the whole bird (size, shape,
+# primary colour) have no part.
 PARTS = {
     "back": ("back",),
     "belly": ("belly",),
@@ -30,7 +30,7 @@ PARTS = {
     "upperparts": ("back",),
     "wing": ("left wing", "right wing"),
 }
-RADIUS = 0.1  # of a part's disc, in units of the geometric mean of the bird box's sides
+RADIUS = 0.1  # of a part's disc, in units of the geometric mean of the sides of the object's box
 _SHOWN_SIDE = 448
 
 
@@ -70,13 +70,13 @@ def part_discs(info: DatasetInfo, example: dict[str, Any], attribute: str, size:
     """The discs of an attribute's visible parts in the picture resized to `size` x `size` pixels.
 
     Args:
-        info: names the parts and says whether pictures are cut to the bird's box.
+        info: names the parts and says whether pictures are cut to the object's box.
         example: from `Dataset.example`.
         attribute: its name.
         size: side of the picture that the model sees.
 
     Returns:
-        None where the attribute is about the whole bird or no such part is visible.
+        None where the attribute is about the whole object, or no such part is visible.
     """
     height, width = example["image"].shape[:2]
     found = [

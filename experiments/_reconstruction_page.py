@@ -1,4 +1,4 @@
-"""The report on a reconstruction: its figures, held-out birds beside their pictures, attributes swept one by one."""
+"""The report on a reconstruction: its figures, held-out images beside their pictures, attributes swept one by one."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +44,7 @@ def add_figures(report: Report, figures: dict[str, float]) -> None:
     """The figures of `reconstruction_figures` and what they mean."""
     report.define(
         "Reconstruction PSNR",
-        "Mean over the held-out images of 10 log10(1 / MSE) between the photograph, shrunk to the decoder's size, and "
+        "Mean over the held-out images of 10 log10(1 / MSE) between the image, shrunk to the decoder's size, and "
         "what the decoder draws from the attributes that the model predicts for it.",
         equation="Section 3.3",
     )
@@ -59,7 +59,7 @@ def add_figures(report: Report, figures: dict[str, float]) -> None:
     )
     report.define(
         "Recognised reconstructions",
-        "Class accuracy of the run's own model on the decoded pictures; beside it on the photographs shrunk to the "
+        "Class accuracy of the run's own model on the decoded pictures; beside it on the images shrunk to the "
         "same size and enlarged again.",
     )
     rows = (
@@ -68,7 +68,7 @@ def add_figures(report: Report, figures: dict[str, float]) -> None:
         ("Class mean PSNR", "reconstruction_psnr_class_mean", "dB", "for comparison"),
         ("Mean image PSNR", "reconstruction_psnr_baseline", "dB", "for comparison"),
         ("Recognised reconstructions", "reconstruction_class_accuracy", "%", "class accuracy on decoded pictures"),
-        ("Class accuracy", "shrunk_class_accuracy", "%", "on the photographs at the same size"),
+        ("Class accuracy", "shrunk_class_accuracy", "%", "on the images at the same size"),
     )
     report.headline([Metric(title, figures[f"test/{name}"], unit, note=note) for title, name, unit, note in rows])
     titles = {
@@ -92,7 +92,7 @@ def add_figures(report: Report, figures: dict[str, float]) -> None:
 def add_pictures(
     report: Report, run: _run.LoadedRun, decoder: Decoder, params: Params, test: Examples, columns: list[int]
 ) -> None:
-    """Held-out birds beside their reconstructions, and what the decoder draws when one attribute is changed.
+    """Held-out images beside their reconstructions, and what the decoder draws when one attribute is changed.
 
     Args:
         report: to add to.
@@ -110,12 +110,12 @@ def add_pictures(
         Picture(
             np.concatenate([test.images[row], image], axis=1),
             f"{classes[test.labels[row]]}: original, reconstruction; {value:.1f} dB",
-            f"A photograph of {classes[test.labels[row]]} and beside it what the decoder draws from its attributes",
+            f"An image of {classes[test.labels[row]]} and beside it what the decoder draws from its attributes",
         )
         for row, image, value in zip(rows, decoded, quality, strict=True)
     ]
     caption = "An even choice of the test split, not a selection of good ones. PSNR is of the image shown."
-    report.gallery("Held-out birds and their reconstructions", pictures, caption=caption)
+    report.gallery("Held-out images and their reconstructions", pictures, caption=caption)
 
     spread = test.attributes.std(axis=0)
     strips = []

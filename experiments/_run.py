@@ -26,20 +26,23 @@ from spectra_jax.models import Model, Params, build_model
 from spectra_jax.sharding import initialize_distributed
 from spectra_jax.training import PRESETS, TrainConfig
 
+SMALL = 128  # longer side, in pixels; the synthetic birds' boxes have less
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which data set.
 
     Attributes:
-        data_dir: a folder in CUB-200-2011's layout, its parent, or the official archive; the synthetic birds if not
-            given.
-        attributes: 312 for all, 112 for those of the concept-bottleneck literature.
-        crop: "box" cuts every photograph to the bird's bounding box, "full" takes it whole.
+        data_dir: your own images: a folder with one table of classes and attributes (docs/own-data.md), or a folder or
+            archive in CUB-200-2011's layout; drawn images if not given.
+        attributes: "all" that the data have (312 means the same); 112 for those of the concept-bottleneck literature,
+            in CUB's layout only.
+        crop: "box" cuts every image to the box around its object where the data have boxes, "full" takes it whole.
     """
 
     data_dir: Path | None = None
-    attributes: Literal[312, 112] = 312
+    attributes: Literal["all", 312, 112] = "all"
     crop: Literal["box", "full"] = "box"
 
     @property
@@ -47,7 +50,10 @@ class DataConfig:
         """A short name for folders."""
         if self.data_dir is None:
             return "synthetic"
-        return self.data_dir.resolve().name.removesuffix(".tgz").removesuffix(".tar.gz").lower()
+        folder = self.data_dir.resolve()
+        if folder.is_file() and folder.suffix.lower() in (".csv", ".parquet"):
+            folder = folder.parent
+        return folder.name.removesuffix(".tgz").removesuffix(".tar.gz").lower()
 
 
 @dataclass(frozen=True)
@@ -119,23 +125,25 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
     Raises:
         UserError: the source is missing or damaged, or has no images to train on or none to test with.
     """
-    from data_prep.cub200 import CubError, prepare
-    from data_prep.synthetic_birds import generate
+    from data_prep.problems import DataError
+    from data_prep.sources import prepare_source
 
     source = config.data_dir
     if source is not None and not source.exists():
         raise UserError(f"--data-dir {source}: there is no such folder or file. Leave it out for the synthetic birds.")
     try:
         if source is None:
+            from data_prep.synthetic_birds import generate
+
             source = generate(cache_dir() / "synthetic_birds", overwrite=True, progress=not console.quiet)
-        prepared = prepare(
+        prepared = prepare_source(
             source,
             cache_dir() / "prepared",
-            attributes=config.attributes,
+            attributes=112 if config.attributes == 112 else 312,
             crop=config.crop,
             progress=not console.quiet,
         )
-    except CubError as error:
+    except DataError as error:
         raise UserError(str(error)) from error
     except OSError as error:
         raise UserError(
@@ -149,6 +157,8 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
                 f"--data-dir {source} has no images of the {split} split: train_test_split.txt says {mark} for none of "
                 "those that are there. Mark some."
             )
+    for note in dataset.info.notes:
+        console.say(note)
     return dataset
 
 
@@ -220,16 +230,41 @@ def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def preset(arguments: Sequence[str]) -> TrainConfig:
-    """The defaults of the model named on the command line."""
-    name = "cnn"
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if word == "--model":
-            name = following
-        elif word.startswith("--model="):
-            name = word.removeprefix("--model=")
+    """The defaults of the model and data named on the command line."""
+    name, data_dir = _named(arguments, "--model") or "cnn", _named(arguments, "--data-dir")
     if name not in PRESETS:
         raise UserError(f"--model {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return starting_config(name, Path(data_dir) if data_dir else None)
+
+
+def _named(arguments: Sequence[str], option: str) -> str:
+    """What the last `option` on a command line is set to; nothing where it is not there."""
+    value = ""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, text = word.partition("=")
+        if name.replace("_", "-") == option:
+            value = text if equals else following
+    return value
+
+
+def starting_config(name: str, data_dir: Path | None) -> TrainConfig:
+    """Where training of an architecture starts. The attributes of a table may tell left from right: no mirroring."""
+    from data_prep.problems import DataError
+    from data_prep.sources import find_table
+
+    config = PRESETS[name]
+    try:
+        is_table = data_dir is not None and data_dir.exists() and find_table(data_dir) is not None
+    except DataError as error:
+        raise UserError(str(error)) from error
+    return dataclasses.replace(config, flip=False) if is_table else config
+
+
+def default_model(dataset: Dataset) -> str:
+    """A network from scratch for small images, a pretrained one for photographs."""
+    rows = np.unique(np.linspace(0, dataset.num_examples("train") - 1, 30).astype(int))
+    sides = [max(dataset.example("train", int(row))["image"].shape) for row in rows]
+    return "cnn" if np.median(sides) < SMALL else "efficientnet_lite0"
 
 
 class LoadedRun(NamedTuple):

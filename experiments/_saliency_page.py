@@ -14,7 +14,10 @@ from spectra_jax.reporting import Column, Metric, Picture, Report
 MOST_SHOWN = 24
 LIFT = (
     "Share of the strongest pixels that lie in discs around the attribute's part, over the share of the picture that "
-    f"the discs cover. 1 is what pixels scattered at random have. A disc's radius is {RADIUS:g} of the bird's size."
+    f"the discs cover. 1 is what pixels scattered at random have. A disc's radius is {RADIUS:g} of the object's size."
+)
+NO_PARTS = (
+    "This data set has no part points, so whether the maps lie on the part that an attribute names is not measured."
 )
 
 
@@ -103,14 +106,23 @@ def write(run: LoadedRun, maps: list[Map], summary: dict[str, float], path: Path
     report = Report("SPECTRA activation maps", subtitle=f"{run.config.model} on {run.info.name}")
     size = maps[0].kept.size
     wide = "; each mark covers the neighbours of its pixel too, to be seen" if max(maps[0].kept.shape) > 100 else ""
+    rings = "White rings: the part that the attribute names." if run.info.part_names else NO_PARTS
     shown = maps[:MOST_SHOWN]
     report.gallery(
         "Where each attribute looks",
         [_picture(run, m) for m in shown],
         caption=f"The {min(top_k, size):,} of {size:,} pixels to which the attribute is most sensitive, brighter where "
-        f"more so{wide}. White rings: the part that the attribute names. "
-        f"{len(shown)} of {len(maps)} maps are shown; the table has all of them.",
+        f"more so{wide}. {rings} {len(shown)} of {len(maps)} maps are shown; the table has all of them.",
     )
+    if run.info.part_names:
+        _add_lift(report, summary)
+    _add_table(report, run, maps)
+    report.provenance(seed=seed, seconds=summary["seconds"])
+    return report.write(path)
+
+
+def _add_lift(report: Report, summary: dict[str, float]) -> None:
+    """How often the maps lie on the named part, beside other attributes at the same place."""
     pairs = f"{summary['saliency/num_with_part']} maps with a known part"
     report.headline(
         [
@@ -134,40 +146,40 @@ def write(run: LoadedRun, maps: list[Map], summary: dict[str, float], path: Path
         title="Do the maps lie on the named part?",
         caption=verdict(summary),
     )
+
+
+def _add_table(report: Report, run: LoadedRun, maps: list[Map]) -> None:
+    """A row a map; without part points no columns on parts."""
     classes, names = run.info.class_names, run.info.attribute_names
-    report.table(
-        "All maps",
-        [
-            Column("image", definition="Position of the image in the test split."),
-            "class",
-            "attribute",
-            Column("counts", definition="Weight of the attribute for the predicted class times its value, in logits."),
-            "parts",
-            Column("lift", definition=LIFT),
-            "other attribute",
-            "its lift",
-        ],
-        [
+    columns: list[Column | str] = [
+        Column("image", definition="Position of the image in the test split."),
+        "class",
+        "attribute",
+        Column("counts", definition="Weight of the attribute for the predicted class times its value, in logits."),
+    ]
+    rows: list[tuple[Any, ...]] = [
+        (str(m.row), classes[m.label].replace("_", " "), names[m.attribute], m.contribution) for m in maps
+    ]
+    if run.info.part_names:
+        columns += ["parts", Column("lift", definition=LIFT), "other attribute", "its lift"]
+        rows = [
             (
-                str(m.row),
-                classes[m.label].replace("_", " "),
-                names[m.attribute],
-                m.contribution,
+                *row,
                 "none" if m.discs is None else ", ".join(m.discs.names),
                 None if m.discs is None else m.lift,
                 "none" if m.control is None else names[m.control],
                 None if m.control is None else m.control_lift,
             )
-            for m in maps
-        ],
-    )
-    report.provenance(seed=seed, seconds=summary["seconds"])
-    return report.write(path)
+            for row, m in zip(rows, maps, strict=True)
+        ]
+    report.table("All maps", columns, rows)
 
 
 def _picture(run: LoadedRun, m: Map) -> Picture:
     name, label = run.info.attribute_names[m.attribute], run.info.class_names[m.label].replace("_", " ")
-    where = f"; lift {m.lift:.2f} at the {', '.join(m.discs.names)}" if m.discs is not None else "; no part to compare"
+    where = "; no part to compare" if run.info.part_names else ""
+    if m.discs is not None:
+        where = f"; lift {m.lift:.2f} at the {', '.join(m.discs.names)}"
     name = spoken(name)
     text = f"{label}: {name}, counts {m.contribution:+.2f} logits{where}".replace(
         "-", "−", 1 if m.contribution < 0 else 0

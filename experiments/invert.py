@@ -30,7 +30,7 @@ class Args:
 
     python -m experiments.invert --run-dir runs/quickstart-synthetic-cnn-seed0 --out runs/invert
         24 pairs at 64 pixels; a minute on 2 CPU cores, nearly all reach their target.
-    python -m experiments.invert --run-dir RUN --out DIR --source Brewer_Blackbird --targets Laysan_Albatross
+    python -m experiments.invert --run-dir RUN --out DIR --source CLASS --targets CLASS
         images of one class towards another.
 
     Leaves counterfactuals.npz, summary.json, metrics.jsonl (one record a pair) and report.html. Repeating the command
@@ -56,10 +56,11 @@ def invert_run(args: Args) -> Path:
     console = Console(quiet=args.quiet)
     run = _run.load_run(args.run_dir)
     attributes, labels = _run.test_attributes(args.run_dir)
-    index, target = choose_pairs(run, attributes, labels, args.pairs, seed=args.seed)
-    options = pair_options(run, args.pairs, args.seed, attributes, labels)
+    pairs = args.pairs.fitting(run.config.image_size, console=console)
+    index, target = choose_pairs(run, attributes, labels, pairs, seed=args.seed)
+    options = pair_options(run, pairs, args.seed, attributes, labels)
     with _folder.owned_folder(args.out, "experiments.invert", options) as out:
-        found = find_counterfactuals(run, labels, index, target, args.pairs, out / "pairs", console=console)
+        found = find_counterfactuals(run, labels, index, target, pairs, out / "pairs", console=console)
         _folder.write_arrays(out / "counterfactuals.npz", **found._asdict())
         spread = attributes.std(axis=0)
         measured = pair_metrics(run.model.head(run.params), found, spread)
@@ -70,7 +71,7 @@ def invert_run(args: Args) -> Path:
 
         report = Report(
             "SPECTRA counterfactual images",
-            subtitle=f"{run.config.model} on {run.info.name}, search: {args.pairs.inversion.method}",
+            subtitle=f"{run.config.model} on {run.info.name}, search: {pairs.inversion.method}",
         )
         report.headline(_pages.inversion_metrics(figures))
         _pages.add_counterfactuals(report, run, found, spread, measured)

@@ -1,4 +1,4 @@
-"""Draws the birds of a trained run back from their attributes: trains a decoder, measures it, shows its pictures."""
+"""Draws the images of a trained run back from their attributes: trains a decoder, measures it, shows its pictures."""
 
 import dataclasses
 import time
@@ -27,8 +27,8 @@ class Args:
 
     python -m experiments.reconstruct --run-dir runs/cnn-synthetic-seed0 --out runs/reconstruct --steps 250
         synthetic birds at 64 pixels; a minute of processor time for 250 steps. Held-out PSNR 18.3 dB, mean image 14.0.
-    python -m experiments.reconstruct --run-dir runs/efficientnet_lite0-cub-seed0 --out runs/reconstruct-cub --steps 100
-        real photographs, shrunk to 64 pixels; a minute for 100 steps. Held-out PSNR 13.6 dB, mean image 13.2.
+    python -m experiments.reconstruct --run-dir RUN --out DIR --steps 100
+        photographs of 106 classes, shrunk to 64 pixels; a minute for 100 steps. Held-out PSNR 13.6 dB, mean image 13.2.
 
     The encoder stays as it is. The decoder starts as the ridge regression from the attributes to the pixels and learns
     a correction on the training split; what is best on the validation split is kept, and in both examples the

@@ -24,10 +24,10 @@ from spectra_jax.logging import Console, MetricsFile, duration, write_json
 class Args:
     """Activation maps of a trained run's test images: the paper's Section 2.4.
 
-    python -m experiments.saliency --run-dir runs/efficientnet_lite0-cub-seed0 --out runs/saliency
-        60 correctly classified photographs x 3 attributes; about a minute on 2 CPU cores. On CUB the 500 pixels fall on
-        the named part 1.8 times as often as chance has it, those of an attribute of another part 1.4 times.
-    python -m experiments.saliency --run-dir RUN --out DIR --image 12 40 --attribute has_nape_color::purple
+    python -m experiments.saliency --run-dir RUN --out DIR
+        60 correctly classified images x 3 attributes; about a minute on 2 CPU cores. Where the data have part points,
+        it is measured how often the 500 pixels fall on the part that the attribute names.
+    python -m experiments.saliency --run-dir RUN --out DIR --image 12 40 --attribute NAME
         these images of the test split and this attribute.
 
     Leaves metrics.jsonl (one record a map), summary.json and report.html.
@@ -132,6 +132,8 @@ def saliency(args: Args) -> Path:
         summary = _saliency_page.figures(maps) | {"seconds": time.monotonic() - began}
         write_json(out / _folder.SUMMARY, summary)
         console.say(f"{len(maps)} maps in {duration(summary['seconds'])}")
+        if not info.part_names:
+            console.say(_saliency_page.NO_PARTS)
         return _saliency_page.write(run, maps, summary, out / "report.html", top_k=args.top_k, seed=args.seed)
 
 

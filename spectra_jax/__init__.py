@@ -8,8 +8,14 @@ from spectra_jax.constraints import constrained_perturbations as constrained_per
 from spectra_jax.counterfactuals import Answer as Answer
 from spectra_jax.counterfactuals import AttributeChange as AttributeChange
 from spectra_jax.counterfactuals import Calibration as Calibration
+from spectra_jax.counterfactuals import Corrections as Corrections
+from spectra_jax.counterfactuals import Decision as Decision
 from spectra_jax.counterfactuals import Explanation as Explanation
+from spectra_jax.counterfactuals import Intervention as Intervention
 from spectra_jax.counterfactuals import explain as explain
+from spectra_jax.counterfactuals import fit_calibration as fit_calibration
+from spectra_jax.counterfactuals import helpful_corrections as helpful_corrections
+from spectra_jax.counterfactuals import intervene as intervene
 from spectra_jax.image_metrics import AttributeSelectivity as AttributeSelectivity
 from spectra_jax.image_metrics import ClassChange as ClassChange
 from spectra_jax.image_metrics import FrequencySplit as FrequencySplit

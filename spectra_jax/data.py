@@ -1,6 +1,6 @@
 """Reads a prepared data set: single examples, whole splits as arrays, and batches.
 
-Nothing here needs the source files; `data_prep.cub200.prepare` made the folder.
+Nothing here needs the source files; `data_prep.sources.prepare_source` made the folder.
 """
 
 import difflib
@@ -31,17 +31,19 @@ class DatasetInfo:
     """What is known about a prepared data set beside its records.
 
     Attributes:
-        name: "cub200", or "cub_layout" for another data set in CUB's layout.
+        name: "cub200", "own_images" for another data set in its layout, or the name of the folder that holds a table.
         class_names: (c,) of the classes that have images; a label is a position in it.
-        class_ids: (c,) 0-based ids in the source's classes.txt, ascending.
-        attribute_names: (n,) such as "has_nape_color::purple".
-        attribute_ids: (n,) 0-based positions in the source's attributes.txt, ascending.
+        class_ids: (c,) 0-based ids among the source's classes, ascending.
+        attribute_names: (n,) such as "has_nape_color::purple" or "striped".
+        attribute_ids: (n,) 0-based positions among the source's attributes, ascending.
         attribute_source: "image" where each image has labels of its own, "class" where its class decides.
-        class_attributes: (c, n) share of annotators who saw the attribute on the class, 0 to 100 percent.
-        part_names: (p,) such as "left wing".
-        image_kind: "box" where images are cut to the bird's box, "full" for whole photographs.
+        class_attributes: (c, n) share of annotators who saw the attribute on the class, or else of the class's training
+            images that have it, 0 to 100 percent.
+        part_names: (p,) such as "left wing"; none where the source has no part points.
+        image_kind: "box" where images are cut to the box around the object, "full" for whole images.
         num_images: split -> images.
         num_missing_images: images that the source lists without having them.
+        notes: sentences on what was decided for the user, such as how the splits were drawn.
     """
 
     name: str
@@ -55,6 +57,7 @@ class DatasetInfo:
     image_kind: Literal["box", "full"]
     num_images: dict[str, int]
     num_missing_images: int
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -69,13 +72,15 @@ class DatasetInfo:
     def find_class(self, name_or_id: str | int) -> int:
         """The label of a class given by name (any case, spaces for underscores) or by its 0-based id in the source.
 
+        A name that is a number, such as "7" of a data set of digits, goes before the id.
+
         Raises:
             ValueError: where there is none, suggesting the nearest names.
         """
         return _find(name_or_id, self.class_names, self.class_ids, "class")
 
     def find_attribute(self, name_or_id: str | int) -> int:
-        """The column of an attribute given by name (any case) or by its 0-based id in the source's attributes.txt.
+        """The column of an attribute given by name (any case) or by its 0-based id in the source.
 
         Raises:
             ValueError: where there is none, suggesting the nearest names.
@@ -84,16 +89,16 @@ class DatasetInfo:
 
 
 def _find(wanted: str | int, names: Sequence[str], ids: Sequence[int], what: str) -> int:
-    if not isinstance(wanted, str) or wanted.isdecimal():
+    plain = [name.casefold().replace(" ", "_") for name in names]
+    key = wanted.casefold().replace(" ", "_") if isinstance(wanted, str) else None
+    if key in plain:  # also a name such as "7", before the id 7
+        return plain.index(key)
+    if key is None or key.isdecimal():
         if int(wanted) in ids:
             return ids.index(int(wanted))
         raise ValueError(
             f"no {what} has the 0-based id {wanted} here; there are {len(ids)}, from {ids[0]} to {ids[-1]}"
         )
-    plain = [name.casefold() for name in names]
-    key = wanted.casefold().replace(" ", "_")
-    if key in plain:
-        return plain.index(key)
     nearest = [names[plain.index(name)] for name in difflib.get_close_matches(key, plain, n=3, cutoff=0.4)]
     hint = f"; did you mean {', '.join(nearest)}?" if nearest else f"; names look like {names[0]}"
     raise ValueError(f"no {what} named {wanted!r}{hint}")
@@ -104,7 +109,7 @@ class SplitArrays(NamedTuple):
 
     Attributes:
         inputs: (N, h, w, 3) uint8.
-        attributes: (N, n) float32 in {0, 1}.
+        attributes: (N, n) float32 in [0, 1], 0 or 1 where the source says yes or no.
         labels: (N,) int32.
         image_ids: (N,) as in the source's images.txt.
     """
@@ -137,7 +142,9 @@ class Dataset:
 
         found = sorted(path.glob("*/*/metadata.json"))
         if len(found) != 1:
-            raise ValueError(f"{path}: expected a folder that data_prep.cub200.prepare returned")
+            raise ValueError(
+                f"{path}: expected a prepared folder, what data_prep.cub200.prepare or another prepare returned"
+            )
         self.path = path
         self.info = _read_info(found[0])
         self._builder = tfds.builder_from_directory(found[0].parent)
@@ -163,11 +170,11 @@ class Dataset:
         """One example, decoded.
 
         Returns:
-            image (h, w, 3) uint8 at its stored size; label int; attributes (n,) in {0, 1} and certainty (n,) uint8 (1
-            not visible to 4 definitely, 0 for class labels); parts (p, 3) float32 x, y in pixels of the image and
+            image (h, w, 3) uint8 at its stored size; label int; attributes (n,) in [0, 1] and certainty (n,) uint8 (1
+            not visible to 4 definitely, 0 where nobody said); parts (p, 3) float32 x, y in pixels of the image and
             visible; box (4,) float32 x, y, width, height in pixels of the full photograph; image_id int; path str.
         """
-        record = dict(self.source(split)[index])
+        record = {"parts": np.zeros((0, 3), np.float32)} | self.source(split)[index]
         record["image"] = _decode(record["image"])
         record["path"] = record["path"].decode()
         return record | {"label": int(record["label"]), "image_id": int(record["image_id"])}
@@ -223,7 +230,7 @@ class Dataset:
             seed: of order and flips.
             shuffle: a new order each epoch.
             flip: mirror each image left to right with probability 1/2, decided by (seed, epoch, index). Attributes
-                stay: none of CUB's tells left from right.
+                stay, so none of them may tell left from right; none of CUB's does.
             num_epochs: None never ends.
             drop_remainder: leave out an epoch's last batch where it is not full, instead of padding it with zeros.
             process_index: whose share to hand out.
@@ -314,7 +321,7 @@ class _Images:
 def flip_example(example: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
     """Mirrors an example left to right: the image, the parts with left and right swapped, the box where it applies.
 
-    Attributes stay as they are; none of CUB's tells left from right.
+    Attributes stay as they are, so none of them may tell left from right; none of CUB's does.
     """
     width = example["image"].shape[1]
     swapped = {"left": "right", "right": "left"}
@@ -330,7 +337,8 @@ def flip_example(example: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
 
 def _read_info(path: Path) -> DatasetInfo:
     raw = json.loads(path.read_text())
-    fields = {name: raw[name] for name in DatasetInfo.__dataclass_fields__}
+    # Data that an earlier version prepared have no notes.
+    fields = {"notes": []} | {name: raw[name] for name in DatasetInfo.__dataclass_fields__ if name in raw}
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return DatasetInfo(**(fields | lists | {"class_attributes": np.asarray(raw["class_attributes"], np.float32)}))
 

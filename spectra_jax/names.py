@@ -92,7 +92,8 @@ class Names:
             hits = [index for index, name in enumerate(self.classes) if readable_class(name).casefold() == wanted]
             if len(hits) == 1:
                 return hits[0]
-            close = difflib.get_close_matches(wanted, [readable_class(name) for name in self.classes], n=3, cutoff=0.5)
+            words = {readable_class(name).casefold(): readable_class(name) for name in self.classes}
+            close = [words[word] for word in difflib.get_close_matches(wanted, words, n=3, cutoff=0.5)]
             hint = f"did you mean {', '.join(map(repr, close))}?" if close else f"there are {len(self.classes)} classes"
             raise ValueError(f"targets names {given!r}; expected the name of a class: {hint}")
         if not 0 <= int(given) < len(self.classes):

@@ -20,6 +20,7 @@ from data_prep import cub200
 from data_prep.cub200 import CubError, prepare
 from data_prep.cub_files import locate, read_cub
 from data_prep.cub_labels import CBM_ATTRIBUTE_IDS, attribute_labels, class_labels, is_official
+from data_prep.prepared import metadata
 from spectra_jax.data import open_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ def content(prepared, splits=("train", "validation", "test")):
     """Everything decoded, and the metadata."""
     dataset = open_dataset(prepared)
     examples = {s: [example_key(dataset.example(s, i)) for i in range(dataset.num_examples(s))] for s in splits}
-    return examples, cub200._metadata(prepared)
+    return examples, metadata(prepared)
 
 
 # What is stored

@@ -87,12 +87,8 @@ def test_damage_is_named_by_file_and_line(folder, tmp_path, damage):
 @pytest.mark.parametrize("emptied", [False, True])
 def test_missing_and_empty_files_are_named(folder, emptied):
     root = folder / "CUB_200_2011"
-    for path in [
-        folder / "attributes.txt",
-        *root.glob("*.txt"),
-        *root.glob("parts/*.txt"),
-        *root.glob("a*/class*.txt"),
-    ]:
+    percentages = [*root.glob("a*/class*.txt")] if emptied else []  # these may be missing
+    for path in [folder / "attributes.txt", *root.glob("*.txt"), *root.glob("parts/*.txt"), *percentages]:
         kept = path.read_bytes()
         if emptied:
             path.write_bytes(b"")
@@ -104,11 +100,36 @@ def test_missing_and_empty_files_are_named(folder, emptied):
     read_cub(locate(folder))
 
 
+def test_all_missing_files_are_named_at_once(folder):
+    root = folder / "CUB_200_2011"
+    gone = ["images.txt", "classes.txt", "parts/parts.txt", "../attributes.txt"]
+    gone += ["attributes/image_attribute_labels.txt", "attributes/class_attribute_labels_continuous.txt"]
+    for name in gone:
+        (root / name).unlink()
+    with pytest.raises(CubError) as error:
+        locate(folder)
+    for name in gone:
+        assert name.removeprefix("../") in str(error.value)
+    assert "bounding_boxes.txt" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parts_and_percentages_may_be_missing(folder, tmp_path):
+    root = folder / "CUB_200_2011"
+    shutil.rmtree(root / "parts")
+    (root / "attributes" / "class_attribute_labels_continuous.txt").unlink()
+    dataset = open_dataset(prepare(folder, tmp_path / "cache", progress=False))
+    assert dataset.info.part_names == () and dataset.example("train", 0)["parts"].shape == (0, 3)
+    present = [[100 * ((c + a) % 2 == 0) for a in range(6)] for c in range(3)]  # what the training images show
+    assert dataset.info.class_attributes.tolist() == present
+    by_class = open_dataset(prepare(folder, tmp_path / "cache", labels="class", progress=False))
+    assert (by_class.arrays("test", image_size=4).attributes == dataset.arrays("test", image_size=4).attributes).all()
+
+
 def test_a_source_that_is_none(tmp_path):
     with pytest.raises(CubError, match="not found"):
         prepare(tmp_path / "nowhere", tmp_path / "cache", progress=False)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CubError, match=r"expected images\.txt"):
+    with pytest.raises(CubError, match=r"missing: .*images\.txt"):
         prepare(tmp_path / "empty", tmp_path / "cache", progress=False)
     (tmp_path / "text.tgz").write_text("not an archive")
     with pytest.raises(CubError, match=r"text\.tgz: damaged or truncated at its start"):

@@ -1,5 +1,6 @@
 """Reading prepared data: the order of batches, where they resume, and what one batch holds."""
 
+import dataclasses
 import json
 import shutil
 
@@ -77,6 +78,8 @@ def test_find_class(dataset, name):
 
 def test_find_suggests_and_refuses(dataset):
     info = dataset.info
+    numbers = dataclasses.replace(info, class_names=("10", "0", "grey cat"))
+    assert [numbers.find_class(name) for name in ("10", "0", 0, "2", "Grey cat", "grey_cat")] == [0, 1, 0, 2, 2, 2]
     assert info.find_attribute("HAS_FIXTURE_1::kind_2") == info.find_attribute(2) == 2
     with pytest.raises(ValueError, match=r"no attribute named 'fixture_1::kind_2'; did you mean has_fixture_1::kind_2"):
         info.find_attribute("fixture_1::kind_2")

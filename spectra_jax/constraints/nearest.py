@@ -15,7 +15,7 @@ from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, pick
 
 _USUAL_ACTIVE = 32
 # Problems in one call of the compiled program: a few sizes, so that few programs are compiled.
-_SIZES = (16, 128, 1024)
+_SIZES = (64, 1024)
 _MEMORY = 2**28
 
 

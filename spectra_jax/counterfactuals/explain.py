@@ -12,7 +12,8 @@ from spectra_jax.checks import as_problem, check_array, check_count, check_margi
 from spectra_jax.constraints.rules import Constraints, as_constraints
 from spectra_jax.constraints.solve import MAX_CHOICES, ConstrainedResult
 from spectra_jax.constraints.verify import keeps_rules
-from spectra_jax.counterfactuals.explanation import Calibration, Explanation
+from spectra_jax.counterfactuals.calibration import Calibration
+from spectra_jax.counterfactuals.explanation import Explanation
 from spectra_jax.counterfactuals.named_rules import Patterns, Range, compile_rules
 from spectra_jax.counterfactuals.queries import Solver, status_of
 from spectra_jax.names import Names, make_names

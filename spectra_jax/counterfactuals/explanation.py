@@ -12,24 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.constraints.rules import Constraints
 from spectra_jax.counterfactuals import sentences, tables
+from spectra_jax.counterfactuals.calibration import Calibration
 from spectra_jax.names import Names
 from spectra_jax.types import Head, Status
-
-
-class Calibration(NamedTuple):
-    """What turns attributes into probabilities: sigmoid(scale * e + offset).
-
-    Attributes:
-        scale: (n,) 1 for attributes that are logits already.
-        offset: (n,).
-    """
-
-    scale: Float[np.ndarray, "n"]
-    offset: Float[np.ndarray, "n"]
-
-    def probability(self, attributes: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "... n"]:
-        """(..., n) in [0, 1]."""
-        return 0.5 * (1 + np.tanh((self.scale * attributes + self.offset) / 2))
 
 
 class AttributeChange(NamedTuple):

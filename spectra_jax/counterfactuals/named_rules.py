@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from spectra_jax.checks import check_count
 from spectra_jax.constraints.rules import Rules
 from spectra_jax.names import Names
 
@@ -55,7 +56,7 @@ def compile_rules(
         on_level=float(on_level),
         relations=matrix,
         offsets=offsets,
-        max_changes=at_most,
+        max_changes=None if at_most is None else check_count("at_most", at_most),
     )
 
 

@@ -13,7 +13,8 @@ from spectra_jax.constraints.solve import ConstrainedResult, solve_constrained
 from spectra_jax.perturbations import all_pairs_norms, projection_perturbation
 from spectra_jax.types import Head, Status
 
-# Pairs worked on together: bounds the memory, and is what progress is told by.
+# Pairs worked on together: bounds the memory, and is what progress is told by. So many projections are worth compiling
+# the fast program for.
 _PAIRS, _CHOICE_PAIRS = 1024, 64
 # Attributes of an answer that other answers do without, one at a time.
 _FORBIDDEN = 3
@@ -69,12 +70,12 @@ class Solver(NamedTuple):
 
     def solve(self, attributes, targets, locked=None) -> ConstrainedResult:
         """The smallest change of each pair."""
-        plain = self.is_plain and locked is None
+        fast = self.is_plain and locked is None and len(targets) >= _PAIRS
         size = _CHOICE_PAIRS if self.rules.is_combinatorial else _PAIRS
         parts = []
         for begin in range(0, len(targets), size):
             part = slice(begin, begin + size)
-            if plain:
+            if fast:
                 parts.append(self._project(attributes[part], targets[part]))
             else:
                 parts.append(
@@ -92,8 +93,7 @@ class Solver(NamedTuple):
     def _project(self, attributes, targets) -> ConstrainedResult:
         """The fast path: float32 or float64 as the head is, on its device."""
         rules, dtype = self.rules, self.head.weights.dtype
-        padded = 1 << (len(targets) - 1).bit_length()  # few sizes, so that few programs are compiled
-        rows = np.minimum(np.arange(padded), len(targets) - 1)
+        rows = np.minimum(np.arange(_PAIRS), len(targets) - 1)
         found = _project_pairs(
             self._scaled_head(),
             jnp.asarray(attributes[rows] * rules.costs, dtype),
@@ -112,7 +112,8 @@ class Solver(NamedTuple):
 
     def _scaled_head(self) -> Head:
         """The head on attributes times costs, in which the length of a change is Euclidean."""
-        return Head((self.head.weights / jnp.asarray(self.rules.costs, self.head.weights.dtype)), self.head.bias)
+        costs = jnp.asarray(self.rules.costs, self.head.weights.dtype)
+        return Head(self.head.weights / costs[None, :], self.head.bias)
 
     def nearest(self, attributes: Float[np.ndarray, "b n"], predicted: Int[np.ndarray, "b"]):
         """The nearest class other than the predicted one, under the rules, and the change that reaches it.

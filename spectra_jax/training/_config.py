@@ -78,7 +78,8 @@ class TrainConfig:
             probabilities (TRADES; Zhang et al., 2019; their 1 to 6 times the class loss are 0.3 to 2 here).
         attribute_weighting: "balanced" weighs the present answers of a rare attribute up, see
             `balanced_positive_weight`.
-        flip: mirror training images with probability 1/2 (not for features of a frozen backbone).
+        flip: mirror training images with probability 1/2 (not for features of a frozen backbone). Only where no
+            attribute tells left from right.
         train_split: "train", or "train+validation" once nothing is chosen on the validation split any more.
         non_finite: what to do when a loss or gradient is not finite: "stop" with an error, or "skip" that step.
     """
