@@ -68,14 +68,13 @@ class Tab:
             raise PageError(f"{script}: {found['exceptionDetails']}")
         return found["result"].get("value")
 
-    def wait(self, condition: str, *, seconds: float = _PATIENCE) -> Any:
-        """Waits until an expression is true, and returns its value."""
+    def wait(self, condition: str, *, seconds: float = _PATIENCE) -> None:
+        """Waits until an expression is true."""
         deadline = time.monotonic() + seconds
-        while not (value := self.run(condition)):
+        while not self.run(f"Boolean({condition})"):
             if time.monotonic() > deadline:
                 raise PageError(f"waited {seconds:g} s for {condition}; errors: {self.errors}")
             time.sleep(0.02)
-        return value
 
     def press(self, key: str, *, modifiers: int = 0, code: int = 0) -> None:
         """A key, pressed and let go. Modifiers: 2 Control, 8 Shift."""

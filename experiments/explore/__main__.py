@@ -47,6 +47,11 @@ class Args:
 
 def serve(args: Args) -> None:
     """Serves until Ctrl-C."""
+    with listen(args.port) as listening:
+        _serve(args, listening)
+
+
+def _serve(args: Args, listening: socket.socket) -> None:
     try:
         import uvicorn
 
@@ -55,9 +60,7 @@ def serve(args: Args) -> None:
     except ImportError as error:
         raise _run.missing_library(error.name or "starlette", "explore") from error
 
-    console = Console(quiet=args.quiet)
-    listening = listen(args.port)
-    turns = Turns()
+    console, turns = Console(quiet=args.quiet), Turns()
     folders = [args.run_dir, *([args.compare_run_dir] if args.compare_run_dir else [])]
     sessions = tuple(open_run(folder, turns) for folder in folders)
     if len(sessions) > 1:
@@ -86,6 +89,7 @@ def listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
+        listening.listen()
     except (OSError, OverflowError) as error:
         listening.close()
         raise UserError(

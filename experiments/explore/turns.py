@@ -29,9 +29,14 @@ class Turns:
         finally:
             self._lock.release()
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for a turn."""
+        return self._waiting > 0
+
     def let_pass(self) -> None:
         """Within a turn: lets those who wait go first."""
-        while self._waiting:
+        while self.is_awaited:
             self._lock.release()
             time.sleep(_PAUSE)
             self._lock.acquire()

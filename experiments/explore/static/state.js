@@ -76,6 +76,7 @@ export class History {
     this.future = [];
     this.state = fromFragment(location.hash, info);
     this.settled = toFragment(this.state);
+    history.replaceState(null, "", `#${this.settled}`);
     addEventListener("hashchange", () => {
       if (location.hash.slice(1) !== toFragment(this.state)) this.set(fromFragment(location.hash, info));
     });
