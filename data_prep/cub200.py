@@ -3,24 +3,28 @@
 `python -m data_prep.cub200 --source CUB_200_2011.tgz --out CACHE_DIR` does it from the command line.
 """
 
+from __future__ import annotations
+
 import functools
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.console import Console
 
 from data_prep.commands import ended
-from data_prep.cub_builder import Crop, Cub200, CubOptions, make_plan
 from data_prep.cub_files import locate, read_cub
 from data_prep.cub_labels import LabelSource
 from data_prep.cub_source import extract, fingerprint
 from data_prep.cub_tables import CubError as CubError
 from data_prep.prepared import metadata, prepare_once, workspace, write
 from data_prep.problems import DataError
+
+if TYPE_CHECKING:
+    from data_prep.cub_builder import Crop, CubOptions
 
 
 def prepare(
@@ -66,6 +70,8 @@ def prepare(
         raise ValueError(f"labels={labels!r}: expected 'auto', 'image' or 'class'")
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction={validation_fraction}: expected a share from 0 to below 1")
+    from data_prep.cub_builder import Cub200, CubOptions
+
     options = CubOptions(attributes, crop, labels, float(validation_fraction), seed)
     source, cache_dir = Path(source), Path(cache_dir)
     name = fingerprint(source, f"{Cub200.VERSION} {options}")
@@ -79,6 +85,8 @@ def prepare(
 
 def _prepare_into(target: Path, source: Path, options: CubOptions, *, strict: bool, progress: bool) -> None:
     """Builds in a temporary folder beside `target` and renames it when whole."""
+    from data_prep.cub_builder import Cub200, make_plan
+
     console = Console(stderr=True, quiet=not progress)
     with workspace(target) as temporary:
         try:
@@ -115,7 +123,7 @@ class Arguments:
     """cache folder; the prepared data set goes into a folder of its own below it"""
     attributes: Literal[312, 112] = 312
     """all attributes, or the selection of the concept-bottleneck literature"""
-    crop: Crop = "box"
+    crop: Literal["box", "full"] = "box"
     """cut to the bounding box, or whole photographs"""
     labels: LabelSource = "auto"
     """image labels, class labels, or what is there"""

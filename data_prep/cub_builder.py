@@ -12,6 +12,7 @@ from data_prep.cub_labels import AttributeLabels, LabelSource, attribute_labels,
 from data_prep.cub_source import list_files
 from data_prep.cub_tables import CubError
 from data_prep.splits import class_shares, held_out
+from data_prep.synthetic_birds import MANIFEST as SYNTHETIC_BIRDS
 
 Crop = Literal["box", "full"]
 
@@ -119,7 +120,7 @@ def metadata(plan: CubPlan) -> dict[str, Any]:
     files, labels = plan.files, plan.labels
     percentages = _class_percentages(plan)[plan.class_ids][:, labels.ids]
     return {
-        "name": "cub200" if is_official(files) else "own_images",
+        "name": _name(files),
         "class_names": [files.class_names[i] for i in plan.class_ids],
         "class_ids": plan.class_ids,
         "attribute_names": [files.attribute_names[i] for i in labels.ids],
@@ -133,6 +134,12 @@ def metadata(plan: CubPlan) -> dict[str, Any]:
         "num_missing_images": plan.num_missing,
         "options": plan.options._asdict(),
     }
+
+
+def _name(files: CubFiles) -> str:
+    if (files.layout.root.parent / SYNTHETIC_BIRDS).is_file():
+        return "synthetic_birds"
+    return "cub200" if is_official(files) else "own_images"
 
 
 def _class_percentages(plan: CubPlan) -> np.ndarray:

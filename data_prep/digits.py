@@ -18,8 +18,6 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float
 from PIL import Image
-from scipy import ndimage
-from sklearn.datasets import load_digits
 
 from data_prep.commands import ended
 
@@ -76,6 +74,8 @@ _FLIPS = {"left_right": np.s_[:, :, ::-1], "top_bottom": np.s_[:, ::-1]}
 
 def _loops(digit: Float[np.ndarray, "8 8"]) -> tuple[bool, bool, bool]:
     """Whether paper enclosed by ink reaches over half of the height, or else lies above or below the middle."""
+    from scipy import ndimage
+
     fine = ndimage.zoom(np.pad(digit, 1), 4, order=1)  # eight pixels are too coarse to tell a hole from a dent
     regions, _ = ndimage.label(fine < 0.4)
     whole = upper = lower = False
@@ -101,6 +101,8 @@ def write(out: Path) -> Path:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: choose a folder that is new or empty, or delete it")
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     described = attributes(digits.images / 16)
     # They are in the order in which people wrote them, so most of the test digits are by other hands.

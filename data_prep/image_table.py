@@ -20,7 +20,7 @@ from data_prep.table_files import TextTable, numbers, read_text_table
 
 NAMED = ("file", "class", "split")
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.1
+TEST_FRACTION, VALIDATION_FRACTION, SEED = 0.2, 0.1, 0
 
 
 class ImageTable(NamedTuple):
@@ -52,12 +52,8 @@ class ImageTable(NamedTuple):
         return class_shares(self.values[train], self.labels[train], num_classes=len(self.class_names))
 
 
-def read_image_table(path: Path, *, seed: int = 0) -> ImageTable:
-    """Reads and checks a table and looks whether its images are there.
-
-    Args:
-        path: a .csv or .parquet file.
-        seed: of the splits that are drawn because the table does not say them.
+def read_image_table(path: Path) -> ImageTable:
+    """Reads and checks a table, .csv or .parquet, and looks whether its images are there.
 
     Raises:
         DataError: listing every problem.
@@ -76,7 +72,7 @@ def read_image_table(path: Path, *, seed: int = 0) -> ImageTable:
     class_names = sorted(set(classes), key=_by_size)
     position = {name: label for label, name in enumerate(class_names)}
     labels = np.array([position[name] for name in classes], np.int32)
-    splits, notes = _drawn(files, labels, splits, seed)
+    splits, notes = _drawn(files, labels, splits)
     result = ImageTable(
         path,
         tuple(files),
@@ -109,7 +105,9 @@ def _column_problems(table: TextTable) -> list[str]:
         if wanted not in names:
             other = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
             hint = (
-                f"rename {table.names[names.index(other[0])]!r}" if other else f"add it or rename one of {table.names}"
+                f"rename {table.names[names.index(other[0])]!r}"
+                if other
+                else f"add it or rename one of {some(table.names)}"
             )
             problems.append(f"there is no column {wanted!r}; expected 'file', 'class' and one an attribute: {hint}")
     if not set(names) - set(NAMED):
@@ -187,14 +185,14 @@ def _values(table: TextTable, columns: list[int], files: list[str], problems: li
     return values
 
 
-def _drawn(files: list[str], labels: np.ndarray, splits: list[str], seed: int) -> tuple[list[str], tuple[str, ...]]:
+def _drawn(files: list[str], labels: np.ndarray, splits: list[str]) -> tuple[list[str], tuple[str, ...]]:
     """The splits, drawn as far as the table does not say them, and sentences on what was drawn."""
     drawn, notes = np.array(splits or ["train"] * len(files), dtype="<U10"), []
     for split, fraction in (("test", TEST_FRACTION), ("validation", VALIDATION_FRACTION)):
         if splits and (split == "test" or split in splits):
             continue
         rows = np.flatnonzero(drawn == "train")
-        drawn[held_out(files, labels, rows, fraction=fraction, seed=seed)] = split
+        drawn[held_out(files, labels, rows, fraction=fraction, seed=SEED)] = split
         why = "no column 'split'" if not splits else "no row of the split 'val'"
         of = "images" if split == "test" else "training images"
         notes.append(

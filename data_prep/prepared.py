@@ -1,5 +1,7 @@
 """Prepared data sets below a cache folder: each made once, whole or not at all, by one process at a time."""
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import io
@@ -8,12 +10,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorflow_datasets.core.utils import tqdm_utils
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 MANIFEST = "manifest.json"
 
@@ -77,6 +80,9 @@ def metadata(target: Path) -> dict[str, Any]:
 
 def _build(builder: tfds.core.GeneratorBasedBuilder, temporary: Path) -> None:
     """Runs the builder without TFDS's own progress bars, messages and look-ups on the network."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils import tqdm_utils
+
     config = tfds.download.DownloadConfig(try_download_gcs=False, register_checksums=False)
     were_bars_shown = tqdm_utils._active  # TFDS has a switch for its bars and no way to ask for its position
     tfds.display_progress_bar(False)

@@ -2,19 +2,18 @@
 
 import dataclasses
 import functools
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments._folder import UserError, kept_arrays, stop_on_signals
+from experiments._options import PairConfig
 from experiments._run import LoadedRun, checksum
 from spectra_jax import (
     Head,
-    InversionConfig,
     all_pairs_norms,
     attribute_selectivity,
     best_single_attributes,
@@ -39,48 +38,10 @@ SELECTED = 10  # a dense request moves all attributes: those it moves most, in s
 CHUNK = 32
 
 
-@dataclass(frozen=True)
-class PairConfig:
-    """Which counterfactuals to look for.
-
-    Attributes:
-        num_pairs: how many (image, target) pairs.
-        targets: "nearest" asks for the class closest in attribute space, "random" for any other class, "mixed" for
-            both in turn, anything else for the class of that name or 0-based id.
-        source: only images of this class (name or 0-based id); images of all classes in turn if not given.
-        request: whose change of the attributes the images shall realise.
-        margin: lead of the target that is asked for, in logits.
-        batch_size: images inverted together.
-        inversion: how to search for the images.
-    """
-
-    num_pairs: int = 24
-    targets: str = "mixed"
-    source: str | None = None
-    request: Literal["projection", "boundary", "pinv", "single"] = "projection"
-    margin: float = 1.0
-    batch_size: int = 8
-    inversion: InversionConfig = field(
-        default_factory=lambda: InversionConfig(step_size=0.005, margin=0.2, shrink_steps=8)
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("num_pairs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
-        if not 0 <= self.margin < float("inf"):
-            raise UserError(f"--margin {self.margin:g}: expected a number of logits, 0 or more")
-        if self.inversion.method == "nearest" and self.request != "projection":
-            raise UserError(
-                f"--request {self.request}: --inversion.method nearest looks at the class alone; use another"
-            )
-
-    def fitting(self, image_size: int, *, console: Console) -> "PairConfig":
-        """The same for images of this size: without SSIM where its window does not fit into them."""
-        if image_size >= WINDOW or self.inversion.ssim_weight == 0:
-            return self
-        console.say(f"Images of {image_size} pixels are smaller than the window of SSIM, {WINDOW}: it is left out.")
-        return dataclasses.replace(self, inversion=dataclasses.replace(self.inversion, ssim_weight=0.0))
+def all_norms(head: Head, attributes: np.ndarray) -> dict[str, np.ndarray]:
+    """(N, c) lengths of all counterfactuals by each method of SOLVERS."""
+    solve = jax.jit(all_pairs_norms, static_argnames="method")
+    return {method: np.asarray(solve(head, jnp.asarray(attributes), method=method)) for method in SOLVERS}
 
 
 class Counterfactuals(NamedTuple):

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import _folder, _run
+from experiments import _folder
 from experiments._counterfactuals import Counterfactuals, PairConfig
+from experiments._options import DataConfig
 from experiments._pages import SHOWN_ATTRIBUTES, pair_card
 from experiments._paper_table import ATTACK_STEPS, CARD, EPSILON, Row
 from spectra_jax.data import Dataset
@@ -154,7 +155,7 @@ def towards(pairs: PairConfig) -> str:
     return said if pairs.source is None else f"{said}, all of images of the class {pairs.source}"
 
 
-def table_markdown(results: Results, data: _run.DataConfig, pairs: PairConfig) -> str:
+def table_markdown(results: Results, data: DataConfig, pairs: PairConfig) -> str:
     """The whole table with what a reader needs to judge it: made to be put into a README as it is."""
     attacked = {row: figures for row, figures in results.items() if row.attacked}
     one = next(iter(attacked.values()))
@@ -197,7 +198,7 @@ def table_markdown(results: Results, data: _run.DataConfig, pairs: PairConfig) -
     return "\n\n".join([*parts, WARNING]) + "\n"
 
 
-def write_results(out: Path, results: Results, data: _run.DataConfig, pairs: PairConfig) -> None:
+def write_results(out: Path, results: Results, data: DataConfig, pairs: PairConfig) -> None:
     """Renews table.md, table.csv, summary.json and metrics.jsonl for the rows made so far."""
     write_atomically(out / TABLE, table_markdown(results, data, pairs))
     keys = list(dict.fromkeys(key for figures in results.values() for key in figures))
@@ -222,7 +223,7 @@ def write_results(out: Path, results: Results, data: _run.DataConfig, pairs: Pai
     records.close()
 
 
-def write_report(out: Path, results: Results, dataset: Dataset, data: _run.DataConfig, pairs: PairConfig) -> Path:
+def write_report(out: Path, results: Results, dataset: Dataset, data: DataConfig, pairs: PairConfig) -> Path:
     """Pictures first, then what the stability loss changed, then every number."""
     attacked = {row: figures for row, figures in results.items() if row.attacked}
     report = Report(

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -13,8 +12,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from experiments import _run
-from experiments._folder import Record, UserError, stop_on_signals
+from experiments._folder import stop_on_signals
 from experiments._inputs import make_inputs
+from experiments._options import DecoderConfig
+from experiments._record import Record
 from spectra_jax import head_logits, psnr, reconstruction_loss, ssim
 from spectra_jax.data import array_batches
 from spectra_jax.logging import Console
@@ -63,29 +64,6 @@ def load_examples(run: _run.LoadedRun, image_size: int, *, console: Console) -> 
         )
 
     return load
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """How a decoder is trained on the attributes of a finished run.
-
-    Attributes:
-        image_size: side of the decoded images in pixels; a decoder that was trained with its run keeps its own.
-        steps: of training.
-        batch_size: examples in one step.
-        learning_rate: the peak, reached after a twentieth of the steps and followed by a cosine to 0.
-    """
-
-    image_size: int = 64
-    steps: int = 300
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "steps", "batch_size", "learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                option = f"--{name.replace('_', '-')}"
-                raise UserError(f"{option} must be positive and finite, got {getattr(self, name)}")
 
 
 def set_aside(train: Examples) -> tuple[Examples, Examples]:

@@ -3,120 +3,28 @@
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
-import logging
-import os
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from data_prep.commands import ended
+from experiments._devices import cache_dir as cache_dir
+from experiments._devices import join_hosts as join_hosts
+from experiments._devices import num_cores as num_cores
+from experiments._devices import one_device_a_core as one_device_a_core
+from experiments._devices import use_compilation_cache as use_compilation_cache
 from experiments._folder import CHECKPOINTS, CONFIG, UserError
+from experiments._options import DataConfig
 from experiments._stored import open_prepared, read_run_config, read_test_split
 from spectra_jax.checkpoint import CheckpointError, Checkpoints
 from spectra_jax.data import Dataset, DatasetInfo
 from spectra_jax.logging import Console
 from spectra_jax.models import Model, Params, build_model
-from spectra_jax.sharding import initialize_distributed
-from spectra_jax.training import PRESETS, TrainConfig
+from spectra_jax.training import TrainConfig
 
 SMALL = 128  # longer side, in pixels; the synthetic birds' boxes have less
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which data set.
-
-    Attributes:
-        data_dir: your own images: a folder with one table of classes and attributes (docs/own-data.md), or a folder or
-            archive in CUB-200-2011's layout; drawn images if not given.
-        attributes: "all" that the data have (312 means the same); 112 for those of the concept-bottleneck literature,
-            in CUB's layout only.
-        crop: "box" cuts every image to the box around its object where the data have boxes, "full" takes it whole.
-    """
-
-    data_dir: Path | None = None
-    attributes: Literal["all", 312, 112] = "all"
-    crop: Literal["box", "full"] = "box"
-
-    @property
-    def name(self) -> str:
-        """A short name for folders."""
-        if self.data_dir is None:
-            return "synthetic"
-        folder = self.data_dir.resolve()
-        if folder.is_file() and folder.suffix.lower() in (".csv", ".parquet"):
-            folder = folder.parent
-        return folder.name.removesuffix(".tgz").removesuffix(".tar.gz").lower()
-
-
-@dataclass(frozen=True)
-class HostsConfig:
-    """How several hosts find each other. SLURM and TPU pods are recognised without it.
-
-    Attributes:
-        coordinator_address: host:port of process 0.
-        num_processes: how many processes there are.
-        process_id: which of them this is.
-    """
-
-    coordinator_address: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-
-
-def join_hosts(config: HostsConfig) -> None:
-    """Joins the other processes of a multi-host run, if there are any; before anything touches a device."""
-    try:
-        initialize_distributed(**dataclasses.asdict(config))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def cache_dir() -> Path:
-    """Where prepared data, weights and features are kept: $SPECTRA_JAX_CACHE, else the user's cache folder."""
-    chosen = os.environ.get("SPECTRA_JAX_CACHE")
-    if not chosen:
-        chosen = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "spectra_jax")
-    try:
-        return Path(chosen).expanduser().absolute()  # a run remembers it, and may be read from elsewhere
-    except RuntimeError as error:
-        raise UserError(f"There is no home folder to cache in ({error}): set SPECTRA_JAX_CACHE to a folder.") from error
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs. A script's choice: the library itself never touches jax.config."""
-    folder = cache_dir() / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # no home, a full disk: without it everything works, and jax would warn about each program
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def one_device_a_core() -> None:
-    """Lets JAX see a CPU as one device a core; before anything touches a device.
-
-    One program on one device spreads each of its small operations over all cores and gains little; programs that share
-    nothing do better. A number of devices that the user chose stays, and other backends do not notice.
-    """
-    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not chosen and jax.config.values["jax_num_cpu_devices"] < 0:  # JAX_NUM_CPU_DEVICES sets it as well
-        jax.config.update("jax_num_cpu_devices", num_cores())
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
@@ -129,8 +37,7 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
     from data_prep.sources import prepare_source
 
     source = config.data_dir
-    if source is not None and not source.exists():
-        raise UserError(f"--data-dir {source}: there is no such folder or file. Leave it out for the synthetic birds.")
+    config.check()
     try:
         if source is None:
             from data_prep.synthetic_birds import generate
@@ -207,57 +114,6 @@ def make_model(config: TrainConfig, info: DatasetInfo) -> Model:
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def missing_library(name: str, extra: str) -> BaseException:
-    """What to raise where an optional library is not installed; a script that is being run ends in one line."""
-    message = f"{name} is not installed: {sys.executable} -m pip install -c constraints.txt -e '.[{extra}]'"
-    is_script = getattr(sys.modules["__main__"].__spec__, "name", "").startswith("experiments.")
-    return SystemExit(f"error: {message}") if is_script else ImportError(message)
-
-
-def run_main(main: Callable[[], int]) -> None:
-    """Runs a script's `main`, showing a UserError as a message and exit code 2, Ctrl-C as exit code 130."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about options that we set on purpose
-    sys.unraisablehook = _show_unraisable
-    sys.exit(ended(main, UserError))
-
-
-def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Shows what Python cannot raise, but for the reads that orbax had begun when it found a checkpoint damaged."""
-    if str(unraisable.exc_value) != "Event loop is closed" and not inspect.iscoroutine(unraisable.object):
-        sys.__unraisablehook__(unraisable)
-
-
-def preset(arguments: Sequence[str]) -> TrainConfig:
-    """The defaults of the model and data named on the command line."""
-    name, data_dir = _named(arguments, "--model") or "cnn", _named(arguments, "--data-dir")
-    if name not in PRESETS:
-        raise UserError(f"--model {name!r}: choose one of {', '.join(PRESETS)}")
-    return starting_config(name, Path(data_dir) if data_dir else None)
-
-
-def _named(arguments: Sequence[str], option: str) -> str:
-    """What the last `option` on a command line is set to; nothing where it is not there."""
-    value = ""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, text = word.partition("=")
-        if name.replace("_", "-") == option:
-            value = text if equals else following
-    return value
-
-
-def starting_config(name: str, data_dir: Path | None) -> TrainConfig:
-    """Where training of an architecture starts. The attributes of a table may tell left from right: no mirroring."""
-    from data_prep.problems import DataError
-    from data_prep.sources import find_table
-
-    config = PRESETS[name]
-    try:
-        is_table = data_dir is not None and data_dir.exists() and find_table(data_dir) is not None
-    except DataError as error:
-        raise UserError(str(error)) from error
-    return dataclasses.replace(config, flip=False) if is_table else config
 
 
 def default_model(dataset: Dataset) -> str:

@@ -8,6 +8,7 @@ from typing import Any, TypedDict, TypeVar, get_type_hints
 import numpy as np
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
+from experiments._command import check_run_folder
 from experiments._folder import CONFIG, METRICS, SUMMARY, UserError, read_config, read_json
 from spectra_jax import Head
 from spectra_jax.array_files import SourceError
@@ -53,8 +54,7 @@ def read_run_config(run_dir: Path) -> RunConfig:
         UserError: it is not the folder of a run, or its config.json was edited or comes from another version.
     """
     path = run_dir / CONFIG
-    if not path.exists():
-        raise UserError(f"{run_dir} is not the folder of a run: there is no {CONFIG}. Train one: experiments.train.")
+    check_run_folder(run_dir)
     stored = read_config(run_dir)
     known = {name: stored[name] for name in get_type_hints(_Config) if name in stored}
     config = _checked(path, known, _Config)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -14,7 +13,9 @@ import jax
 import numpy as np
 
 from experiments._folder import CONFIG, METRICS, UserError, owned_folder, read_json, stop_on_signals
+from experiments._nearest import Nearest
 from experiments._sweep_inputs import Problem, Scan, mutable_mask, read_labels
+from experiments._sweep_options import SolveConfig
 from spectra_jax.array_files import SourceError
 from spectra_jax.logging import Console, MetricsFile
 from spectra_jax.sharding import any_process
@@ -31,30 +32,13 @@ _PAIRS_ON_CPU, _PAIRS_ON_ACCELERATOR = 1 << 15, 1 << 18
 # Blocks of a CPU in a file: 262,144 pairs, a few MB, and seconds of work that a kill can cost. The cores share them.
 _BLOCKS_PER_PARTITION = 8
 
+# Of all pairs where no method is named, and how much of them is solved without being asked: a minute or two.
+ALL_PAIRS: tuple[Literal["projection", "boundary"], ...] = ("projection", "boundary")
+_NOT_IN_IDENTITY = ("samples_per_partition", "all_pairs")
+_SOON_PAIRS, _SOON_WORK = 5_000_000, 4e11
+
 _T = TypeVar("_T")
 Solver = Callable[[list[Partition], Callable[[int], None]], Iterator[dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class SolveConfig:
-    """Which questions.
-
-    Attributes:
-        methods: projection (exact), boundary (its lower bound, almost free) and pinv (the paper's all-way tie; cheap,
-            except with a bias or a margin and more classes than attributes: a factorisation a class and block).
-        margin: lead over every other class that a target must have, in logits.
-        immutable: names or indices of attributes that must not change; not with pinv.
-        deltas: also write the changes themselves, n numbers a row; with pinv a factorisation a class and block more.
-        precision: float32, or float64 for pairs that float32 leaves unresolved (about 2 times slower on a CPU).
-        samples_per_partition: 0 for files of about 262,144 pairs a method; Ctrl-C and kills cost at most those in work.
-    """
-
-    methods: tuple[Literal["projection", "boundary", "pinv"], ...] = ("projection", "boundary")
-    margin: float = 0.0
-    immutable: tuple[str, ...] = ()
-    deltas: bool = False
-    precision: Literal["float32", "float64"] = "float32"
-    samples_per_partition: int = 0
 
 
 class Plan(NamedTuple):
@@ -75,6 +59,16 @@ class Plan(NamedTuple):
     together: int
 
 
+def with_methods(config: SolveConfig, problem: Problem) -> SolveConfig:
+    """The options with the methods that all pairs are solved by, none where nobody asked and it would take long."""
+    num_samples, width = problem.features.shape
+    num_classes = problem.head.weights.shape[0]
+    pairs = num_samples * num_classes
+    asked = config.all_pairs or config.margin or config.immutable or config.deltas or config.samples_per_partition
+    soon = pairs <= _SOON_PAIRS and float(pairs) * num_classes * width <= _SOON_WORK
+    return dataclasses.replace(config, methods=config.methods or (ALL_PAIRS if asked or soon else ()))
+
+
 def make_plan(problem: Problem, config: SolveConfig, fingerprint: str) -> Plan:
     """Cuts the samples into partitions. The cut depends on the problem alone, not on the machine."""
     num_samples, width = problem.features.shape
@@ -93,7 +87,11 @@ def make_plan(problem: Problem, config: SolveConfig, fingerprint: str) -> Plan:
             f"that a Parquet row group holds. Choose {_ROWS_IN_A_GROUP // num_classes} or fewer."
         )
     options = {
-        **{name: value for name, value in dataclasses.asdict(config).items() if name != "samples_per_partition"},
+        **{
+            name: value
+            for name, value in dataclasses.asdict(config).items()
+            if name not in ("samples_per_partition", "all_pairs")
+        },
         "samples_per_partition": size,
         "samples": num_samples,
         "classes": num_classes,
@@ -107,6 +105,13 @@ def make_plan(problem: Problem, config: SolveConfig, fingerprint: str) -> Plan:
     num_blocks = -(-size // max(1, at_once // num_classes))
     devices = jax.device_count() // jax.process_count()  # the same number on all processes
     return Plan(identity, options, partitions(num_samples, size), -(-size // num_blocks), max(1, devices // num_blocks))
+
+
+def nearest_options(problem: Problem, found: Nearest | None) -> dict[str, Any]:
+    """What config.json says of a sweep without pairs; only process 0 has the answers, and writes."""
+    (samples, width), classes = problem.features.shape, problem.head.weights.shape[0]
+    options = {"samples": samples, "classes": classes, "attributes": width, "methods": [], "format": FORMAT}
+    return options if found is None else options | {"input": found.fingerprint}
 
 
 @contextlib.contextmanager
@@ -139,8 +144,8 @@ def _refuse_other(path: Path, options: dict[str, Any]) -> None:
     except (OSError, ValueError):  # `owned_folder` judges what it is
         return
     before = stored.get("options") if isinstance(stored, dict) and stored.get("made_by") == MADE_BY else None
-    if not isinstance(before, dict) or before == options:
-        return
+    if not isinstance(before, dict) or before == options or not before.get("methods"):
+        return  # without methods there are no pairs in it, and what there is took seconds
     differing = [f"  {k}: {before.get(k)!r} there, {v!r} now" for k, v in options.items() if before.get(k) != v]
     raise UserError(
         f"--out {path} holds another sweep; these differ:\n" + "\n".join(differing) + "\n(input is a checksum of "
@@ -332,7 +337,7 @@ def check_options(config: SolveConfig, problem: Problem) -> None:
     if not 0 <= config.margin < float("inf"):
         raise UserError(f"--margin {config.margin:g}: expected a finite number of logits, 0 or more")
     try:
-        check_methods(config.methods, mask)
+        check_methods(config.methods or ALL_PAIRS, mask)
     except ValueError as error:
         raise UserError(f"--methods: {error}") from error
 

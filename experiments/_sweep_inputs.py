@@ -4,52 +4,28 @@ import dataclasses
 import difflib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments._folder import UserError
-from experiments._stored import open_prepared, read_run_config
+from experiments._sweep_options import InputConfig
 from spectra_jax import Head
 from spectra_jax.array_files import Rows, SourceError
-from spectra_jax.sweep_sources import NONE, blocks, check_floats, check_labels, open_features, open_labels, read_head
+from spectra_jax.sweep_sources import (
+    ID_NAME,
+    NONE,
+    blocks,
+    check_floats,
+    check_labels,
+    open_features,
+    open_labels,
+    read_head,
+)
 from spectra_jax.sweep_statistics import Moments
 
 _SCANNED_BYTES = 1 << 25
-
-
-@dataclass(frozen=True)
-class InputConfig:
-    """Whose features.
-
-    Attributes:
-        run_dir: a finished run folder of experiments.train or experiments.quickstart: its test split and its head.
-        features: (N, n) in .npy, .npz or .safetensors, with --head.
-        head: (c, n) weights, optional (c,) bias, in .npy, .npz or .safetensors, e.g. a PyTorch state dict.
-        labels: class indices (N,), (N, 1) or one-hot, in a file of the same kinds; by default those in the features'
-            file, if any.
-        feature_name: of the array in the file; default attributes, features, embeddings or the only one that fits.
-        label_name: default labels, label, targets, target, y or the only one that fits; none for no labels.
-        head_weight: e.g. fc.weight; default weights, weight or the only one that fits.
-        head_bias: e.g. fc.bias; default the one that lies beside the weights and fits.
-        bias: --no-bias: the head has none, whatever lies beside the weights.
-        class_names: text file, a name a line; a run folder knows its own.
-        attribute_names: likewise.
-    """
-
-    run_dir: Path | None = None
-    features: Path | None = None
-    head: Path | None = None
-    labels: Path | None = None
-    feature_name: str | None = None
-    label_name: str | None = None
-    head_weight: str | None = None
-    head_bias: str | None = None
-    bias: bool = True
-    class_names: Path | None = None
-    attribute_names: Path | None = None
 
 
 class Problem(NamedTuple):
@@ -64,6 +40,7 @@ class Problem(NamedTuple):
         title: what it is, for the report.
         head_title: where the head comes from.
         sources: which array of which file is what.
+        ids: (N,) what the samples are called, or None for their rows.
     """
 
     features: Rows
@@ -74,6 +51,7 @@ class Problem(NamedTuple):
     title: str
     head_title: str
     sources: str
+    ids: np.ndarray | None = None
 
 
 def open_problem(config: InputConfig, precision: str) -> Problem:
@@ -82,9 +60,7 @@ def open_problem(config: InputConfig, precision: str) -> Problem:
     Raises:
         UserError: it is not one that can be swept.
     """
-    given = (config.run_dir is not None, config.features is not None, config.head is not None)
-    if given not in ((True, False, False), (False, True, True)):
-        raise UserError("Name either --run-dir, or --features and --head.")
+    config.check()
     try:
         problem = _from_run(config, precision) if config.run_dir is not None else _from_files(config, precision)
     except SourceError as error:
@@ -96,10 +72,35 @@ def open_problem(config: InputConfig, precision: str) -> Problem:
             f"{problem.labels.title} has {problem.labels.shape[0]} labels for the {problem.features.shape[0]} samples "
             f"of {problem.features.title}."
         )
-    return problem
+    return problem._replace(ids=_read_ids(config, problem.features))
+
+
+def _read_ids(config: InputConfig, features: Rows) -> np.ndarray | None:
+    """What the samples are called; None where nobody says."""
+    if config.ids is not None:
+        ids, title = np.asarray(_read_lines("--ids", config.ids)), f"--ids {config.ids}"
+    elif features.path.suffix == ".npz":
+        title = f"{features.path}: {ID_NAME}"
+        try:
+            with np.load(features.path) as arrays:
+                if ID_NAME not in arrays.files:
+                    return None
+                ids = arrays[ID_NAME]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{title} cannot be read ({error}); expected one text or integer a sample.") from error
+    else:
+        return None
+    if ids.shape != features.shape[:1] or ids.dtype.kind not in "iuU":
+        raise UserError(
+            f"{title} has {ids.size} entries of type {ids.dtype}; expected {features.shape[0]}, one text or integer a "
+            "sample."
+        )
+    return ids.astype(str)
 
 
 def _from_run(config: InputConfig, precision: str) -> Problem:
+    from experiments._stored import open_prepared, read_run_config
+
     assert config.run_dir is not None
     run_dir, path = config.run_dir, config.run_dir / "test_attributes.npz"
     prepared = read_run_config(run_dir).prepared
@@ -145,13 +146,17 @@ def _from_files(config: InputConfig, precision: str) -> Problem:
 def _read_names(path: Path | None, kind: str, count: int) -> tuple[str, ...]:
     if path is None:
         return tuple(f"{kind} {i}" for i in range(count))
-    try:
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--{kind}-names {path} cannot be read: {error}") from error
+    names = tuple(_read_lines(f"--{kind}-names", path))
     if len(names) != count:
         raise UserError(f"--{kind}-names {path} has {len(names)} lines; expected {count}, one a {kind}.")
     return names
+
+
+def _read_lines(option: str, path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option} {path} cannot be read: {error}") from error
 
 
 def mutable_mask(problem: Problem, immutable: Sequence[str]) -> np.ndarray | None:

@@ -7,22 +7,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from experiments._sweep import Plan, SolveConfig
+from experiments._nearest import Nearest, sample_ids
+from experiments._nearest_pages import add_class_summary
+from experiments._sweep import Plan
 from experiments._sweep_inputs import Problem
+from experiments._sweep_options import SolveConfig
+from experiments._sweep_ratios import ratios
 from experiments._tail import mean_note
-from spectra_jax.attackability import tail_size
 from spectra_jax.reporting import SERIES, Column, Metric, Report, new_figure, plot_style
+from spectra_jax.reporting.formatting import plain_name
 from spectra_jax.sweep_files import finished, read_pairs, read_samples, write_tables
-from spectra_jax.sweep_statistics import Chunks, Moments, count_groups, median_interval_ranks, medians, select
+from spectra_jax.sweep_statistics import count_groups, medians
 
 CLASS_DISTANCES = "class_distances.parquet"
 # A heat map with more classes than this is larger than any screen.
 _CLASSES_SHOWN = 60
-_SAMPLES_SHOWN = 25
+_SAMPLES_SHOWN, _PAIRS_SHOWN = 100, 25
 _ATTRIBUTES_SHOWN = 25
 _BINS = 60
-# Of a normal distribution: half the width of a 95 % interval.
-_NORMAL = 1.96
 _SAMPLE_COLUMNS = (
     "sample",
     "label",
@@ -88,7 +90,9 @@ def analyse(problem: Problem, config: SolveConfig, plan: Plan, folder: Path) -> 
         for name in config.methods:
             if name != method:
                 summary[f"sweep/{name}_over_projection_median"] = _over_projection(config, plan, folder, name)
-    summary |= _ratios(folder, plan)
+    summary |= ratios(
+        lambda: (part for (part,) in read_samples(folder, plan.partitions, ["attackability"])), plan.options["samples"]
+    )
     largest = summary["sweep/relative_margin_quantile_99"]
     edges = np.linspace(0, largest if np.isfinite(largest) and largest > 0 else 1, _BINS + 1)
     counts, beyond, closest, flips = _samples(folder, plan, edges)
@@ -115,89 +119,6 @@ def _over_projection(config: SolveConfig, plan: Plan, folder: Path, name: str) -
             yield np.zeros(len(ratio), np.int32), ratio
 
     return float(medians(chunks, count_groups(chunks, 1))[0])
-
-
-def _ratios(folder: Path, plan: Plan) -> dict[str, float]:
-    """Attackability (Eq. 5, 6) and relative margin: mean, median, quantiles, 95 % intervals.
-
-    Of the mean attackability there is none: see `attackability_summary`.
-    """
-
-    def values() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for (ratios,) in read_samples(folder, plan.partitions, ["attackability"]):
-            known = ratios[~np.isnan(ratios)]
-            yield np.zeros(len(known), np.int32), known
-
-    count = int(count_groups(values, 1)[0])
-    low, high = median_interval_ranks(count)
-    ranks = {"low": low, "high": high}
-    ranks |= {f"{percent:02d}": int(percent / 100 * (count - 1)) for percent in (1, 5, 25, 75, 95, 99)}
-
-    def repeated() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for group, ratios in values():
-            for rank in range(len(ranks)):
-                yield group + np.int32(rank), ratios
-
-    order = dict.fromkeys(ranks, np.nan)
-    if count:
-        order = dict(zip(ranks, select(repeated, np.array(list(ranks.values()))), strict=True))
-    median = float(medians(values, np.array([count]))[0])
-    ratio, margin = Moments(), Moments()
-    infinite = 0
-    for _, ratios in values():
-        ratio.add(ratios[np.isfinite(ratios)])
-        margin.add(1 / ratios[ratios > 0].astype(np.float64))
-        infinite += int(np.isposinf(ratios).sum())
-    result = {
-        "sweep/attackability_mean": float(ratio.mean) if ratio.count else np.inf,
-        **_tail(values, ratio),
-        "sweep/attackability_median": median,
-        "sweep/attackability_median_low": order["low"],
-        "sweep/attackability_median_high": order["high"],
-        **{f"sweep/attackability_quantile_{name}": order[name] for name in ("05", "25", "75", "95", "99")},
-        **_mean("sweep/relative_margin_mean", margin),
-        "sweep/relative_margin_median": 1 / median if median else np.inf,
-        "sweep/relative_margin_quantile_99": 1 / order["01"] if order["01"] else np.inf,
-        "sweep/samples_on_a_boundary": infinite,
-        "sweep/samples_beyond_reach": count - margin.count,
-        "sweep/samples_unresolved": plan.options["samples"] - count,
-    }
-    return {name: float(value) for name, value in result.items()}
-
-
-def _tail(values: Chunks, finite: Moments) -> dict[str, float]:
-    """What the mean attackability hangs on: the share of the top 1 % and the tail index, of the finite values."""
-    top, tail = -(-finite.count // 100), tail_size(finite.count)
-    wanted = np.array([finite.count - top, finite.count - tail - 1 if tail else -1])
-
-    def twice() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for group, ratios in values():
-            for each in range(2):
-                yield group + np.int32(each), ratios
-
-    least, beyond = select(twice, wanted) if finite.count else (np.nan, np.nan)
-    count, total, excess = 0, 0.0, 0.0
-    for _, ratios in values():
-        known = ratios[np.isfinite(ratios)].astype(np.float64)
-        count += int((known > least).sum())
-        total += float(known[known > least].sum())
-        if beyond > 0:
-            excess += float(np.log(known[known > beyond] / beyond).sum())
-    share = (total + (top - count) * least) / (finite.count * float(finite.mean)) if finite.mean > 0 else np.nan
-    index = tail / excess if excess > 0 else np.inf
-    return {
-        "sweep/attackability_top_1_percent_share": share,
-        "sweep/attackability_tail_index": index if beyond > 0 else np.nan,
-    }
-
-
-def _mean(name: str, moments: Moments) -> dict[str, float]:
-    """The mean and its 95 % interval by the central limit theorem."""
-    if not moments.count:
-        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-    mean = float(moments.mean)
-    half = _NORMAL * float(moments.deviation) / max(moments.count - 1, 1) ** 0.5 if moments.count > 1 else np.nan
-    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
 
 
 def _samples(folder: Path, plan: Plan, edges: np.ndarray) -> tuple[np.ndarray, int, list[tuple[Any, ...]], np.ndarray]:
@@ -263,9 +184,17 @@ def _class_distances(
 
 
 def write_report(
-    problem: Problem, config: SolveConfig, plan: Plan, found: Found, folder: Path, *, seconds: float
+    problem: Problem,
+    config: SolveConfig,
+    plan: Plan,
+    found: Found,
+    nearest: Nearest,
+    folder: Path,
+    *,
+    seconds: float,
 ) -> Path:
     """report.html of a finished sweep."""
+    problem = problem._replace(class_names=tuple(plain_name(name) for name in problem.class_names))
     summary = found.summary
     count, pairs = plan.options["samples"], int(summary["sweep/pairs"])
     report = Report(
@@ -287,6 +216,7 @@ def write_report(
     _add_margins(report, found, count)
     _add_methods(report, config, found)
     _add_classes(report, problem, found)
+    add_class_summary(report, problem, nearest)
     _add_closest(report, problem, found)
     _add_flips(report, problem, found, count)
     options: dict[str, Any] = {
@@ -399,7 +329,7 @@ def _add_classes(report: Report, problem: Problem, found: Found) -> None:
             caption=caption,
         )
     order = np.argsort(np.where(np.isnan(found.distances), np.inf, found.distances), axis=None, kind="stable")
-    source, target = np.divmod(order[:_SAMPLES_SHOWN], num_classes)
+    source, target = np.divmod(order[:_PAIRS_SHOWN], num_classes)
     rows = [
         (problem.class_names[i], problem.class_names[j], float(found.distances[i, j]), int(found.class_counts[i]))
         for i, j in zip(source, target, strict=True)
@@ -417,13 +347,13 @@ def _add_closest(report: Report, problem: Problem, found: Found) -> None:
     def name(names: Sequence[str], place: float) -> str | None:
         return None if np.isnan(place) else names[int(place)]
 
-    rows = []
+    rows, ids = [], sample_ids(problem)
     for values in found.closest:
         row = dict(zip(_SAMPLE_COLUMNS, values, strict=True))
         label = [] if problem.labels is None else [name(problem.class_names, row["label"])]
         rows.append(
             (
-                str(row["sample"]),
+                str(ids[row["sample"]]),
                 *label,
                 problem.class_names[row["predicted"]],
                 name(problem.class_names, row["nearest"]),
@@ -447,7 +377,7 @@ def _add_closest(report: Report, problem: Problem, found: Found) -> None:
             Column("by", definition="How much that attribute must change, in its own units."),
         ],
         rows,
-        caption="Samples are counted from 0, in the order of the input.",
+        caption="" if problem.ids is not None else "Samples are counted from 0, in the order of the input.",
     )  # fmt: skip
 
 

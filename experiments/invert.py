@@ -1,27 +1,22 @@
 """Counterfactual images of a trained run: chosen pairs, the images found, and a report."""
 
-import sys
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
 
-from experiments import _folder, _pages, _run
-from experiments._counterfactuals import (
-    Counterfactuals,
-    PairConfig,
-    choose_pairs,
-    find_counterfactuals,
-    pair_metrics,
-    pair_options,
-)
-from experiments._options import Seed
+from experiments._command import check_run_folder, parse, run_main
+from experiments._options import PairConfig, Seed
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
-from spectra_jax.reporting import Report
+
+if TYPE_CHECKING:
+    from experiments._counterfactuals import Counterfactuals
 
 
 @dataclass(frozen=True)
@@ -49,9 +44,16 @@ class Args:
     seed: Seed = 0
     quiet: bool = False
 
+    def check(self) -> None:
+        check_run_folder(self.run_dir)
+
 
 def invert_run(args: Args) -> Path:
     """Finds the images and writes the out folder; returns the report."""
+    from experiments import _folder, _pages, _run
+    from experiments._counterfactuals import choose_pairs, find_counterfactuals, pair_metrics, pair_options
+    from spectra_jax.reporting import Report
+
     began = time.monotonic()
     console = Console(quiet=args.quiet)
     run = _run.load_run(args.run_dir)
@@ -83,6 +85,7 @@ def invert_run(args: Args) -> Path:
 
 def write_records(path: Path, found: Counterfactuals, measured: dict[str, np.ndarray]) -> None:
     """One JSON line a pair, with the names of `Counterfactuals` and `pair_metrics`."""
+
     names = (
         "index",
         "label",
@@ -104,11 +107,13 @@ def write_records(path: Path, found: Counterfactuals, measured: dict[str, np.nda
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.invert")
+    args = parse(Args, arguments, "invert")
+    from experiments import _run
+
     _run.use_compilation_cache()
     print(invert_run(args))
     return 0
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

@@ -1,6 +1,7 @@
 """The claims of the paper as numbers: every one with its controls, intervals and a verdict, for runs side by side."""
 
-import sys
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,10 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from experiments import _folder, _run
-from experiments._claims_pages import claim_words, write_page, write_tables
-from experiments._claims_run import ClaimConfig, claims_folder, claims_of, run_names
-from experiments._options import Seed
+from experiments._command import UserError, check_run_folder, parse, run_main
+from experiments._options import ClaimConfig, Seed
 from spectra_jax.logging import Console, duration, write_json
 
 
@@ -47,13 +46,21 @@ class Args:
     seed: Seed = 0
     quiet: bool = False
 
+    def check(self) -> None:
+        for run_dir in (*self.run_dirs, *self.witness_dirs):
+            check_run_folder(run_dir)
+
     def __post_init__(self) -> None:
         if not self.run_dirs:
-            raise _folder.UserError("--run-dirs: name at least one run folder")
+            raise UserError("--run-dirs: name at least one run folder")
 
 
 def paper_claims(args: Args) -> Path:
     """Measures all runs and writes the out folder; returns the report."""
+    from experiments import _folder
+    from experiments._claims_pages import claim_words, write_page, write_tables
+    from experiments._claims_run import claims_folder, claims_of, run_names
+
     began = time.monotonic()
     console = Console(quiet=args.quiet)
     names = run_names(args.run_dirs)
@@ -83,13 +90,13 @@ def paper_claims(args: Args) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(
-        Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.paper_claims"
-    )
+    args = parse(Args, arguments, "paper_claims")
+    from experiments import _run
+
     _run.use_compilation_cache()
     print(paper_claims(args))
     return 0
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

@@ -1,16 +1,15 @@
 """The six figures of the paper, redrawn on real birds with what was asked for, what came out, and a verdict."""
 
-import sys
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from experiments import _folder, _run
-from experiments._paper_figures import find_figures, judge, measurements, place_of, write_page
-from experiments._paper_requests import CASES, Case
+from experiments._cases import CASES, Case
+from experiments._command import UserError, check_file, check_run_folder, parse, run_main
+from experiments._options import DataConfig
 from experiments.train import Args as TrainArgs
 from experiments.train import train
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
@@ -52,28 +51,36 @@ class Args:
     max_steps: int = 300
     quiet: bool = False
 
+    def check(self) -> None:
+        check_file("data-dir", self.data_dir)
+        if self.run_dir is not None:
+            check_run_folder(self.run_dir)
+
     def __post_init__(self) -> None:
         known = [case.key for case in CASES]
         for name in self.figures:
             if name not in known:
-                raise _folder.UserError(f"--figures {name}: expected some of {', '.join(known)}")
+                raise UserError(f"--figures {name}: expected some of {', '.join(known)}")
         if self.run_dir is None and self.data_dir is None:
-            raise _folder.UserError("give --run-dir, a trained run, or --data-dir, a CUB-200-2011 folder to train on")
+            raise UserError("give --run-dir, a trained run, or --data-dir, a CUB-200-2011 folder to train on")
         if self.run_dir is not None and self.data_dir is not None:
-            raise _folder.UserError("give either --run-dir or --data-dir: a trained run knows its data")
+            raise UserError("give either --run-dir or --data-dir: a trained run knows its data")
         if not 0 <= self.margin < float("inf"):
-            raise _folder.UserError(f"--margin {self.margin:g}: expected a number of logits, 0 or more")
+            raise UserError(f"--margin {self.margin:g}: expected a number of logits, 0 or more")
         if self.max_steps < 1:
-            raise _folder.UserError(f"--max-steps {self.max_steps}: expected 1 or more")
+            raise UserError(f"--max-steps {self.max_steps}: expected 1 or more")
 
 
 def paper_figures(args: Args, cases: Sequence[Case] = CASES) -> tuple[Path, int]:
     """Draws the figures and writes the out folder; returns the report and the exit code."""
+    from experiments import _folder, _run
+    from experiments._paper_figures import find_figures, judge, measurements, place_of, write_page
+
     began = time.monotonic()
     console = Console(quiet=args.quiet)
     run_dir = args.run_dir
     if run_dir is None:
-        run_dir, code = train(TrainArgs(PRESETS[MODEL], data=_run.DataConfig(args.data_dir), quiet=args.quiet))
+        run_dir, code = train(TrainArgs(PRESETS[MODEL], data=DataConfig(args.data_dir), quiet=args.quiet))
         if code:
             return run_dir, code
     run = _run.load_run(run_dir)
@@ -113,9 +120,9 @@ def paper_figures(args: Args, cases: Sequence[Case] = CASES) -> tuple[Path, int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(
-        Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.paper_figures"
-    )
+    args = parse(Args, arguments, "paper_figures")
+    from experiments import _run
+
     _run.use_compilation_cache()
     path, code = paper_figures(args)
     print(path)
@@ -123,4 +130,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

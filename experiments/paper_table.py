@@ -1,7 +1,8 @@
 """The table the paper never printed: five architectures, plain and stability-trained, measured alike."""
 
+from __future__ import annotations
+
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,26 +12,9 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from experiments import _folder, _run
-from experiments._counterfactuals import PairConfig
-from experiments._options import Seed
-from experiments._paper_table import (
-    PLANS,
-    VARIANTS,
-    Budget,
-    Pace,
-    Variant,
-    default_pairs,
-    has_foolbox,
-    is_trained,
-    list_rows,
-    measure_row,
-    row_config,
-    row_identity,
-    save_row,
-    stored_row,
-)
-from experiments._paper_table_pages import write_report, write_results
+from experiments._command import UserError, parse, run_main
+from experiments._options import DataConfig, PairConfig, Seed
+from experiments._paper_plans import PLANS, VARIANTS, Variant, default_pairs
 from experiments.train import Args as TrainArgs
 from experiments.train import train
 from spectra_jax.logging import Console, duration
@@ -62,7 +46,7 @@ class Args:
         quiet: show errors only.
     """
 
-    data: OmitArgPrefixes[_run.DataConfig] = field(default_factory=_run.DataConfig)
+    data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     pairs: Annotated[PairConfig, tyro.conf.arg(name="")] = field(default_factory=default_pairs)
     out: Path = Path("runs/paper_table")
     models: tuple[str, ...] = tuple(PLANS)
@@ -77,13 +61,28 @@ class Args:
     def __post_init__(self) -> None:
         unknown = [name for name in self.models if name not in PLANS]
         if unknown or not self.models or not self.variants:
-            raise _folder.UserError(f"--models {' '.join(unknown)}: choose among {', '.join(PLANS)}; --variants: one")
+            raise UserError(f"--models {' '.join(unknown)}: choose among {', '.join(PLANS)}; --variants: one")
         if self.seeds < 1 or self.foolbox_images < 0 or not 0 < self.epochs_scale < float("inf"):
-            raise _folder.UserError("--seeds is 1 or more, --foolbox-images 0 or more, --epochs-scale positive")
+            raise UserError("--seeds is 1 or more, --foolbox-images 0 or more, --epochs-scale positive")
 
 
 def paper_table(args: Args) -> tuple[Path, int]:
     """Makes all rows that are missing; returns the out folder and the exit code."""
+    from experiments import _folder, _run
+    from experiments._paper_table import (
+        Budget,
+        Pace,
+        has_foolbox,
+        is_trained,
+        list_rows,
+        measure_row,
+        row_config,
+        row_identity,
+        save_row,
+        stored_row,
+    )
+    from experiments._paper_table_pages import write_report, write_results
+
     began = time.monotonic()
     console = Console(quiet=args.quiet)
     dataset = _run.prepare_data(args.data, console=console)
@@ -122,9 +121,9 @@ def paper_table(args: Args) -> tuple[Path, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(
-        Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.paper_table"
-    )
+    args = parse(Args, arguments, "paper_table")
+    from experiments import _run
+
     _run.use_compilation_cache()
     out, code = paper_table(args)
     print(out)
@@ -132,4 +131,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

@@ -1,28 +1,23 @@
 """The whole of SPECTRA in one command: data, training, exact counterfactuals, images, one report."""
 
+from __future__ import annotations
+
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from experiments import _folder, _pages, _run
-from experiments._counterfactuals import PairConfig, choose_pairs, find_counterfactuals, pair_metrics, pair_options
-from experiments._options import Seed
-from experiments._stored import read_summary
+from experiments._command import UserError, parse, run_main
+from experiments._options import DataConfig, PairConfig, Seed, starting_config
 from experiments.train import Args as TrainArgs
 from experiments.train import train
-from spectra_jax import all_pairs_norms, head_logits
 from spectra_jax.logging import Console, duration, write_json
-from spectra_jax.reporting import Report
 from spectra_jax.training import PRESETS
 
 
@@ -49,7 +44,7 @@ class Args:
         quiet: show errors only.
     """
 
-    data: OmitArgPrefixes[_run.DataConfig] = field(default_factory=_run.DataConfig)
+    data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     pairs: Annotated[PairConfig, tyro.conf.arg(name="")] = field(default_factory=PairConfig)
     model: str | None = None
     epochs: int | None = None
@@ -65,18 +60,26 @@ def quickstart(args: Args) -> tuple[Path, int]:
     summary.json: "seconds" is the time of the whole command, "train/seconds" of the training loop alone. A repeated
     command adds its own to what is known of the ones before.
     """
+    import jax.numpy as jnp
+
+    from experiments import _folder, _pages, _run
+    from experiments._counterfactuals import all_norms, choose_pairs, find_counterfactuals, pair_metrics, pair_options
+    from experiments._stored import read_summary
+    from spectra_jax import head_logits
+    from spectra_jax.reporting import Report
+
     began = time.monotonic()
     console = Console(quiet=args.quiet)
     if args.model is not None and args.model not in PRESETS:
-        raise _folder.UserError(f"--model {args.model!r}: choose one of {', '.join(PRESETS)}")
+        raise UserError(f"--model {args.model!r}: choose one of {', '.join(PRESETS)}")
     if args.epochs is not None and args.epochs < 1:
-        raise _folder.UserError(f"--epochs {args.epochs}: expected 1 or more")
+        raise UserError(f"--epochs {args.epochs}: expected 1 or more")
     if args.image_size < 0:
-        raise _folder.UserError(f"--image-size {args.image_size}: expected pixels, or 0 for the model's own size")
+        raise UserError(f"--image-size {args.image_size}: expected pixels, or 0 for the model's own size")
     dataset = _run.prepare_data(args.data, console=console)
     name = args.model or _run.default_model(dataset)
     run_dir = args.run_dir or Path("runs") / f"quickstart-{args.data.name}-{name}-seed{args.seed}"
-    preset = _run.starting_config(name, args.data.data_dir)
+    preset = starting_config(name, args.data.data_dir)
     epochs = args.epochs or preset.epochs
     config = dataclasses.replace(preset, seed=args.seed, epochs=epochs, image_size=args.image_size)
     _, code = train(TrainArgs(config, data=args.data, run_dir=run_dir, quiet=args.quiet), dataset)
@@ -88,9 +91,7 @@ def quickstart(args: Args) -> tuple[Path, int]:
     head = run.model.head(run.params)
     attributes, labels = _run.test_attributes(run_dir)
     console.say(f"solving {len(labels) * run.info.num_classes:,} (image, target) pairs")
-    solve = jax.jit(all_pairs_norms, static_argnames="method")
-    norms = {method: np.asarray(solve(head, jnp.asarray(attributes), method=method)) for method in
-             ("boundary", "pinv", "projection")}  # fmt: skip
+    norms = all_norms(head, attributes)
     _folder.write_arrays(run_dir / "norms.npz", **norms)
     lengths = np.linalg.norm(attributes, axis=-1)
     predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=-1)
@@ -136,9 +137,9 @@ def quickstart(args: Args) -> tuple[Path, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(
-        Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.quickstart"
-    )
+    args = parse(Args, arguments, "quickstart")
+    from experiments import _run
+
     _run.use_compilation_cache()
     path, code = quickstart(args)
     print(path)
@@ -146,4 +147,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

@@ -1,24 +1,18 @@
 """Draws the images of a trained run back from their attributes: trains a decoder, measures it, shows its pictures."""
 
+from __future__ import annotations
+
 import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
 from tyro.conf import OmitArgPrefixes
 
-from experiments import _folder, _run
-from experiments import _reconstruction as pictures
-from experiments._options import Seed
-from experiments._reconstruction_page import add_figures, add_pictures, choose_attributes
-from experiments._stored import read_records
-from spectra_jax.checkpoint import CheckpointError
+from experiments._command import UserError, check_run_folder, parse, run_main
+from experiments._options import DecoderConfig, Seed
 from spectra_jax.logging import Console, duration, write_json
-from spectra_jax.models import build_decoder
-from spectra_jax.reporting import Report
-from spectra_jax.training import DECODER, NonFiniteError, training_decoder
 
 
 @dataclass(frozen=True)
@@ -45,14 +39,25 @@ class Args:
 
     run_dir: Path
     out: Path
-    decoder: OmitArgPrefixes[pictures.DecoderConfig] = field(default_factory=pictures.DecoderConfig)
+    decoder: OmitArgPrefixes[DecoderConfig] = field(default_factory=DecoderConfig)
     attributes: tuple[str, ...] = ()
     seed: Seed = 0
     quiet: bool = False
 
+    def check(self) -> None:
+        check_run_folder(self.run_dir)
+
 
 def reconstruct(args: Args) -> tuple[Path, int]:
     """Trains or takes the decoder, measures it and writes the out folder. Returns the report and the exit code."""
+    from experiments import _folder, _run
+    from experiments import _reconstruction as pictures
+    from experiments._reconstruction_page import add_figures, add_pictures, choose_attributes
+    from experiments._stored import read_records
+    from spectra_jax.models import build_decoder
+    from spectra_jax.reporting import Report
+    from spectra_jax.training import DECODER, training_decoder
+
     began = time.monotonic()
     console = Console(quiet=args.quiet)
     run = _run.load_run(args.run_dir)
@@ -63,7 +68,7 @@ def reconstruct(args: Args) -> tuple[Path, int]:
         try:
             decoder = build_decoder(num_attributes=run.info.num_attributes, image_size=args.decoder.image_size)
         except ValueError as error:
-            raise _folder.UserError(f"--image-size: {error}") from error
+            raise UserError(f"--image-size: {error}") from error
     # The decoder depends on these; which attributes are shown may change without training it again.
     settings = {"decoder": dataclasses.asdict(args.decoder), "seed": args.seed, "run": _run.checksum(run)}
     with _folder.owned_folder(args.out, "experiments.reconstruct", settings) as out:
@@ -106,15 +111,19 @@ def reconstruct(args: Args) -> tuple[Path, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(Args, args=arguments, prog="python -m experiments.reconstruct")
+    args = parse(Args, arguments, "reconstruct")
+    from experiments import _run
+    from spectra_jax.checkpoint import CheckpointError
+    from spectra_jax.training import NonFiniteError
+
     _run.use_compilation_cache()
     try:
         path, code = reconstruct(args)
     except (NonFiniteError, CheckpointError) as error:
-        raise _folder.UserError(str(error)) from error
+        raise UserError(str(error)) from error
     print(path)
     return code
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

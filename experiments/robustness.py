@@ -1,19 +1,22 @@
 """What is left of a model's accuracy under attacks written by others: the check on every claim of robustness."""
 
+from __future__ import annotations
+
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments import _folder, _run
-from experiments._robustness import AttackConfig, Attacked, attack_run, compare, figures
-from experiments._robustness_pages import TABLE, write_report, write_results
+from experiments._command import UserError, check_run_folder, parse, run_main
+from experiments._options import AttackConfig
 from spectra_jax.logging import Console, duration
+
+if TYPE_CHECKING:
+    from experiments._robustness import Attacked
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,15 @@ class Args:
     out: Path = Path("runs/robustness")
     quiet: bool = False
 
+    def check(self) -> None:
+        for run_dir in self.run_dirs:
+            check_run_folder(run_dir)
+
     def __post_init__(self) -> None:
         if self.names and len(self.names) != len(self.run_dirs):
-            raise _folder.UserError(f"--names: {len(self.names)} for {len(self.run_dirs)} run folders")
+            raise UserError(f"--names: {len(self.names)} for {len(self.run_dirs)} run folders")
         if not self.run_dirs or len(set(self.run_names)) < len(self.run_dirs):
-            raise _folder.UserError(f"{', '.join(self.run_names) or 'no run'}: give every run a --names of its own")
+            raise UserError(f"{', '.join(self.run_names) or 'no run'}: give every run a --names of its own")
 
     @property
     def run_names(self) -> tuple[str, ...]:
@@ -55,12 +62,16 @@ class Args:
 
 def robustness(args: Args) -> Path:
     """Attacks every run and writes what is left; returns the out folder."""
+    from experiments import _folder, _run
+    from experiments._robustness import attack_run, compare, figures
+    from experiments._robustness_pages import TABLE, write_report, write_results
+
     began, console = time.monotonic(), Console(quiet=args.quiet)
     runs = {name: _run.load_run(path) for name, path in zip(args.run_names, args.run_dirs, strict=True)}
     first = next(iter(runs.values()))
     for name, run in runs.items():
         if run.dataset.path.name != first.dataset.path.name:
-            raise _folder.UserError(f"{name} was trained on other data than {args.run_names[0]}: compare them apart.")
+            raise UserError(f"{name} was trained on other data than {args.run_names[0]}: compare them apart.")
     with _folder.owned_folder(args.out, "experiments.robustness", {}) as out:
         attacked: dict[str, Attacked] = {}
         found: dict[str, dict[str, float]] = {}
@@ -80,13 +91,13 @@ def robustness(args: Args) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(
-        Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.robustness"
-    )
+    args = parse(Args, arguments, "robustness")
+    from experiments import _run
+
     _run.use_compilation_cache()
     print(robustness(args))
     return 0
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

@@ -1,23 +1,22 @@
 """Which pixels the attributes of a trained run look at, and whether they lie on the part the attribute names."""
 
+from __future__ import annotations
+
 import functools
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from experiments import _folder, _run, _saliency_page
+from experiments._command import UserError, check_run_folder, parse, run_main
 from experiments._options import Seed
-from experiments._parts import group_of, lift, part_discs, part_names
-from experiments._saliency_page import Map
-from spectra_jax import activation_map, head_logits
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True)
@@ -54,46 +53,26 @@ class Args:
     seed: Seed = 0
     quiet: bool = False
 
+    def check(self) -> None:
+        check_run_folder(self.run_dir)
+
     def __post_init__(self) -> None:
         for name in ("num_images", "num_attributes", "top_k"):
             if getattr(self, name) < 1:
-                raise _folder.UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
-
-
-def choose(
-    args: Args, run: _run.LoadedRun, attributes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
-) -> list[tuple[int, int, float]]:
-    """(image, attribute, weight * value) of every map to draw.
-
-    Raises:
-        UserError: an image or attribute that is not there, or no image is classified correctly.
-    """
-    head = run.model.head(run.params)
-    predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=-1)
-    try:
-        named = [run.info.find_attribute(name) for name in args.attribute]
-    except ValueError as error:
-        raise _folder.UserError(f"--attribute: {error}") from error
-    for index in args.image:
-        if not 0 <= index < len(labels):
-            raise _folder.UserError(f"--image {index}: the test split has the images 0 to {len(labels) - 1}")
-    images = np.asarray(args.image, int)
-    if not args.image:
-        right = rng.permutation(np.flatnonzero(predicted == labels))
-        if not len(right):
-            raise _folder.UserError(f"{args.run_dir} classifies no test image correctly: choose some by --image")
-        turn = np.array([np.sum(labels[right[:k]] == labels[right[k]]) for k in range(len(right))])
-        images = right[np.argsort(turn, kind="stable")][: args.num_images]
-    maps = []
-    for index in images:
-        contribution = np.asarray(head.weights)[predicted[index]] * attributes[index]
-        for f in named or np.argsort(-contribution)[: args.num_attributes]:
-            maps.append((int(index), int(f), float(contribution[f])))
-    return maps
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
 
 
 def saliency(args: Args) -> Path:
     """Draws the maps, measures them and writes the out folder; returns the report."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments import _folder, _run, _saliency_page
+    from experiments._parts import group_of, lift, part_discs, part_names
+    from experiments._saliency_choice import choose
+    from experiments._saliency_page import Map
+    from spectra_jax import activation_map
+
     began = time.monotonic()
     console = Console(quiet=args.quiet)
     run = _run.load_run(args.run_dir)
@@ -139,11 +118,13 @@ def saliency(args: Args) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.saliency")
+    args = parse(Args, arguments, "saliency")
+    from experiments import _run
+
     _run.use_compilation_cache()
     print(saliency(args))
     return 0
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

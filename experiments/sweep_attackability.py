@@ -1,22 +1,20 @@
-"""Every counterfactual of every sample, streamed into Parquet files; a repeated command goes on where it stopped."""
+"""The nearest class of every sample, and every counterfactual where asked; a repeated command goes on."""
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax
-import tyro
 from tyro.conf import OmitArgPrefixes
 
-from experiments import _folder, _run, _sweep, _sweep_inputs, _sweep_pages
-from spectra_jax.logging import Console, duration, write_json
+from experiments._command import parse, run_main
+from experiments._options import HostsConfig
+from experiments._sweep_options import InputConfig, SolveConfig
 
 
 @dataclass(frozen=True)
 class Args:
-    """Solves all (sample, target) pairs of a linear head and reports which samples and classes are easily confused.
+    """Says how far every sample of a linear head is from another class, and solves all (sample, target) pairs.
 
     python -m experiments.sweep_attackability --run-dir runs/quickstart-synthetic-cnn-seed0 --out runs/sweep
         the test split of a finished run.
@@ -24,12 +22,17 @@ class Args:
         --out runs/sweep
         anybody's features, (samples, attributes), and linear head; no PyTorch needed.
 
-    Leaves pairs/*.parquet (a row a sample, target and method), samples/*.parquet (a row a sample),
-    class_distances.parquet, summary.json, metrics.jsonl and report.html in --out. Read them with any of
+    First comes what costs as much as the logits: the nearest class of every sample, its distance and the
+    attackability, for which the boundary is EXACT (the nearest way out of a region is through one facet). Shown on the
+    terminal and left in nearest.parquet, summary.json and report.html. Then all pairs, where they take a minute or
+    two (up to 5 million) or are asked for, by --all-pairs or any option of theirs; else it says what they would cost.
+
+    Of all pairs it leaves pairs/*.parquet (a row a sample, target and method), samples/*.parquet (a row a sample) and
+    class_distances.parquet as well. Read them with any of
         pandas.read_parquet("runs/sweep/pairs")   polars.scan_parquet("runs/sweep/pairs/*.parquet")
         duckdb.sql("select * from 'runs/sweep/pairs/*.parquet'")
 
-    Memory does not depend on the number of samples. On a CPU every core solves samples of its own, with the same
+    Memory does not depend on the number of pairs. On a CPU every core solves samples of its own, with the same
     answers; JAX_NUM_CPU_DEVICES=1 makes one device of all cores. After Ctrl-C or a kill, repeat the command: finished
     files are kept. On several hosts start it once on each with the same --out on a shared disk.
 
@@ -39,51 +42,59 @@ class Args:
     """
 
     out: Path
-    source: OmitArgPrefixes[_sweep_inputs.InputConfig] = field(default_factory=_sweep_inputs.InputConfig)
-    questions: OmitArgPrefixes[_sweep.SolveConfig] = field(default_factory=_sweep.SolveConfig)
-    hosts: OmitArgPrefixes[_run.HostsConfig] = field(default_factory=_run.HostsConfig)
+    source: OmitArgPrefixes[InputConfig] = field(default_factory=InputConfig)
+    questions: OmitArgPrefixes[SolveConfig] = field(default_factory=SolveConfig)
+    hosts: OmitArgPrefixes[HostsConfig] = field(default_factory=HostsConfig)
     quiet: bool = False
 
 
 def sweep(args: Args) -> int:
     """Runs or resumes a sweep; returns the exit code."""
+    import jax
+
+    from experiments import _nearest, _nearest_pages, _sweep, _sweep_inputs
+    from spectra_jax.logging import Console, duration
+
     began = time.monotonic()
     console = Console(quiet=args.quiet or jax.process_index() > 0)
-    config = args.questions
 
-    def prepare() -> tuple[_sweep_inputs.Problem, _sweep_inputs.Scan, _sweep.Plan]:
-        problem = _sweep_inputs.open_problem(args.source, config.precision)
+    def prepare() -> tuple[_sweep_inputs.Problem, _nearest.Nearest | None]:
+        problem = _sweep_inputs.open_problem(args.source, args.questions.precision)
         console.say(problem.sources)
-        _sweep.check_options(config, problem)
-        found = _sweep_inputs.scan(problem, config.precision)
-        return problem, found, _sweep.make_plan(problem, config, found.fingerprint)
+        _sweep.check_options(args.questions, problem)
+        # Seconds of work: one process does it.
+        return problem, _nearest.find_nearest(problem, console=console) if jax.process_index() == 0 else None
 
-    problem, found, plan = _sweep.together(prepare)
-    _sweep.check_same_input(plan)
-    with _sweep.sweep_folder(args.out, plan.options) as folder:
-        earlier = _sweep.seconds_solved(folder, plan)
-        code = _sweep.solve(problem, config, plan, found, folder, console=console)
-        if code == 0 and jax.process_index() == 0:
-            console.say("reading the answers")
+    problem, found = _sweep.together(prepare)
+    if found is not None:
+        _nearest_pages.show_nearest(problem, found, console)
+    config = _sweep.with_methods(args.questions, problem)
+    if config.methods:
+        from experiments import _all_pairs
+
+        return _all_pairs.solve_all(problem, config, found, args.out, console=console, began=began)
+    cost = _nearest.estimate_cost(problem, _sweep.ALL_PAIRS)
+    with _sweep.sweep_folder(args.out, _sweep.nearest_options(problem, found)) as folder:
+        if found is not None:
             try:
-                answers = _sweep_pages.analyse(problem, config, plan, folder)
-                seconds = earlier + time.monotonic() - began
-                write_json(folder / _folder.SUMMARY, {**answers.summary, "seconds": seconds})
-                path = _sweep_pages.write_report(problem, config, plan, answers, folder, seconds=seconds)
+                path = _nearest_pages.write_all(problem, found, cost, folder, seconds=time.monotonic() - began)
             except OSError as error:
                 raise _sweep.cannot_write(folder, error) from error
+            console.say(_nearest_pages.cost_sentence(cost))
             console.say(f"done in {duration(time.monotonic() - began)}; open {path.resolve().as_uri()}")
-    return code
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(
-        Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.sweep_attackability"
-    )
-    _run.use_compilation_cache()
-    _run.one_device_a_core()
-    _run.join_hosts(args.hosts)
+    args = parse(Args, arguments, "sweep_attackability")
+    import jax
+
+    from experiments import _devices
+
+    _devices.use_compilation_cache()
+    _devices.one_device_a_core()
+    _devices.join_hosts(args.hosts)
     if args.questions.precision == "float64":
         jax.config.update("jax_enable_x64", True)
     code = sweep(args)
@@ -92,4 +103,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

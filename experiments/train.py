@@ -1,36 +1,25 @@
 """Trains an attribute-bottleneck classifier and leaves a run folder; a repeated command resumes it."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import tyro
 from tyro.conf import OmitArgPrefixes
 
-from experiments import _folder, _pages, _run, _stored
-from experiments._inputs import first_params, make_inputs, positive_weight
-from spectra_jax.checkpoint import CheckpointError
-from spectra_jax.data import Dataset
+from experiments._command import UserError, parse, run_main
+from experiments._options import DataConfig, HostsConfig, preset
 from spectra_jax.logging import Console, duration
-from spectra_jax.sharding import any_process, data_mesh, place_batch, replicate, replicated
-from spectra_jax.training import (
-    NonFiniteError,
-    Predictions,
-    TrainConfig,
-    evaluate,
-    fit,
-    init_state,
-    make_eval_step,
-    make_optimizer,
-    make_train_step,
-    predict,
-)
+from spectra_jax.training import TrainConfig
+
+if TYPE_CHECKING:
+    from spectra_jax.data import Dataset
+    from spectra_jax.training import Predictions
 
 
 @dataclass(frozen=True)
@@ -54,8 +43,8 @@ class Args:
     """
 
     train: OmitArgPrefixes[TrainConfig]
-    data: OmitArgPrefixes[_run.DataConfig] = field(default_factory=_run.DataConfig)
-    hosts: OmitArgPrefixes[_run.HostsConfig] = field(default_factory=_run.HostsConfig)
+    data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
+    hosts: OmitArgPrefixes[HostsConfig] = field(default_factory=HostsConfig)
     run_dir: Path | None = None
     log_every: int = 50
     evaluate_every: float = 1.0
@@ -65,6 +54,13 @@ class Args:
 
 def train(args: Args, dataset: Dataset | None = None) -> tuple[Path, int]:
     """Trains, or resumes, and evaluates on the test split. Returns the run folder and the exit code."""
+    import jax
+
+    from experiments import _folder, _pages, _record, _run, _stored
+    from experiments._inputs import first_params, make_inputs, positive_weight
+    from spectra_jax.sharding import any_process, data_mesh, place_batch, replicate, replicated
+    from spectra_jax.training import evaluate, fit, init_state, make_eval_step, make_optimizer, make_train_step, predict
+
     began = time.monotonic()
     _run.check_rhythm(args.log_every, args.evaluate_every, args.checkpoint_every)
     console = Console(quiet=args.quiet or jax.process_index() > 0)
@@ -91,7 +87,7 @@ def train(args: Args, dataset: Dataset | None = None) -> tuple[Path, int]:
     def look(params: Any, split: str) -> Predictions:
         return predict(eval_step, params, inputs.split(split), place=lambda batch: place_batch(batch, mesh))
 
-    record = _folder.Record(run, state, console=console)
+    record = _record.Record(run, state, console=console)
     progress = record.progress
     if progress.step:
         console.say(f"resuming {path} at step {progress.step} of {num_steps}")
@@ -122,7 +118,7 @@ def train(args: Args, dataset: Dataset | None = None) -> tuple[Path, int]:
             block=jax.process_count() > 1 and jax.default_backend() == "cpu",
         )
         if progress.step == num_steps:
-            _folder.summarize(run, model.head(state.params), look(state.params, "test"), progress, record, began=began)
+            _record.summarize(run, model.head(state.params), look(state.params, "test"), progress, record, began=began)
     if progress.step < num_steps:
         console.say(f"stopped at step {progress.step} of {num_steps}; repeat the command to go on from there")
         return path, stop.exit_code
@@ -134,17 +130,20 @@ def train(args: Args, dataset: Dataset | None = None) -> tuple[Path, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    args = tyro.cli(Args, args=arguments, default=Args(_run.preset(arguments)), prog="python -m experiments.train")
+    args = parse(Args, arguments, "train", default=lambda words: Args(preset(words)))
+    from experiments import _run
+    from spectra_jax.checkpoint import CheckpointError
+    from spectra_jax.training import NonFiniteError
+
     _run.use_compilation_cache()
     _run.join_hosts(args.hosts)
     try:
         path, code = train(args)
     except (NonFiniteError, CheckpointError) as error:
-        raise _folder.UserError(str(error)) from error
+        raise UserError(str(error)) from error
     print(path)
     return code
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

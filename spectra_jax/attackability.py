@@ -3,30 +3,26 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.stats import bootstrap
 
+from spectra_jax.buckets import in_buckets
 from spectra_jax.checks import as_problem, check_choice
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
-from spectra_jax.perturbations.geometry import HIGHEST, centred, of_unit_size, relative_logits, safe_norm, safe_sqrt
+from spectra_jax.perturbations.geometry import of_unit_size, relative_logits, safe_norm
+from spectra_jax.perturbations.nearest_class import nearest_class
 from spectra_jax.perturbations.nearest_target import nearest_target
 from spectra_jax.switches import public
 from spectra_jax.types import Head
 
-# Logits of a block of samples: on a CPU 4 MB, which stay in its cache and are as fast a product as the whole, which
-# smaller blocks are not; many enough to fill an accelerator.
-_LOGITS_ON_CPU, _LOGITS_ON_ACCELERATOR = 1_000_000, 4_000_000
-# Squared distances below this part of ||w_i||^2 + ||w_k||^2 are not taken from the Gram matrix.
-_CLOSE = 0.05
 # Bootstrap draws held in memory together: 32 MB of doubles.
 _RESAMPLED_AT_ONCE = 4_000_000
 # Of fewer values the largest tenth says nothing about the tail.
 _LEAST_FOR_TAIL = 40
 
 
+@in_buckets
 @public(rows="attributes")
 def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = "boundary") -> Float[Array, "b"]:
     """Sample attackability max_k ||e|| / ||delta_k|| over the classes k other than the predicted one (Eq. 5).
@@ -50,84 +46,19 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
     Raises:
         ValueError: shapes do not match, unknown method.
     """
-    head, attributes = as_problem(head, attributes, ndim=2)
     check_choice("method", method, METHODS)
-    head, _, _ = of_unit_size(head, jnp.zeros((), attributes.dtype))
     if method == "boundary":
-        nearest = _nearest_boundaries(head, attributes)
-    else:
-        logits = relative_logits(head, attributes)
-        norms = all_pairs_norms(head, attributes, method=method)
-        classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-        others = classes[None, :] != jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
-        found = nearest_target(norms, allowed=others)
-        nearest = jnp.where(found.num_unresolved > 0, jnp.nan, found.distance)  # the nearest may be one of those
+        return nearest_class(head, attributes).attackability
+    head, attributes = as_problem(head, attributes, ndim=2)
+    head, _, _ = of_unit_size(head, jnp.zeros((), attributes.dtype))
+    logits = relative_logits(head, attributes)
+    norms = all_pairs_norms(head, attributes, method=method)
+    classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    others = classes[None, :] != jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
+    found = nearest_target(norms, allowed=others)
+    nearest = jnp.where(found.num_unresolved > 0, jnp.nan, found.distance)  # the nearest may be one of those
     on_boundary = nearest == 0
     return jnp.where(on_boundary, jnp.inf, safe_norm(attributes) / jnp.where(on_boundary, 1, nearest))
-
-
-@jax.jit  # eagerly its loop would be compiled at every call
-def _nearest_boundaries(head: Head, attributes: Float[Array, "b n"]) -> Float[Array, "b"]:
-    """min_k (l_i - l_k) / ||w_i - w_k|| of each sample, block by block: the logits never leave the cache.
-
-    Which class is nearest is found from the table of distances; its own distance is then taken from the two rows
-    themselves, which is exact and what derivatives go through.
-    """
-    weights, bias = head
-    num_classes = weights.shape[0]
-    table = safe_sqrt(_row_distances(jax.lax.stop_gradient(weights)))
-    classes = jnp.arange(num_classes, dtype=jnp.int32)
-
-    def first(mask):
-        return jnp.minimum(jnp.min(jnp.where(mask, classes, num_classes)), num_classes - 1)
-
-    def one_sample(sample):
-        logits = jnp.matmul(weights, sample, precision=HIGHEST)
-        logits = logits if bias is None else logits + bias
-        fixed = jax.lax.stop_gradient(logits)
-        best = jnp.max(fixed)
-        predicted = first(fixed == best)
-        apart = table[predicted]
-        gaps = best - fixed
-        distances = jnp.where(gaps > 0, gaps / apart, 0 * gaps)
-        distances = jnp.where(classes == predicted, jnp.inf, distances)
-        least = jnp.min(distances)
-        nearest = first(distances == least)
-        length = safe_norm(weights[predicted] - weights[nearest])
-        reachable = least < jnp.inf
-        gap = jnp.where(reachable, logits[predicted] - logits[nearest], 0)
-        distance = jnp.where(reachable, gap / jnp.where(length > 0, length, 1), jnp.inf)
-        # A number that is none, in the head or the sample, is no proof that nothing can be reached.
-        return jnp.where(jnp.isfinite(best) & ~jnp.isnan(least), distance, jnp.nan)
-
-    def in_blocks(size: int):
-        return lambda samples: jax.lax.map(one_sample, samples, batch_size=max(1, size // num_classes))
-
-    return jax.lax.platform_dependent(
-        attributes, cpu=in_blocks(_LOGITS_ON_CPU), default=in_blocks(_LOGITS_ON_ACCELERATOR)
-    )
-
-
-def _row_distances(weights: Float[Array, "c n"]) -> Float[Array, "c c"]:
-    """Squared distances between the rows, good enough to rank by, at the cost of one product of the weights.
-
-    K_ii - 2 K_ik + K_kk has lost digits where rows are close; such rows are done again from their differences.
-    """
-    rows = centred(weights)
-    gram = jnp.matmul(rows, rows.T, precision=HIGHEST)
-    lengths = jnp.diagonal(gram)
-
-    def one_row(row, products, own, index):
-        sums = own + lengths
-        squares = sums - 2 * products
-        close = (squares < _CLOSE * sums) & (jnp.arange(len(sums), dtype=jnp.int32) != index)
-        return jax.lax.cond(
-            jnp.any(close), lambda: jnp.sum(jnp.square(row[None, :] - weights), axis=-1), lambda: squares
-        )
-
-    # Centring rounds, and close rows differ by no more than that: their difference is that of the weights themselves.
-    numbers = jnp.arange(len(rows), dtype=jnp.int32)
-    return jax.lax.map(lambda member: one_row(*member), (weights, gram, lengths, numbers))
 
 
 def attackability_summary(
@@ -213,6 +144,8 @@ def _quantile(values: np.ndarray, level: float = 0.5, axis: int | None = None) -
 
 
 def _interval(sample: np.ndarray, statistic: Callable[..., Any], num_resamples: int, seed: int) -> tuple[float, float]:
+    from scipy.stats import bootstrap  # as long an import as all of JAX; attackability itself does without
+
     if sample.size < 2:
         return np.nan, np.nan
     with np.errstate(invalid="ignore"):  # SciPy also computes a standard error, inf - inf where medians are infinite

@@ -93,34 +93,44 @@ def check_finite_head(head: Head) -> None:
             )
 
 
+def check_problem(head: Head, attributes: Any, *, ndim: int) -> None:
+    """Checks a head and attributes, of JAX or NumPy, without converting them.
+
+    Raises:
+        ValueError: shapes do not match, types are not one floating type (half precision counts as float32), or
+            concrete values are not finite; a bias may be -inf, which masks the class.
+    """
+    check_attributes(head, attributes, ndim=ndim)
+    wanted = _working_type(head.weights)
+    for name, array in (("head.weights", head.weights), ("head.bias", head.bias), ("attributes", attributes)):
+        if array is None:
+            continue
+        if not jnp.issubdtype(array.dtype, jnp.floating) or _working_type(array) != wanted:
+            raise ValueError(
+                f"{name} has type {array.dtype} beside weights of type {head.weights.dtype}; expected one floating type"
+            )
+    check_finite_head(head)
+    if is_concrete(attributes) and attributes.size and not np.isfinite(_span(attributes)).all():
+        raise ValueError("attributes contains NaN or infinite values; leave those samples out or repair them")
+
+
+def _working_type(array: Any) -> Any:
+    """The type that JAX computes with an array in, half precision in float32."""
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    return jnp.dtype(jnp.float32) if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 else dtype
+
+
 def as_problem(head: Head, attributes: Any, *, ndim: int) -> tuple[Head, jax.Array]:
     """The head and attributes as JAX arrays of one type, checked: NumPy input works, and nothing loses digits silently.
 
     Half precision is computed in float32, which holds all its numbers.
 
     Raises:
-        ValueError: shapes do not match, types are not one floating type, or concrete values are not finite; a bias may
-            be -inf, which masks the class.
+        ValueError: as `check_problem`.
     """
-    check_attributes(head, attributes, ndim=ndim)
+    check_problem(head, attributes, ndim=ndim)
     bias = None if head.bias is None else jnp.asarray(head.bias)
-    head, attributes = Head(jnp.asarray(head.weights), bias), jnp.asarray(attributes)
-    raised_head, raised_attributes = at_least_float32((head, attributes))
-    for name, given, array in (
-        ("head.weights", head.weights, raised_head.weights),
-        ("head.bias", bias, raised_head.bias),
-        ("attributes", attributes, raised_attributes),
-    ):
-        if array is None or given is None:
-            continue
-        if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype != raised_head.weights.dtype:
-            raise ValueError(
-                f"{name} has type {given.dtype} beside weights of type {head.weights.dtype}; expected one floating type"
-            )
-    check_finite_head(head)
-    if is_concrete(attributes) and attributes.size and not np.isfinite(_span(attributes)).all():
-        raise ValueError("attributes contains NaN or infinite values; leave those samples out or repair them")
-    return raised_head, raised_attributes
+    return at_least_float32((Head(jnp.asarray(head.weights), bias), jnp.asarray(attributes)))
 
 
 def as_pair(head: Head, attributes: Any, target: Any, margin: Any) -> tuple[Head, jax.Array, jax.Array, jax.Array]:

@@ -31,7 +31,8 @@ class DatasetInfo:
     """What is known about a prepared data set beside its records.
 
     Attributes:
-        name: "cub200", "own_images" for another data set in its layout, or the name of the folder that holds a table.
+        name: "cub200", "synthetic_birds", "own_images" for another data set in their layout, or the name of the
+            folder that holds a table.
         class_names: (c,) of the classes that have images; a label is a position in it.
         class_ids: (c,) 0-based ids among the source's classes, ascending.
         attribute_names: (n,) such as "has_nape_color::purple" or "striped".

@@ -18,6 +18,7 @@ from spectra_jax.types import Head
 
 FEATURE_NAMES = ("attributes", "features", "embeddings")
 LABEL_NAMES = ("labels", "label", "targets", "target", "y")
+ID_NAME = "ids"  # of the samples, beside the features; never taken for labels
 WEIGHT_NAMES = ("weights", "weight")
 NONE = "none"  # in the place of a name: there is no such array
 _NUMBERS, _INTEGERS = "fiub", "iub"
@@ -36,7 +37,11 @@ def open_features(path: Path, name: str | None = None) -> Rows:
     arrays = open_arrays(path)
     chosen = _named(path, arrays, name, FEATURE_NAMES)
     if chosen is None:
-        fitting = [n for n, a in arrays.items() if len(a.shape) == 2 and a.kind in _NUMBERS and n not in LABEL_NAMES]
+        fitting = [
+            n
+            for n, a in arrays.items()
+            if len(a.shape) == 2 and a.kind in _NUMBERS and n not in (*LABEL_NAMES, ID_NAME)
+        ]
         wide = [n for n in fitting if arrays[n].shape[1] > 1]  # one column of several is rather of labels
         chosen = _only(path, arrays, wide or fitting, "features with 2 axes", "--feature-name")
     array = arrays[chosen]
@@ -64,7 +69,7 @@ def open_labels(path: Path, *, num_classes: int, name: str | None = None, featur
     if name == NONE:
         return None
     arrays = open_arrays(path)
-    others = {n: a for n, a in arrays.items() if features is None or n != features.name}
+    others = {n: a for n, a in arrays.items() if features is None or n not in (features.name, ID_NAME)}
     chosen = _named(path, others, name, LABEL_NAMES) if others or name is not None else None
     if chosen is None:
         fitting = [

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from experiments import _folder, _run
+from experiments import _folder
 from experiments.train import main
 
 
@@ -26,4 +26,4 @@ if __name__ == "__main__":
     if int(number):
         arguments = (int(number), int(lines), float(delay), Path(run_dir) / _folder.METRICS)
         threading.Thread(target=signal_at, args=arguments, daemon=True).start()
-    _run.run_main(lambda: main(["--run-dir", run_dir, *options]))
+    _command.run_main(lambda: main(["--run-dir", run_dir, *options]))

@@ -17,10 +17,12 @@ TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".html", ".css", ".js", ".json",
 
 # Lower numbers are further down: a module imports only from lower layers or from its own group.
 LAYERS = {
+    "lazy": 0,
     "types": 0,
     "names": 0,
     "switches": 0,
     "checks": 1,
+    "buckets": 1,
     "similarity": 2,
     "models": 2,
     "perturbations": 2,
@@ -163,9 +165,7 @@ def test_no_text_names_a_machine():
     assert not found
 
 
-PUBLIC = {
-    name: getattr(sj, name) for name in vars(sj) if not name.startswith("_") and not inspect.ismodule(getattr(sj, name))
-}
+PUBLIC = {name: getattr(sj, name) for name in sj.__all__}
 FUNCTIONS = {name: thing for name, thing in PUBLIC.items() if inspect.isfunction(thing)}
 
 
@@ -182,8 +182,21 @@ def test_the_fixed_names_are_there():
 def test_the_public_api_is_a_list_of_imports_and_nothing_else():
     body = ast.parse((ROOT / "spectra_jax" / "__init__.py").read_text(encoding="utf-8")).body
     assert isinstance(body[0], ast.Expr)
-    for node in body[1:]:
-        assert isinstance(node, ast.ImportFrom) and all(alias.asname == alias.name for alias in node.names)
+    branch = body[-1]
+    assert all(isinstance(node, ast.ImportFrom) for node in body[1:-1]) and isinstance(branch, ast.If)
+    assert all(isinstance(node, ast.ImportFrom) for node in branch.body)
+    names = [(alias.name, alias.asname) for node in branch.body for alias in node.names]
+    assert all(name == other for name, other in names) and [name for name, _ in names] == sj.__all__
+
+
+def test_a_module_never_hides_the_function_of_its_name():
+    code = (
+        "from spectra_jax.attackability import attackability_summary; import spectra_jax; "
+        "from spectra_jax import attackability; assert callable(attackability); "
+        "assert spectra_jax.attackability is attackability; assert 'nearest_class' in dir(spectra_jax); "
+        "assert spectra_jax.perturbations.geometry.HIGHEST; assert not hasattr(spectra_jax, 'no_such_name')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -211,10 +224,40 @@ def test_options_are_keyword_only_and_everything_is_annotated(name):
     assert signature.return_annotation is not signature.empty
 
 
-def test_importing_the_library_leaves_jax_as_it_was():
+HEAVY = [
+    "sklearn",
+    "scipy.stats",
+    "matplotlib",
+    "tensorflow_datasets",
+    "orbax",
+    "pyarrow",
+    "flax",
+    "optax",
+    "dm_pix",
+    "chex",
+    "grain",
+    "tensorflow",
+    "torch",
+    "skimage",
+    "PIL",
+    "rich",
+    "tyro",
+]
+
+
+def test_the_solvers_need_jax_and_little_else():
     code = (
-        "import jax; before = dict(jax.config.values); import spectra_jax; assert dict(jax.config.values) == before; "
-        "import sys; assert not {'tensorflow', 'torch', 'matplotlib', 'orbax', 'grain'} & set(sys.modules)"
+        "import jax, sys; import jax.numpy as jnp; before = dict(jax.config.values); import spectra_jax as sj; "
+        "head = sj.Head(jnp.eye(3)); sj.nearest_class(head, jnp.eye(3)); sj.attackability(head, jnp.eye(3)); "
+        "[getattr(sj, name) for name in ('all_pairs_norms', 'projection_perturbation', 'sparse_perturbation')]; "
+        f"assert dict(jax.config.values) == before; found = set({HEAVY}) & set(sys.modules); assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+def test_importing_the_library_imports_not_even_jax():
+    code = (
+        f"import spectra_jax, sys; found = set({['jax', 'numpy', *HEAVY]}) & set(sys.modules); assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
     assert not jax.config.jax_enable_x64

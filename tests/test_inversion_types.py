@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import spectra_jax as sj
-from spectra_jax.inversion.types import METHODS
+from spectra_jax.inversion.config import METHODS
 
 RANDOM = np.random.default_rng(0)
 MATRIX, WEIGHTS = RANDOM.normal(size=(12 * 12 * 3, 6)) / 20, RANDOM.normal(size=(4, 6))

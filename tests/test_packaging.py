@@ -80,7 +80,7 @@ def test_every_import_is_declared():
     distributions = importlib.metadata.packages_distributions()
     undeclared = {}
     for path in sources():
-        extras = ["bench"] if "benchmarks" in path.parts or path.name.startswith("foolbox") else []
+        extras = ["bench"] if "benchmarks" in path.parts or path.name.lstrip("_").startswith("foolbox") else []
         extras += ["explore"] if "explore" in path.parts else []
         declared = {canonicalize_name(requirement.name) for requirement in requirements(*extras)}
         for node in ast.walk(ast.parse(path.read_text())):
@@ -124,6 +124,19 @@ def test_readme_example_runs(capsys):
     assert names["nearest"].feasible and int(jnp.argmax(names["logits_nearest"])) == names["target"]
     assert float(jnp.ptp(names["logits_tie"])) < 1e-3
     assert float(names["nearest"].norm) < float(jnp.linalg.norm(names["tie"]))
+
+
+def test_compiled_programs_are_kept_as_build_says(tmp_path):
+    (block,) = (block for block in python_blocks(DOCUMENTS["BUILD.md"]) if "jax_compilation_cache_dir" in block)
+    call = (
+        "\nimport jax.numpy as jnp\nimport spectra_jax as sj\nsj.nearest_class(sj.Head(jnp.eye(4)), jnp.ones((3, 4)))"
+    )
+    code = block.replace("/shared/compiled", str(tmp_path)) + call
+    kept = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=300)
+        kept.append({path.name: path.stat().st_size for path in tmp_path.iterdir() if path.name.endswith("-cache")})
+    assert kept[0] and kept[0] == kept[1]  # the second process found them all
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

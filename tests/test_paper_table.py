@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep.synthetic_birds import generate
-from experiments import _counterfactuals, _folder, _paper_table, paper_table
+from experiments import _counterfactuals, _paper_table, paper_table
 from experiments._counterfactuals import PairConfig
 from experiments._folder import UserError
 from experiments._paper_table import PLANS, Row, list_rows, median_interval, rate
@@ -51,7 +51,7 @@ def finished(tmp_path_factory):
         jax.config.update(name, value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr(paper_table._run, "use_compilation_cache", lambda: None)
+        patch.setattr("experiments._run.use_compilation_cache", lambda: None)
         # In place of the network, a second linear model on smaller images: it compiles in a fraction of the time.
         small = dataclasses.replace(PLANS["linear"].train, image_size=16)
         patch.setitem(PLANS, "cnn", PLANS["cnn"]._replace(train=small))
@@ -61,7 +61,7 @@ def finished(tmp_path_factory):
             *("--epochs-scale", "0.3", "--num-pairs", "4", "--batch-size", "2", "--inversion.max-steps", "4"),
             *("--foolbox-images", "4", "--lambda-stability", "0.5"),
         ]
-        with interrupted_in(_folder.Record, "log"):
+        with interrupted_in(_record.Record, "log"):
             assert paper_table.main(command) == 130
         assert not (out / "summary.json").exists()
         pairs = out / "linear-plain-seed0" / "counterfactuals"
@@ -154,8 +154,8 @@ def test_tables_agree_with_the_summary(finished):
 def test_repeating_the_command_computes_nothing(finished, monkeypatch):
     out, command = finished
     before, table = read_summary(out), (out / "table.md").read_text()
-    for name in ("train", "measure_row"):
-        monkeypatch.setattr(paper_table, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
+    for module, name in ((paper_table, "train"), (_paper_table, "measure_row")):
+        monkeypatch.setattr(module, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
     assert paper_table.main(command) == 0
     assert read_summary(out) == before and (out / "table.md").read_text() == table
 
@@ -170,7 +170,7 @@ def test_another_budget_measures_again(finished, monkeypatch):
         measured.append(row.name)
         return real(row, *others, **options)
 
-    monkeypatch.setattr(paper_table, "measure_row", measure)
+    monkeypatch.setattr(_paper_table, "measure_row", measure)
     changed = [word if word != "cnn" else "linear" for word in command]
     place = changed.index("linear")
     del changed[place]

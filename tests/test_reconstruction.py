@@ -191,7 +191,7 @@ def test_decoder_of_a_finished_run(runs, tmp_path, monkeypatch):
     assert [row["step"] for row in looks] == [0, 20, 40] and summary["best_step"] == best["step"]
     assert 0 <= summary["test/reconstruction_class_accuracy"] <= 1 and summary["test/shrunk_class_accuracy"] > 0.25
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Held-out birds" in page and "One attribute changed" in page and "Mean image PSNR" in page
+    assert "Held-out images" in page and "One attribute changed" in page and "Mean image PSNR" in page
     assert "skipped" not in page  # bookkeeping has no curve
     before = read_metrics(tmp_path / "out" / _folder.METRICS)
     assert reconstruct([*arguments, "--attributes", "has_crown_color::red"]) == 0  # finished: not trained again

@@ -23,8 +23,8 @@ def trained(tmp_path_factory):
     command = ["--model", "linear", "--epochs", "1", "--image-size", "12", "--data-dir", str(birds), "--quiet"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        for script in (train, invert, saliency, reconstruct, sweep_attackability):
-            patch.setattr(script._run, "use_compilation_cache", lambda: None)
+        patch.setattr("experiments._run.use_compilation_cache", lambda: None)
+        patch.setattr("experiments._devices.use_compilation_cache", lambda: None)
         assert train.main([*command, "--run-dir", str(folder / "run")]) == 0
         yield folder / "run", command
 

@@ -15,7 +15,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import _sweep
+from experiments import _nearest, _sweep, _sweep_inputs
 from experiments._folder import UserError
 from experiments._sweep import SolveConfig
 from experiments._sweep_inputs import InputConfig
@@ -294,6 +294,100 @@ def test_immutable_attributes_by_name_and_no_labels(tmp_path, source):
     assert table["label"].null_count == table.num_rows and "sweep/class_accuracy" not in summary(out)
     flips = pq.read_table(out / "samples")["single_attribute"].drop_null().unique().to_pylist()
     assert set(flips) <= {0, 2}
+
+
+def nearest_only(monkeypatch) -> None:
+    """Makes any number of pairs too many to be solved unasked."""
+    monkeypatch.setattr(_sweep, "_SOON_PAIRS", 0)
+
+
+def test_the_nearest_classes_come_without_pairs(tmp_path, source, monkeypatch, capsys):
+    nearest_only(monkeypatch)
+    attributes, labels, weights = arrays()
+    names = tmp_path / "classes.txt"
+    names.write_text("\n".join(f"Grey_bird_{k}" for k in range(NUM_CLASSES)))
+    given = dataclasses.replace(source, class_names=names)
+    out = tmp_path / "out"
+    assert sweep(Args(out, given)) == 0
+    shown = capsys.readouterr().err
+    assert "All 215 (sample, target) pairs would take about" in shown and "GB: --all-pairs solves them" in shown
+    assert "Grey bird 1" in " ".join(shown.split()) and "Grey_bird" not in shown
+    assert sorted(os.listdir(out)) == sorted(
+        [".lock", "config.json", "metrics.jsonl", "nearest.parquet", "report.html", "summary.json"]
+    )
+    table, head = pq.read_table(out / "nearest.parquet"), Head(jnp.asarray(weights))
+    assert table.column_names == ["sample", "id", "label", "predicted", "predicted_name", "nearest", "nearest_name",
+                                  "distance", "attackability"]  # fmt: skip
+    norms = np.asarray(all_pairs_norms(head, jnp.asarray(attributes)))
+    predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=1)
+    others = np.where(np.arange(NUM_CLASSES) == predicted[:, None], np.inf, norms)
+    np.testing.assert_array_equal(table["predicted"], predicted)
+    np.testing.assert_array_equal(table["nearest"], others.argmin(axis=1))
+    np.testing.assert_allclose(table["distance"], others.min(axis=1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(table["label"], labels)
+    assert table["id"].to_pylist() == [str(i) for i in range(NUM_SAMPLES)]
+    assert table["nearest_name"].to_pylist() == [f"Grey_bird_{k}" for k in others.argmin(axis=1)]
+    found, expected = summary(out), attackability_summary(attackability(head, jnp.asarray(attributes)))
+    assert found["sweep/pairs"] == 0 and found["sweep/class_accuracy"] == np.mean(labels == predicted)
+    np.testing.assert_allclose(found["sweep/attackability_median"], expected["median"], rtol=1e-5)
+    page = (out / "report.html").read_text()
+    assert "The most fragile samples" in page and "Class by class" in page and "Grey bird 3" in page
+
+
+def test_all_pairs_follow_in_the_same_folder_when_they_are_asked_for(tmp_path, source, monkeypatch):
+    nearest_only(monkeypatch)
+    out = tmp_path / "out"
+    assert sweep(Args(out, source, quiet=True)) == 0
+    before = pq.read_table(out / "nearest.parquet")
+    assert sweep(Args(out, source, SolveConfig(all_pairs=True), quiet=True)) == 0
+    assert pairs(out).num_rows == 2 * NUM_SAMPLES * NUM_CLASSES and summary(out)["sweep/pairs"] == 215
+    assert pq.read_table(out / "nearest.parquet") == before
+    distances = pq.read_table(out / "samples", columns=["distance"])["distance"]
+    np.testing.assert_allclose(distances, before["distance"], rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match=r"holds another sweep.*\n  methods: "):
+        sweep(Args(out, source, quiet=True))  # pairs are not thrown away for what costs seconds
+
+
+@pytest.mark.parametrize("asked", [{"margin": 0.5}, {"immutable": ("1",)}, {"methods": ("pinv",)}])
+def test_options_of_all_pairs_ask_for_them(tmp_path, source, monkeypatch, asked):
+    nearest_only(monkeypatch)
+    assert _sweep.with_methods(SolveConfig(), _sweep_inputs.open_problem(source, "float32")).methods == ()
+    problem = _sweep_inputs.open_problem(source, "float32")
+    assert _sweep.with_methods(SolveConfig(**asked), problem).methods == asked.get("methods", _sweep.ALL_PAIRS)
+
+
+def test_samples_have_the_ids_of_their_file_or_of_a_list(tmp_path, source, monkeypatch):
+    nearest_only(monkeypatch)
+    attributes, labels, _ = arrays()
+    ids = np.arange(1000, 1000 + NUM_SAMPLES)
+    np.savez(source.features, attributes=attributes, labels=labels, ids=ids)
+    assert sweep(Args(tmp_path / "a", source, quiet=True)) == 0
+    assert pq.read_table(tmp_path / "a" / "nearest.parquet")["id"].to_pylist() == [str(i) for i in ids]
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join(f"bird-{i}.jpg" for i in ids))
+    assert sweep(Args(tmp_path / "b", dataclasses.replace(source, ids=listed), quiet=True)) == 0
+    assert pq.read_table(tmp_path / "b" / "nearest.parquet")["id"][3].as_py() == "bird-1003.jpg"
+    assert "bird-10" in (tmp_path / "b" / "report.html").read_text()
+    listed.write_text("one\ntwo")
+    with pytest.raises(UserError, match=r"ids.txt has 2 entries .*; expected 43, one text or integer a sample"):
+        sweep(Args(tmp_path / "c", dataclasses.replace(source, ids=listed), quiet=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8])
+def test_features_of_any_type_in_blocks_and_twin_classes(tmp_path, source, monkeypatch, dtype):
+    nearest_only(monkeypatch)
+    monkeypatch.setattr(_nearest, "_NUMBERS_AT_ONCE", 10 * NUM_ATTRIBUTES)
+    attributes, _, weights = arrays()
+    stored = (attributes * 20).astype(dtype)
+    weights[3] = weights[2] * np.float32(1 + 1e-6)  # nearly equal rows: found on the way, then summed exactly
+    np.savez(source.features, attributes=stored)
+    np.savez(source.head, weights=weights)
+    assert sweep(Args(tmp_path / "out", source, quiet=True)) == 0
+    norms = np.asarray(all_pairs_norms(Head(jnp.asarray(weights)), jnp.asarray(stored, jnp.float32), method="boundary"))
+    predicted = np.asarray(pq.read_table(tmp_path / "out" / "nearest.parquet")["predicted"])
+    least = np.where(np.arange(NUM_CLASSES) == predicted[:, None], np.inf, norms).min(axis=1)
+    found = pq.read_table(tmp_path / "out" / "nearest.parquet")["distance"].to_numpy()
+    np.testing.assert_allclose(found, least, rtol=1e-4, atol=1e-5)
 
 
 def test_one_command_at_a_time(tmp_path):

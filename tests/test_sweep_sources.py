@@ -196,7 +196,10 @@ def test_labels_of_any_layout_beside_the_features(tmp_path, name, layout):
 
 
 def test_labels_that_leave_a_doubt_are_a_question(tmp_path):
-    np.savez(tmp_path / "f.npz", attributes=X, ids=np.arange(23), sexes=LABELS % 2)
+    np.savez(tmp_path / "f.npz", attributes=X, ids=np.arange(23))  # what samples are called is no label
+    features = open_features(tmp_path / "f.npz")
+    assert open_labels(tmp_path / "f.npz", num_classes=5, features=features) is None
+    np.savez(tmp_path / "f.npz", attributes=X, numbers=np.arange(23), sexes=LABELS % 2)
     features = open_features(tmp_path / "f.npz")
     with pytest.raises(SourceError, match=r"2 arrays that could be the labels; name the right one by --label-name"):
         open_labels(tmp_path / "f.npz", num_classes=5, features=features)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import spectra_jax as sj
 from spectra_jax import metrics
-from spectra_jax.inversion.types import METHODS
+from spectra_jax.inversion.config import METHODS
 
 RANDOM = np.random.default_rng(0)
 BATCH, CLASSES, ATTRIBUTES = 4, 5, 4

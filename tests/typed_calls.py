@@ -28,6 +28,9 @@ with install_import_hook([f"spectra_jax.{name}" for name in CHECKED], "beartype.
     import spectra_jax as sj
     from spectra_jax import metrics
 
+    for name in sj.__all__:  # they are imported at their first use
+        getattr(sj, name)
+
 RANDOM = np.random.default_rng(0)
 
 
@@ -55,6 +58,7 @@ def solve_one_and_many(head: sj.Head, attributes: jax.Array) -> None:
     for method in ("boundary", "pinv", "projection"):
         traced(sj.all_pairs_norms, head, attributes, method=method)
     sj.nearest_target(sj.all_pairs_norms(head, attributes, method="boundary"), allowed=jnp.ones((3, 4), bool))
+    traced(sj.nearest_class, head, attributes)
     traced(sj.all_pairs_projection, head, attributes, margin=0.1, mutable=mutable)
     traced(lambda e, m: sj.all_pairs_norms(head, e, margin=m, mutable=mutable), attributes, jnp.float32(0.1))
     traced(sj.best_single_attributes, head, attributes)

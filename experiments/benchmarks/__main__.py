@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from experiments._run import one_device_a_core, run_main
+from experiments._command import check_run_folder, parse, run_main
 from experiments.benchmarks import (
     attackability,
     constraints,
@@ -20,8 +18,6 @@ from experiments.benchmarks import (
     sweep_growth,
     sweep_kills,
 )
-from spectra_jax.reporting.page import write_atomically
-from spectra_jax.reporting.provenance import device, versions
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,10 @@ class Args:
 
     out: Path
     run_dir: Path | None = None
+
+    def check(self) -> None:
+        if self.run_dir is not None:
+            check_run_folder(self.run_dir)
 
 
 def times(figures: dict[str, Any], name: str) -> str:
@@ -135,7 +135,11 @@ def measure(args: Args) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks")
+    args = parse(Args, arguments, "benchmarks")
+    from experiments._devices import one_device_a_core
+    from spectra_jax.reporting.page import write_atomically
+    from spectra_jax.reporting.provenance import device, versions
+
     one_device_a_core()
     figures, rows = measure(args)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -5,10 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import tyro
-
-from experiments._run import one_device_a_core
-from spectra_jax.reporting.page import write_atomically
+from experiments._command import parse
 
 
 class BenchmarkArgs(Protocol):
@@ -25,7 +22,10 @@ def run(
     name: str, options: type[ArgsT], measure: Callable[[ArgsT], Mapping[str, Any]], arguments: Sequence[str] | None
 ) -> int:
     """Reads the options, measures, and writes the figures where --out says."""
-    args = tyro.cli(options, args=arguments, prog=f"python -m experiments.benchmarks.{name}")
+    args = parse(options, arguments, f"benchmarks.{name}")
+    from experiments._devices import one_device_a_core
+    from spectra_jax.reporting.page import write_atomically
+
     one_device_a_core()
     figures = measure(args)
     if args.out is not None:

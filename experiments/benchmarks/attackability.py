@@ -1,19 +1,16 @@
 """Attackability of many samples against one matrix product of the same size."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-import spectra_jax as sj
+from experiments._command import run_main
 from experiments._options import Seed
-from experiments._run import run_main
 from experiments.benchmarks._command import run
-from experiments.benchmarks._timing import interleaved
-from spectra_jax.perturbations.geometry import squared_distances
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,13 @@ class Args:
 
 def measure(args: Args) -> dict[str, float]:
     """Runs the comparison; times are seconds."""
+    import jax
+    import jax.numpy as jnp
+
+    import spectra_jax as sj
+    from experiments.benchmarks._timing import interleaved
+    from spectra_jax.perturbations.geometry import squared_distances
+
     rng = np.random.default_rng(args.seed)
     weights = jnp.asarray(rng.standard_normal((args.classes, args.features), dtype=np.float32))
     samples = jnp.asarray(rng.standard_normal((args.samples, args.features), dtype=np.float32))
@@ -87,6 +91,7 @@ def measure(args: Args) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
+
     return run("attackability", Args, measure, arguments)
 
 

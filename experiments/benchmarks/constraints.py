@@ -1,22 +1,18 @@
 """What counterfactuals under constraints cost: ranges, few changes and one-hot groups, one (sample, target) a call."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-import spectra_jax as sj
+from experiments._command import check_run_folder, run_main
 from experiments._options import Seed
-from experiments._parts import group_of
-from experiments._run import run_main
-from experiments._stored import open_prepared, read_run_config, read_test_split
 from experiments.benchmarks._command import run
-from experiments.benchmarks._timing import interleaved
 
 
 @dataclass(frozen=True)
@@ -46,9 +42,16 @@ class Args:
     seed: Seed = 0
     out: Path | None = None
 
+    def check(self) -> None:
+        if self.run_dir is not None:
+            check_run_folder(self.run_dir)
+
 
 def problem(args: Args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, samples, and the group of each attribute."""
+    from experiments._parts import group_of
+    from experiments._stored import open_prepared, read_run_config, read_test_split
+
     if args.run_dir is None:
         rng = np.random.default_rng(args.seed)
         weights, samples = rng.normal(size=(106, 312)), rng.normal(size=(1024, 312))
@@ -61,6 +64,12 @@ def problem(args: Args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def measure(args: Args) -> dict[str, Any]:
     """Runs all pairs; times are seconds a call."""
+    import jax
+    import jax.numpy as jnp
+
+    import spectra_jax as sj
+    from experiments.benchmarks._timing import interleaved
+
     weights, samples, groups = problem(args)
     head, rng = sj.Head(jnp.asarray(weights)), np.random.default_rng(args.seed)
     rows = rng.choice(len(samples), args.pairs, replace=False)
@@ -109,6 +118,7 @@ def measure(args: Args) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
+
     return run("constraints", Args, measure, arguments)
 
 

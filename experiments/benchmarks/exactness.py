@@ -1,21 +1,19 @@
 """How often the solvers are wrong: families of hard heads, in float32 and float64, against rational arithmetic."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import spectra_jax as sj
+from experiments._command import check_file, run_main
 from experiments._options import Seed
-from experiments._run import run_main
-from experiments.benchmarks import _exact
 from experiments.benchmarks._command import run
 
 WRONG = 1e-4  # relative error of a norm that counts as wrong
@@ -46,6 +44,9 @@ class Args:
     seed: Seed = 0
     case: Path | None = None
     out: Path | None = None
+
+    def check(self) -> None:
+        check_file("case", self.case)
 
 
 class Family(NamedTuple):
@@ -85,6 +86,7 @@ class Count(NamedTuple):
 
 def families(seed: int) -> Iterator[tuple[str, Family]]:
     """Heads that solvers have failed on, drawn anew for every seed."""
+
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -122,21 +124,14 @@ def families(seed: int) -> Iterator[tuple[str, Family]]:
     yield "integers at corners", Family(rng.integers(-2, 3, (8, 6)).astype(float), None, corner, 0.0, *ends)
 
 
-@jax.jit
-def _project(head, samples, targets, margin):
-    return jax.vmap(lambda e, j: sj.projection_perturbation(head, e, j, margin=margin))(samples, targets)
-
-
-@jax.jit
-def _project_into_ranges(head, samples, targets, margin, lower, upper):
-    def one(e, j, low, high):
-        return sj.box_perturbation(head, e, j, lower=low, upper=high, margin=margin)
-
-    return jax.vmap(one)(samples, targets, lower, upper)
-
-
 def compare(family: Family, pairs: int, dtype: type, seed: int, *, show: bool = False) -> Count:
     """Solves `pairs` random pairs of the family in this precision, and each again in fractions."""
+    import jax.numpy as jnp
+
+    import spectra_jax as sj
+    from experiments.benchmarks import _exact
+    from experiments.benchmarks._projections import project, project_into_ranges
+
     rng = np.random.default_rng(seed)
     weights: np.ndarray = family.weights.astype(dtype)
     samples: np.ndarray = family.samples.astype(dtype)
@@ -148,7 +143,7 @@ def compare(family: Family, pairs: int, dtype: type, seed: int, *, show: bool = 
         # A sample that is rounded must not leave a range that is not.
         ends = [np.asarray(end[rows], dtype) for end in (family.lower, family.upper)]
     arguments = head, jnp.asarray(samples[rows]), jnp.asarray(targets), jnp.asarray(margin)
-    result = _project_into_ranges(*arguments, *map(jnp.asarray, ends)) if ends else _project(*arguments)
+    result = project_into_ranges(*arguments, *map(jnp.asarray, ends)) if ends else project(*arguments)
     norms, multipliers = np.asarray(result.norm, np.float64), np.asarray(result.multipliers, np.float64)
     deltas = np.asarray(result.delta, np.float64)
     logits = _exact.fractions(samples).dot(_exact.fractions(weights).T)
@@ -190,6 +185,8 @@ def compare(family: Family, pairs: int, dtype: type, seed: int, *, show: bool = 
 
 def measure(args: Args) -> dict[str, Any]:
     """Prints a row for every family and precision."""
+    import jax
+
     chosen = list(families(args.seed))
     if args.case is not None:
         with np.load(args.case) as case:
@@ -213,6 +210,7 @@ def measure(args: Args) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+
     return run("exactness", Args, measure, arguments)
 
 

@@ -1,5 +1,7 @@
 """Images that reach a class, against the minimum-norm attacks of Foolbox on the same encoder and pairs."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import json
@@ -8,25 +10,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import tyro
-from skimage.metrics import structural_similarity
 
-from experiments import _run
-from experiments._counterfactuals import PairConfig, choose_pairs
-from experiments._folder import UserError, owned_folder, write_arrays
+from experiments._command import UserError, check_run_folder, parse, run_main
 from experiments._options import Seed
-from experiments.benchmarks._timing import interleaved
-from experiments.foolbox_attack import BottleneckModel, foolbox, foolbox_model
-from spectra_jax import InversionConfig, invert, projection_perturbation, ssim
-from spectra_jax.inversion.encoder import as_partial
-from spectra_jax.inversion.search import search_step
+from spectra_jax import InversionConfig
 from spectra_jax.logging import Console
-from spectra_jax.reporting.page import write_atomically
+
+if TYPE_CHECKING:
+    from experiments import _run
+    from experiments.foolbox_attack import BottleneckModel
+    from spectra_jax import InversionConfig
 
 OURS = {
     "spectra_jax nearest": InversionConfig(method="nearest", survive_steps=12),
@@ -71,14 +67,20 @@ class Args:
     ours: tuple[str, ...] = field(default_factory=lambda: tuple(OURS))
     seed: Seed = 0
 
+    def check(self) -> None:
+        check_run_folder(self.run_dir)
+
 
 def _split(name: str, most: int) -> tuple[str, int]:
+
     base, _, limit = name.partition(":")
     return base, int(limit) if limit else most
 
 
 def peer(name: str) -> Any:
     """A Foolbox attack by its short name."""
+    from experiments.foolbox_attack import foolbox
+
     kind, _, budget = name.partition("-")
     if kind == "ddn":
         return foolbox.attacks.DDNAttack(steps=int(budget))
@@ -90,6 +92,11 @@ def attack(
     name: str, model: BottleneckModel, images: Any, targets: Any, wanted: Any, *, least: bool = False
 ) -> dict[str, Any]:
     """Runs one method on one batch, by one step a pair if `least`; what `summarise` needs, one row a pair."""
+    import jax.numpy as jnp
+
+    from experiments.foolbox_attack import foolbox
+    from spectra_jax import invert
+
     if name in OURS:
         config = OURS[name]
         budgets = jnp.full(len(images), 1 if least else config.max_steps, jnp.int32)
@@ -103,6 +110,11 @@ def attack(
 
 def measure_batch(name: str, model: BottleneckModel, images: Any, targets: Any, wanted: Any) -> dict[str, np.ndarray]:
     """Time and quality of one method on one batch."""
+    import jax
+    import jax.numpy as jnp
+
+    from spectra_jax import ssim
+
     began = time.perf_counter()
     found = jax.block_until_ready(attack(name, model, images, targets, wanted))
     seconds = time.perf_counter() - began
@@ -125,6 +137,7 @@ def measure_batch(name: str, model: BottleneckModel, images: Any, targets: Any, 
 
 def summarise(rows: dict[str, np.ndarray]) -> dict[str, float]:
     """Figures of one method. A failed pair counts as infinitely far: failures stay in every denominator."""
+
     won = rows["success"]
     figures = {
         "pairs": len(won),
@@ -148,6 +161,12 @@ def summarise(rows: dict[str, np.ndarray]) -> dict[str, float]:
 
 def step_cost(model: BottleneckModel, images: Any, targets: Any, wanted: Any) -> dict[str, float]:
     """One step of "nearest" over one forward and backward pass of the bare encoder, at that batch."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.benchmarks._timing import interleaved
+    from spectra_jax.inversion.encoder import as_partial
+    from spectra_jax.inversion.search import search_step
 
     @jax.jit
     def both_passes(encode: Any, images: Any) -> Any:
@@ -168,6 +187,7 @@ def step_cost(model: BottleneckModel, images: Any, targets: Any, wanted: Any) ->
 
 def compaction(evaluations: np.ndarray, batch_size: int, lanes: int) -> dict[str, int]:
     """Steps of all lanes with and without refilling, worked out from the steps each pair needs, batch by batch."""
+
     refilled = lockstep = 0
     for start in range(0, len(evaluations), batch_size):
         batch = evaluations[start : start + batch_size]
@@ -181,6 +201,10 @@ def compaction(evaluations: np.ndarray, batch_size: int, lanes: int) -> dict[str
 
 def ssim_error(model: BottleneckModel, images: Any, targets: Any, wanted: Any) -> float:
     """Largest difference of our SSIM and scikit-image's, on images found by "nearest"."""
+    from skimage.metrics import structural_similarity
+
+    from spectra_jax import invert
+
     found = invert(model.encode_fn, model.head, images, wanted, targets, config=OURS["spectra_jax nearest"])
     pairs = zip(np.asarray(found.images, np.float64), np.asarray(images, np.float64), strict=True)
     options: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -190,6 +214,15 @@ def ssim_error(model: BottleneckModel, images: Any, targets: Any, wanted: Any) -
 
 def measure(run: _run.LoadedRun, args: Args, console: Console) -> dict[str, Any]:
     """All figures of one run."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments import _run
+    from experiments._counterfactuals import PairConfig, choose_pairs
+    from experiments._folder import write_arrays
+    from experiments.foolbox_attack import foolbox_model
+    from spectra_jax import projection_perturbation
+
     attributes, labels = _run.test_attributes(args.run_dir)
     index, target = choose_pairs(run, attributes, labels, PairConfig(num_pairs=args.pairs), seed=args.seed)
     model = foolbox_model(run)
@@ -245,6 +278,7 @@ def measure(run: _run.LoadedRun, args: Args, console: Console) -> dict[str, Any]
 
 def table(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
+
     heading = ("method", "pairs", "success", "median L2", "successes after 8 bits: rounded / as written",
                "median L2 as written", "median SSIM",
                "ms a pair", "passes forward / backward", "cosine to delta, all pairs")  # fmt: skip
@@ -275,6 +309,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def _check_names(args: Args) -> None:
+
     for name in args.ours:
         if _split(name, args.pairs)[0] not in OURS:
             raise UserError(f"--ours {name!r}: choose from {', '.join(map(repr, OURS))}")
@@ -290,7 +325,13 @@ def _check_names(args: Args) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks.inversion")
+    args = parse(Args, arguments, "benchmarks.inversion")
+    import jax
+
+    from experiments import _run
+    from experiments._folder import owned_folder
+    from spectra_jax.reporting.page import write_atomically
+
     _run.use_compilation_cache()
     _check_names(args)
     run = _run.load_run(args.run_dir)
@@ -308,4 +349,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

@@ -1,19 +1,20 @@
 """The paper's pseudoinverse for all (sample, target) pairs: one factorisation against one a pair."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-import spectra_jax as sj
+from experiments._command import run_main
 from experiments._options import Seed
-from experiments._run import run_main
 from experiments.benchmarks._command import run
-from experiments.benchmarks._timing import interleaved
+
+if TYPE_CHECKING:
+    import jax
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Args:
 
 def system(weights: np.ndarray, sample: np.ndarray, target: int, margin: float) -> tuple[np.ndarray, np.ndarray]:
     """W_global and l_global of one pair, with a zero row for the target itself."""
+
     gaps = weights @ sample
     gaps = gaps - gaps[target] + margin
     gaps[target] = 0
@@ -52,6 +54,12 @@ def system(weights: np.ndarray, sample: np.ndarray, target: int, margin: float) 
 
 def measure(args: Args) -> dict[str, Any]:
     """Runs the comparison; times are microseconds a pair."""
+    import jax
+    import jax.numpy as jnp
+
+    import spectra_jax as sj
+    from experiments.benchmarks._timing import interleaved
+
     rng = np.random.default_rng(args.seed)
     weights = rng.normal(size=(200, 312)).astype(np.float32)
     samples = rng.normal(size=(args.samples, 312)).astype(np.float32)
@@ -101,6 +109,7 @@ def measure(args: Args) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
+
     return run("pinv", Args, measure, arguments)
 
 

@@ -1,27 +1,23 @@
 """Exact projection of all (sample, target) pairs against quadratic programming solvers and other algorithms."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
-import spectra_jax as sj
+from experiments._command import check_run_folder, run_main
 from experiments._options import Seed
-from experiments._run import run_main
-from experiments._stored import read_test_split
-from experiments.benchmarks import _solvers
 from experiments.benchmarks._command import run
-from experiments.benchmarks._timing import interleaved
-from spectra_jax.perturbations import active_set, all_pairs_projection
-from spectra_jax.perturbations.geometry import gram_matrix, squared_distances
-from spectra_jax.perturbations.lanes import RUNNING
-from spectra_jax.sharding import BATCH_AXIS, data_mesh, replicated, row_sharded
+
+if TYPE_CHECKING:
+    import jax
+
+    import spectra_jax as sj
 
 ONE, ALL = "spectra_jax, one device", "spectra_jax, all devices"
 
@@ -55,9 +51,21 @@ class Args:
     seed: Seed = 0
     out: Path | None = None
 
+    def check(self) -> None:
+        if self.run_dir is not None:
+            check_run_folder(self.run_dir)
+
 
 def lockstep(head: sj.Head, samples: jax.Array, targets: jax.Array) -> jax.Array:
     """The library's own steps without its queue: every pair of the batch waits for the slowest."""
+    import jax
+    import jax.numpy as jnp
+
+    import spectra_jax as sj
+    from spectra_jax.perturbations import active_set
+    from spectra_jax.perturbations.geometry import gram_matrix, squared_distances
+    from spectra_jax.perturbations.lanes import RUNNING
+
     regions = active_set.make_regions(
         gram_matrix(head.weights),
         squared_distances(head.weights),
@@ -73,6 +81,8 @@ def lockstep(head: sj.Head, samples: jax.Array, targets: jax.Array) -> jax.Array
 
 def problem(args: Args) -> tuple[np.ndarray, np.ndarray]:
     """Weights and samples."""
+    from experiments._stored import read_test_split
+
     if args.run_dir is not None:
         samples, _, head = read_test_split(args.run_dir)
         return np.asarray(head.weights), samples
@@ -83,6 +93,17 @@ def problem(args: Args) -> tuple[np.ndarray, np.ndarray]:
 
 def measure(args: Args) -> dict[str, Any]:
     """Runs the comparison; times are microseconds a pair."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import PartitionSpec
+
+    import spectra_jax as sj
+    from experiments.benchmarks import _solvers
+    from experiments.benchmarks._timing import interleaved
+    from spectra_jax.perturbations import all_pairs_projection
+    from spectra_jax.perturbations.geometry import gram_matrix
+    from spectra_jax.sharding import BATCH_AXIS, data_mesh, replicated, row_sharded
+
     weights, samples = problem(args)
     mesh = data_mesh(jax.local_devices())
     samples = samples[: len(samples) // mesh.size * mesh.size]
@@ -153,6 +174,8 @@ def measure(args: Args) -> dict[str, Any]:
 
 
 def _in_x64(call: Callable[[], Any]) -> Callable[[], Any]:
+    import jax
+
     def run() -> Any:
         with jax.enable_x64(True):
             return call()
@@ -162,6 +185,7 @@ def _in_x64(call: Callable[[], Any]) -> Callable[[], Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
+
     return run("projection", Args, measure, arguments)
 
 

@@ -1,20 +1,22 @@
 """Best single attribute of all (sample, target) pairs: the envelope walk against other ways of finding it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-import spectra_jax as sj
+from experiments._command import check_run_folder, run_main
 from experiments._options import Seed
-from experiments._run import run_main
-from experiments._stored import read_test_split
 from experiments.benchmarks._command import run
-from experiments.benchmarks._timing import interleaved
-from spectra_jax.perturbations.geometry import relative_logits
+
+if TYPE_CHECKING:
+    import jax
+
+    import spectra_jax as sj
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,14 @@ class Args:
     seed: Seed = 0
     out: Path | None = None
 
+    def check(self) -> None:
+        if self.run_dir is not None:
+            check_run_folder(self.run_dir)
+
 
 def brute_force(weights: np.ndarray, logits: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
     """All c^2 n crossings of every sample, vectorised over rivals and attributes, in NumPy."""
+
     delta = np.full(logits.shape, np.inf, weights.dtype)
     attribute = np.full(logits.shape, -1, np.int32)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -75,6 +82,11 @@ def brute_force(weights: np.ndarray, logits: np.ndarray, margin: float) -> tuple
 
 def all_intervals(head: sj.Head, attributes: jax.Array, margin: float) -> tuple[jax.Array, jax.Array]:
     """The same crossings through single_attribute_perturbations, one sample after another, compiled."""
+    import jax
+    import jax.numpy as jnp
+
+    import spectra_jax as sj
+
     classes = jnp.arange(head.weights.shape[0], dtype=jnp.int32)
 
     def one_pair(sample, target):
@@ -90,6 +102,11 @@ def walk_by_reduction(head: sj.Head, attributes: jax.Array) -> jax.Array:
 
     Half of the walk, without ties and without a margin: enough to compare the cost of a corner.
     """
+    import jax
+    import jax.numpy as jnp
+
+    import spectra_jax as sj
+
     weights = head.weights
 
     def one_block(attributes):
@@ -116,6 +133,14 @@ def walk_by_reduction(head: sj.Head, attributes: jax.Array) -> jax.Array:
 
 def measure(args: Args) -> dict[str, float | int]:
     """Runs the comparison; names say their units."""
+    import jax
+    import jax.numpy as jnp
+
+    import spectra_jax as sj
+    from experiments._stored import read_test_split
+    from experiments.benchmarks._timing import interleaved
+    from spectra_jax.perturbations.geometry import relative_logits
+
     if args.run_dir is None:
         rng = np.random.default_rng(args.seed)
         weights = rng.normal(size=(200, 312)).astype(np.float32)
@@ -163,6 +188,7 @@ def measure(args: Args) -> dict[str, float | int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
+
     return run("single_attribute", Args, measure, arguments)
 
 

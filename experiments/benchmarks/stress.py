@@ -1,5 +1,7 @@
 """Sweeps on two devices, and batched searches for few changes, while every core is busy: they must end."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -12,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from experiments._command import parse, run_main
 from experiments._options import Seed
-from experiments._run import run_main
 
 ROOT = Path(__file__).resolve().parents[2]
 _SPARSE = """
@@ -54,6 +55,7 @@ class Args:
 @contextmanager
 def busy_cores() -> Iterator[None]:
     """Keeps every core busy with another process."""
+
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     try:
         yield
@@ -65,6 +67,7 @@ def busy_cores() -> Iterator[None]:
 
 def ends(command: list[str], limit: float) -> bool:
     """Whether the command ends well, and in time."""
+
     try:
         return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=limit).returncode == 0
     except subprocess.TimeoutExpired:
@@ -73,6 +76,7 @@ def ends(command: list[str], limit: float) -> bool:
 
 def measure(args: Args) -> dict[str, Any]:
     """Counts what ends."""
+
     rng = np.random.default_rng(args.seed)
     figures: dict[str, Any] = {"runs": args.runs, "sweeps_ended": 0, "sparse_ended": 0}
     with tempfile.TemporaryDirectory() as name, busy_cores():
@@ -94,7 +98,7 @@ def measure(args: Args) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks.stress")
+    args = parse(Args, arguments, "benchmarks.stress")
     figures = measure(args)
     return 0 if figures["sweeps_ended"] == figures["sparse_ended"] == args.runs else 1
 

@@ -1,5 +1,7 @@
 """How a sweep grows: memory and time against the number of samples and of classes."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -11,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments._folder import SUMMARY, read_json
+from experiments._command import run_main
 from experiments._options import Seed
-from experiments._run import run_main
 from experiments.benchmarks._command import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +63,7 @@ class Growth(NamedTuple):
 
 def write_features(path: Path, samples: int, attributes: int, seed: int) -> None:
     """Random features as an .npy file, written a piece at a time."""
+
     rng = np.random.default_rng(seed)
     array = np.lib.format.open_memmap(path, "w+", np.float32, (samples, attributes))
     for start in range(0, samples, _WRITTEN_AT_ONCE):
@@ -72,6 +74,8 @@ def write_features(path: Path, samples: int, attributes: int, seed: int) -> None
 
 def grow(args: Args, folder: Path, samples: int, classes: int) -> Growth:
     """Sweeps in a process of its own."""
+    from experiments._folder import SUMMARY, read_json
+
     features, head, out = folder / f"{samples}.npy", folder / f"{classes}.npz", folder / f"{samples}-{classes}"
     if not features.exists():
         write_features(features, samples, args.attributes, args.seed)
@@ -91,6 +95,7 @@ def grow(args: Args, folder: Path, samples: int, classes: int) -> Growth:
 
 def measure(args: Args) -> dict[str, Any]:
     """Runs all sizes; seconds, megabytes, and how they grow."""
+
     print(f"{'samples':>9} {'classes':>8} {'seconds':>9} {'us a pair':>10} {'peak MB':>8}")
     found: list[Growth] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -115,6 +120,7 @@ def measure(args: Args) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
+
     return run("sweep_growth", Args, measure, arguments)
 
 

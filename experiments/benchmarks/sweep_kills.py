@@ -1,5 +1,7 @@
 """A sweep killed at random moments must leave, once repeated, what an uninterrupted one leaves."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 import tempfile
@@ -7,17 +9,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import tyro
 
-from experiments._folder import METRICS, SUMMARY, read_json
+from experiments._command import parse, run_main
 from experiments._options import Seed
-from experiments._run import run_main
 from spectra_jax.logging import read_metrics
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +53,7 @@ class Args:
 
 def command(args: Args, folder: Path, out: Path) -> list[str]:
     """The sweep, as a user would type it."""
+
     size = -(-args.samples // args.files)
     features = ["--features", str(folder / "features.npz"), "--head", str(folder / "head.npz")]
     options = ["--samples-per-partition", str(size), "--methods", *args.methods, "--quiet"]
@@ -59,11 +62,15 @@ def command(args: Args, folder: Path, out: Path) -> list[str]:
 
 def tables(out: Path) -> dict[str, pa.Table]:
     """Every Parquet table of a sweep."""
+    import pyarrow.parquet as pq
+
     return {str(path.relative_to(out)): pq.read_table(path) for path in sorted(out.glob("**/*.parquet"))}
 
 
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between two finished sweeps, apart from times."""
+    from experiments._folder import METRICS, SUMMARY, read_json
+
     first, second = tables(one), tables(other)
     found = [name for name in sorted(first.keys() | second.keys()) if first.get(name) != second.get(name)]
     figures = [
@@ -82,6 +89,8 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def kills(args: Args, folder: Path) -> tuple[list[str], int]:
     """Runs the whole comparison in `folder`; returns what differs, and how many files killed sweeps had finished."""
+    from experiments._folder import SUMMARY, read_json
+
     rng = np.random.default_rng(args.seed)
     attributes = rng.normal(size=(args.samples, args.attributes)).astype(np.float32)
     np.savez(folder / "features.npz", attributes=attributes, labels=rng.integers(0, args.classes, args.samples))
@@ -114,6 +123,7 @@ def kills(args: Args, folder: Path) -> tuple[list[str], int]:
 
 def killed(process: subprocess.Popen, out: Path, goal: int, delay: float) -> bool:
     """Kills a sweep `delay` seconds after `goal` files are finished; False if it came to its end before."""
+
     while len(list(out.glob("pairs/*.parquet"))) < goal and process.poll() is None:
         time.sleep(0.003)
     try:
@@ -127,6 +137,7 @@ def killed(process: subprocess.Popen, out: Path, goal: int, delay: float) -> boo
 
 def measure(args: Args) -> dict[str, Any]:
     """Kills, repeats and compares."""
+
     with tempfile.TemporaryDirectory() as folder:
         wrong, finished = kills(args, Path(folder))
     print(f"{args.kills} kills: " + (f"these differ: {', '.join(wrong)}" if wrong else "identical"))
@@ -135,7 +146,7 @@ def measure(args: Args) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(Args, args=arguments, prog="python -m experiments.benchmarks.sweep_kills")
+    args = parse(Args, arguments, "benchmarks.sweep_kills")
     return 1 if measure(args)["differing"] else 0
 
 

@@ -33,11 +33,15 @@ class Bound(NamedTuple):
     multipliers: Float[np.ndarray, "p m"]
     chosen: Int[np.ndarray, "p u"]
 
+    def of(self, rows: Int[np.ndarray, "q"]) -> "Bound":
+        """The bounds of these problems."""
+        return Bound(*(leaf[rows] for leaf in self))
+
 
 def raise_bound(
     problem: Problem, options: Options, start: Float[np.ndarray, "p m"], upper: Float[np.ndarray, "p"]
 ) -> Bound:
-    """Searches from `start`; `upper` is 1/2 ||delta||^2 of an answer in hand, inf if there is none."""
+    """Searches from `start`; `upper` bounds 1/2 ||delta||^2 of the answer, inf if nothing is known of it."""
     lengths = problem.lengths()
     asked = problem.gaps > -np.inf
     gaps = np.where(asked, problem.gaps, 0)

@@ -79,6 +79,15 @@ class Options(NamedTuple):
         starts = np.flatnonzero(np.diff(self.entry_option, prepend=-1))
         return np.where(self.allowed, np.add.reduceat(delta * (delta / 2 - pulls), starts, axis=1), np.inf)
 
+    def longest(self) -> Float[np.ndarray, "p"]:
+        """Bound on 1/2 ||delta||^2 over all choices; inf where some attribute has no end."""
+        reach = np.maximum(np.abs(self.low), np.abs(self.high))
+        starts = np.flatnonzero(np.diff(self.entry_option, prepend=-1))
+        square = np.add.reduceat(np.square(np.minimum(reach, 1e100)) / 2, starts, axis=1)
+        values = np.where(self.allowed, -square, np.inf)
+        longest = -self.of_units(values, self.choose(values)).sum(axis=1)
+        return np.where(longest < 1e150, longest, np.inf)
+
     def choose(self, values: Float[np.ndarray, "p o"]) -> Int[np.ndarray, "p u"]:
         """The option of each unit with the least total value, among choices that change no more units than may."""
         changed, best = self.best_change(values)

@@ -54,8 +54,16 @@ def shortest_choice(problem: Problem, options: Options, *, max_choices: int) -> 
     )
     if not open_.size:
         return best
-    ours, choices = problem.of(open_), options.of(open_)
-    bound = raise_bound(ours, choices, whole.multipliers[open_], np.full(len(open_), np.inf))
+    ours, choices, longest = problem.of(open_), options.of(open_), options.of(open_).longest()
+    bound = raise_bound(ours, choices, whole.multipliers[open_], longest)
+    # What would have to be longer than any change within the ranges does not exist.
+    excluded = bound.half_square > longest * (1 + 1e-9)
+    for leaf, value in ((best.point.norm, np.inf), (best.lower_bound, np.inf), (best.proven, True)):
+        leaf[open_[excluded]] = value
+    left = np.flatnonzero(~excluded)
+    open_, ours, choices, bound = open_[left], ours.of(left), choices.of(left), bound.of(left)
+    if not open_.size:
+        return best
     starts = [bound.chosen]
     for pull in (np.nan_to_num(whole.delta[open_]), ours.pull(whole.multipliers[open_])):
         starts.append(choices.choose(choices.values(pull)))
@@ -196,9 +204,9 @@ def _below(options: Options, values, allowance: float, limit: int, gained: float
         return remaining_choices(options, values, allowance, limit)
     least = options.of_units(values[None], options.choose(values[None])).sum()
     slack = 0.02 * max(gained + least, 1e-3 * abs(gained), 1e-9)
-    for _ in range(12):
+    for _ in range(3):
         left, complete = remaining_choices(options, values, least + slack, limit)
         if not complete:
             return left, False
-        slack *= 2
+        slack *= 16
     return remaining_choices(options, values, np.inf, limit)

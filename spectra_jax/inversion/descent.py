@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from spectra_jax.inversion.config import InversionConfig
 from spectra_jax.inversion.encoder import lead_of, per_sample
 from spectra_jax.inversion.step import Aim, Move, Sample
-from spectra_jax.inversion.types import InversionConfig
 from spectra_jax.similarity import ssim
 from spectra_jax.types import Head
 

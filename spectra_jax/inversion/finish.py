@@ -13,9 +13,9 @@ from spectra_jax.image_metrics import (
     attribute_selectivity,
     image_distances,
 )
+from spectra_jax.inversion.config import InversionConfig
 from spectra_jax.inversion.encoder import lead_of, per_sample
 from spectra_jax.inversion.rounding import LEVELS
-from spectra_jax.inversion.types import InversionConfig
 from spectra_jax.metrics import psnr
 from spectra_jax.similarity import WINDOW, ssim
 from spectra_jax.types import Head

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from spectra_jax.inversion.config import InversionConfig
 from spectra_jax.inversion.encoder import lead_of, per_sample
 from spectra_jax.inversion.step import Aim, Move, Sample
-from spectra_jax.inversion.types import InversionConfig
 from spectra_jax.types import Head
 
 _ITERATIONS = 6

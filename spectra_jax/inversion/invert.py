@@ -18,12 +18,13 @@ from spectra_jax.checks import (
     check_targets,
     is_concrete,
 )
+from spectra_jax.inversion.config import InversionConfig
 from spectra_jax.inversion.encoder import EncodeFn, as_partial, in_bfloat16, in_types, lead_of, per_sample
 from spectra_jax.inversion.finish import Finished, finish
 from spectra_jax.inversion.rounding import Written, write_on_device, write_stepwise
 from spectra_jax.inversion.search import Found, InversionProgress, passes, search
 from spectra_jax.inversion.step import Sample
-from spectra_jax.inversion.types import InversionConfig, InversionReason, InversionResult
+from spectra_jax.inversion.types import InversionReason, InversionResult
 from spectra_jax.similarity import WINDOW
 from spectra_jax.switches import public
 from spectra_jax.types import Head

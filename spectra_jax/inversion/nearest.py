@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from spectra_jax.inversion.config import InversionConfig
 from spectra_jax.inversion.encoder import lead_of, per_sample
 from spectra_jax.inversion.step import Aim, Move, Sample
-from spectra_jax.inversion.types import InversionConfig
 from spectra_jax.types import Head
 
 PASSES = (1, 1)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from spectra_jax.inversion import descent, gauss_newton, nearest
+from spectra_jax.inversion.config import InversionConfig
 from spectra_jax.inversion.encoder import EncodeFn, as_partial, per_sample
 from spectra_jax.inversion.step import Sample
-from spectra_jax.inversion.types import InversionConfig, InversionReason
+from spectra_jax.inversion.types import InversionReason
 from spectra_jax.perturbations import projection_perturbation
 from spectra_jax.perturbations.batching import varying_like
 from spectra_jax.types import Head

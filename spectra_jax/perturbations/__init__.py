@@ -9,6 +9,8 @@ from spectra_jax.perturbations.box import box_perturbation as box_perturbation
 from spectra_jax.perturbations.geometry import head_logits as head_logits
 from spectra_jax.perturbations.groups import OneHotResult as OneHotResult
 from spectra_jax.perturbations.groups import one_hot_perturbation as one_hot_perturbation
+from spectra_jax.perturbations.nearest_class import NearestClass as NearestClass
+from spectra_jax.perturbations.nearest_class import nearest_class as nearest_class
 from spectra_jax.perturbations.nearest_target import NearestTarget as NearestTarget
 from spectra_jax.perturbations.nearest_target import nearest_target as nearest_target
 from spectra_jax.perturbations.pinv import pinv_perturbation as pinv_perturbation

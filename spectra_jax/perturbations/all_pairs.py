@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from spectra_jax.buckets import in_buckets
 from spectra_jax.checks import as_problem, check_array, check_choice, check_margin, check_mutable
 from spectra_jax.perturbations.all_projections import projection_norms
 from spectra_jax.perturbations.boundary import boundary_norms
@@ -17,6 +18,7 @@ from spectra_jax.types import Head
 METHODS = ("boundary", "pinv", "projection")
 
 
+@in_buckets
 @public(rows="attributes")
 def all_pairs_norms(
     head: Head,

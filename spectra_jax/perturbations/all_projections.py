@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from spectra_jax.buckets import in_buckets
 from spectra_jax.checks import as_problem, check_margin, check_mutable
 from spectra_jax.perturbations.geometry import HIGHEST, gram_matrix, of_unit_size, relative_logits, safe_norm
 from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, scatter_slots
@@ -30,6 +31,7 @@ class AllPairsResult(NamedTuple):
     kkt_residual: Float[Array, "b c"]
 
 
+@in_buckets
 @public(rows="attributes")
 def all_pairs_projection(
     head: Head,

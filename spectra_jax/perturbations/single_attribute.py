@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from spectra_jax.buckets import in_buckets
 from spectra_jax.checks import as_pair, as_problem, check_margin, check_mutable, check_scale, is_concrete
 from spectra_jax.perturbations.envelope import choose_attributes
 from spectra_jax.perturbations.geometry import logit_gaps, relative_logits
@@ -88,6 +89,7 @@ def _feasible_intervals(
     return SingleAttributeResult(delta, lower, upper, feasible)
 
 
+@in_buckets
 @public(rows="attributes")
 def best_single_attributes(
     head: Head,

@@ -1,0 +1,79 @@
+"""How every command begins and ends: its arguments are read and checked before anything heavy is imported."""
+
+import dataclasses
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from data_prep.commands import ended
+
+_T = TypeVar("_T")
+
+
+class UserError(Exception):
+    """A mistake in what was asked for; shown as one message, without a traceback."""
+
+
+def parse(
+    options: type[_T],
+    arguments: Sequence[str] | None,
+    name: str,
+    *,
+    default: Callable[[Sequence[str]], _T] | None = None,
+) -> _T:
+    """The options of `python -m experiments.NAME`, checked as far as that needs no work.
+
+    Groups of options that name files have a method `check`, which raises UserError where one is not there. `default`
+    makes the defaults from the words of the command line, where one option decides those of others.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given: dict[str, Any] = {} if default is None else {"default": default(words)}
+    args = tyro.cli(options, args=words, prog=f"python -m experiments.{name}", **given)
+    _check(args)
+    return args
+
+
+def _check(options: Any) -> None:
+    if hasattr(options, "check"):
+        options.check()
+    for setting in dataclasses.fields(options):
+        value = getattr(options, setting.name)
+        if dataclasses.is_dataclass(value):
+            _check(value)
+
+
+def check_run_folder(run_dir: Path) -> None:
+    """Raises UserError unless there is a run folder."""
+    if not (run_dir / "config.json").exists():
+        raise UserError(f"{run_dir} is not the folder of a run: there is no config.json. Train one: experiments.train.")
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Raises UserError where a file is named that is not there."""
+    if path is not None and not path.exists():
+        raise UserError(f"--{option} {path}: there is no such file.")
+
+
+def missing_library(name: str, extra: str) -> BaseException:
+    """What to raise where an optional library is not installed; a script that is being run ends in one line."""
+    message = f"{name} is not installed: {sys.executable} -m pip install -c constraints.txt -e '.[{extra}]'"
+    is_script = getattr(sys.modules["__main__"].__spec__, "name", "").startswith("experiments.")
+    return SystemExit(f"error: {message}") if is_script else ImportError(message)
+
+
+def run_main(main: Callable[[], int]) -> None:
+    """Runs a script's `main`, showing a UserError as a message and exit code 2, Ctrl-C as exit code 130."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about options that we set on purpose
+    sys.unraisablehook = _show_unraisable
+    sys.exit(ended(main, UserError))
+
+
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Shows what Python cannot raise, but for the reads that orbax had begun when it found a checkpoint damaged."""
+    if str(unraisable.exc_value) != "Event loop is closed" and not inspect.iscoroutine(unraisable.object):
+        sys.__unraisablehook__(unraisable)

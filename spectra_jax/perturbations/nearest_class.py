@@ -1,0 +1,201 @@
+"""The nearest other class of every sample, at the cost of one matrix product."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from spectra_jax.buckets import in_buckets
+from spectra_jax.checks import at_least_float32, check_problem
+from spectra_jax.perturbations.geometry import HIGHEST, centred, of_unit_size, relative_logits, safe_norm, safe_sqrt
+from spectra_jax.switches import public
+from spectra_jax.types import Head
+
+# Logits of a block of samples: on a CPU 4 MB, which stay in its cache and are as fast a product as the whole, which
+# smaller blocks are not; many enough to fill an accelerator.
+_LOGITS_ON_CPU, _LOGITS_ON_ACCELERATOR = 1_000_000, 4_000_000
+# The table of distances between the rows of so many classes is 256 MB; with more, each block has its own.
+_TABLE = 8192
+# Squared distances below this part of ||w_i||^2 + ||w_k||^2 are not taken from inner products.
+_CLOSE = 0.05
+# Rows closer than this have logits whose difference is mostly rounding: it is taken from exact sums.
+_TWINS = 1e-3
+
+
+class NearestClass(NamedTuple):
+    """How far each sample is from being another class.
+
+    Attributes:
+        distance: (b,) length of the smallest change of the attributes after which another class wins; 0 on a boundary,
+            inf where no class can be reached, NaN where an input is NaN.
+        target: (b,) int32 the class that it reaches; -1 where there is none.
+        attackability: (b,) ||e|| / distance (Eq. 5); inf on a boundary, 0 where no class can be reached.
+    """
+
+    distance: Float[Array, "b"]
+    target: Int[Array, "b"]
+    attackability: Float[Array, "b"]
+
+
+@in_buckets
+@public(rows="attributes")
+def nearest_class(head: Head, attributes: Float[Array, "b n"]) -> NearestClass:
+    """The nearest other class of every sample, and how far it is: exact, and as cheap as the logits.
+
+    The way out of a convex region is through one facet: the smallest of all boundary distances
+    (l_i - l_k) / ||w_i - w_k|| is the smallest of all projections. For distances to every class, or to a class of
+    your choice, use `all_pairs_norms`; for the change itself `projection_perturbation` towards the target found here.
+
+    Samples are taken block by block: memory does not grow with their number, but for the answers. Half precision is
+    read as it is and computed in float32.
+
+    Args:
+        head: weights (c, n), optional bias (c,); a bias of -inf masks its class.
+        attributes: (b, n) unnormalised attributes.
+
+    Returns:
+        NearestClass; the lowest class among equals. The distance and the attackability have derivatives.
+
+    Raises:
+        ValueError: shapes do not match, or a concrete number is not finite.
+    """
+    check_problem(head, attributes, ndim=2)
+    return nearest_and_predicted(head, jnp.asarray(attributes))[0]
+
+
+@functools.partial(jax.jit, static_argnames="exact")  # eagerly its loop would be compiled at every call
+def nearest_and_predicted(
+    head: Head, attributes: Float[Array, "b n"], *, exact: bool | None = None
+) -> tuple[NearestClass, Int[Array, "b"], Bool[Array, ""]]:
+    """`nearest_class` without its checks, and what else is known.
+
+    Args:
+        head: weights (c, n), optional bias (c,).
+        attributes: (b, n).
+        exact: whether logits are summed exactly, which costs about twenty products and is needed where rows are nearly
+            equal. None decides it for each block; a program of one kind alone takes a third of the time to compile.
+
+    Returns:
+        NearestClass, the class of each sample now, and whether one of them has a nearly equal row.
+    """
+    head = at_least_float32(Head(jnp.asarray(head.weights), None if head.bias is None else jnp.asarray(head.bias)))
+    head, _, _ = of_unit_size(head, jnp.zeros((), head.weights.dtype))
+    num_classes = len(head.weights)
+    rows_apart = _table(head.weights) if num_classes <= min(len(attributes), _TABLE) else _on_demand(head.weights)
+
+    def one_block(samples):
+        samples = samples.astype(head.weights.dtype)
+
+        def exactly():
+            return _nearest(head, samples, relative_logits(head, samples), rows_apart)
+
+        if exact:
+            return exactly()
+        found, predicted, twins = _nearest(head, samples, _plain_logits(head, samples), rows_apart)
+        if exact is None:
+            return jax.lax.cond(jnp.any(twins), exactly, lambda: (found, predicted, twins))
+        return found, predicted, twins
+
+    def in_blocks(size: int):
+        return lambda samples: _map_blocks(one_block, samples, max(1, size // num_classes))
+
+    found, predicted, twins = jax.lax.platform_dependent(
+        attributes, cpu=in_blocks(_LOGITS_ON_CPU), default=in_blocks(_LOGITS_ON_ACCELERATOR)
+    )
+    return found, predicted, jnp.any(twins)
+
+
+def _map_blocks(function: Callable, samples: Float[Array, "b n"], size: int):
+    """function(block) for blocks of `size` samples; the last one begins earlier where they do not come out even."""
+    count = len(samples)
+    if count <= size:
+        return function(samples)
+    starts = jnp.minimum(jnp.arange(0, count, size, dtype=jnp.int32), count - size)
+    blocks = jax.lax.map(lambda start: function(jax.lax.dynamic_slice_in_dim(samples, start, size)), starts)
+    left = (count - 1) % size + 1
+
+    def joined(leaf):
+        return jnp.concatenate([leaf[:-1].reshape(-1), leaf[-1, size - left :]])
+
+    return jax.tree.map(joined, blocks)
+
+
+def _plain_logits(head: Head, samples: Float[Array, "m n"]) -> Float[Array, "m c"]:
+    logits = jnp.matmul(samples, head.weights.T, precision=HIGHEST)
+    return logits if head.bias is None else logits + head.bias[None, :]
+
+
+def _nearest(head: Head, samples: Float[Array, "m n"], logits: Float[Array, "m c"], rows_apart: Callable):
+    """NearestClass and prediction of a block, and whether each predicted class has a twin.
+
+    Which class is nearest is found from inner products; its own distance is then taken from the two rows themselves,
+    which is exact and what derivatives go through.
+    """
+    weights, num_classes = head.weights, len(head.weights)
+    classes = jnp.arange(num_classes, dtype=jnp.int32)[None, :]
+
+    def first(mask):
+        return jnp.minimum(jnp.min(jnp.where(mask, classes, num_classes), axis=1), num_classes - 1)
+
+    fixed = jax.lax.stop_gradient(logits)
+    best = jnp.max(fixed, axis=1)
+    predicted = first(fixed == best[:, None])
+    apart, twins = rows_apart(predicted)
+    gaps = best[:, None] - fixed
+    distances = jnp.where(gaps > 0, gaps / apart, 0 * gaps)
+    distances = jnp.where(classes == predicted[:, None], jnp.inf, distances)
+    least = jnp.min(distances, axis=1)
+    nearest = first(distances == least[:, None])
+    reachable = least < jnp.inf
+    difference = weights[predicted] - weights[nearest]
+    length = safe_norm(difference)
+    gap = jnp.sum(difference * samples, axis=1)
+    if head.bias is not None:
+        ahead, behind = (head.bias[jnp.where(reachable, index, 0)] for index in (predicted, nearest))
+        gap = gap + jnp.where(reachable, ahead - behind, 0)
+    # A tie is one to the last digit, and no gap is negative; with the derivatives of the gap.
+    least_gap = jnp.take_along_axis(gaps, nearest[:, None], axis=1)[:, 0]
+    gap = gap + jax.lax.stop_gradient(jnp.where(least_gap == 0, 0, jnp.maximum(gap, 0)) - gap)
+    distance = jnp.where(reachable, gap / jnp.where(length > 0, length, 1), jnp.inf)
+    # A number that is none, in the head or the sample, is no proof that nothing can be reached.
+    distance = jnp.where(jnp.isfinite(best) & ~jnp.isnan(least), distance, jnp.nan)
+    on_boundary = distance == 0
+    attackability = jnp.where(on_boundary, jnp.inf, safe_norm(samples) / jnp.where(on_boundary, 1, distance))
+    found = NearestClass(distance, jnp.where(distance < jnp.inf, nearest, -1), attackability)
+    return found, predicted, twins
+
+
+def _table(weights: Float[Array, "c n"]) -> Callable:
+    """Distances from the rows of the predicted classes to all rows, from a table of all of them."""
+    distances, twins = _on_demand(weights)(jnp.arange(len(weights), dtype=jnp.int32))
+    return lambda predicted: (distances[predicted], twins[predicted])
+
+
+def _on_demand(weights: Float[Array, "c n"]) -> Callable:
+    """The same computed for each block: (m, c) distances, good enough to rank by, and (m,) whether there is a twin.
+
+    K_ii - 2 K_ik + K_kk has lost digits where rows are close; such rows are done again from their differences.
+    """
+    weights = jax.lax.stop_gradient(weights)
+    rows, squares = centred(weights), jnp.sum(jnp.square(weights), axis=-1)
+    lengths, numbers = jnp.sum(jnp.square(rows), axis=-1), jnp.arange(len(weights), dtype=jnp.int32)
+
+    def one_row(index, products):
+        sums, others = lengths[index] + lengths, numbers != index
+        quick = sums - 2 * products
+        # Centring rounds, and close rows differ by no more than that: their difference is that of the weights.
+        apart = jax.lax.cond(
+            jnp.any((quick < _CLOSE * sums) & others),
+            lambda: jnp.sum(jnp.square(weights[index][None, :] - weights), axis=-1),
+            lambda: quick,
+        )
+        return safe_sqrt(apart), jnp.any((apart < _TWINS * (squares[index] + squares)) & others)
+
+    def apart(predicted):
+        products = jnp.matmul(rows[predicted], rows.T, precision=HIGHEST)
+        return jax.lax.map(lambda member: one_row(*member), (predicted, products))
+
+    return apart
