@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
-from experiments._folder import UserError
+from experiments._command import UserError, check_run_folder, parse, run_main
 from experiments._options import Seed
-from experiments._run import run_main
 from experiments.benchmarks._chromium import PageError, Tab, chromium
 
 _KINDS = ("picture", "target", "lock", "drag", "range", "most", "observed", "undo")
@@ -53,6 +51,10 @@ class Args:
     edits: int = 200
     seed: Seed = 0
 
+    def check(self) -> None:
+        """Raises UserError where there is no run."""
+        check_run_folder(self.run_dir)
+
 
 @contextlib.contextmanager
 def served(run_dir: Path) -> Iterator[str]:
@@ -69,9 +71,9 @@ def served(run_dir: Path) -> Iterator[str]:
             process.terminate()
 
 
-def edit(kind: str, rng: random.Random, pictures: int, classes: int, attributes: int) -> str:
-    """JavaScript of one action of a person."""
-    row = f"document.querySelector('.row[data-place=\"{rng.randrange(attributes)}\"]')"
+def edit(kind: str, rng: random.Random, places: list[int], pictures: int, classes: int) -> str:
+    """JavaScript of one action of a person, who has the attributes `places` open."""
+    row = f"document.querySelector('.row[data-place=\"{rng.choice(places)}\"]')"
     return {
         "picture": f"location.hash = location.hash.replace(/picture=\\d+/, 'picture={rng.randrange(pictures)}')",
         "target": f"set(at('target'), '{rng.choice(['', *map(str, range(classes))])}')",
@@ -88,14 +90,17 @@ def edit(kind: str, rng: random.Random, pictures: int, classes: int, attributes:
 def measure(tab: Tab, args: Args) -> dict[str, list[float]]:
     """Milliseconds of every edit by its kind."""
     tab.wait("document.documentElement.dataset.answered")
-    tab.run("for (const group of document.querySelectorAll('#groups > details')) group.open = true")
+    tab.run(
+        "[...document.querySelectorAll('#groups > details')].slice(0, 3).forEach((group) => { group.open = true; })"
+    )
     size = tab.run("(async () => { const s = await (await fetch('api/session')).json();"
-                   " return [s.labels.length, s.classes.length, s.attributes.length]; })()")  # fmt: skip
-    tab.wait(f"document.querySelectorAll('.row').length === {size[2]}")
+                   " return [s.labels.length, s.classes.length]; })()")  # fmt: skip
+    tab.wait("document.querySelectorAll('.row').length > 0")
+    places = tab.run("[...document.querySelectorAll('.row')].map((row) => Number(row.dataset.place))")
     rng, times = random.Random(args.seed), dict[str, list[float]]()
     while sum(map(len, times.values())) < args.edits:
         kind = rng.choice(_KINDS)
-        milliseconds = tab.run(_TIMED % edit(kind, rng, *size))
+        milliseconds = tab.run(_TIMED % edit(kind, rng, places, *size))
         if milliseconds is not None:  # None: it changed nothing, as an undo with nothing to undo
             times.setdefault(kind, []).append(milliseconds)
         tab.run(f"new Promise((go) => setTimeout(go, {rng.choice([20, 150, 900])}))")
@@ -104,11 +109,7 @@ def measure(tab: Tab, args: Args) -> dict[str, list[float]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(
-        Args,
-        args=sys.argv[1:] if arguments is None else arguments,
-        prog="python -m experiments.benchmarks.explore_edits",
-    )
+    args = parse(Args, arguments, "benchmarks.explore_edits")
     try:
         with (
             served(args.run_dir) as address,

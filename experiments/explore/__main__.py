@@ -1,19 +1,12 @@
 """Opens the live page about a trained run in the browser."""
 
 import socket
-import sys
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from experiments import _run
-from experiments._folder import UserError
-from experiments.explore.runs import check_same_pictures, open_run, warm_up
-from experiments.explore.turns import Turns
-from spectra_jax.logging import Console
+from experiments._command import UserError, check_run_folder, missing_library, parse, run_main
 
 HOST = "127.0.0.1"
 
@@ -44,6 +37,16 @@ class Args:
     browser: bool = True
     quiet: bool = False
 
+    def check(self) -> None:
+        """Raises UserError where a folder holds no run."""
+        for folder in self.folders:
+            check_run_folder(folder)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The run, or both."""
+        return (self.run_dir, *([self.compare_run_dir] if self.compare_run_dir else []))
+
 
 def serve(args: Args) -> None:
     """Serves until Ctrl-C."""
@@ -58,17 +61,21 @@ def _serve(args: Args, listening: socket.socket) -> None:
         from experiments.explore.security import kept_token
         from experiments.explore.server import make_app
     except ImportError as error:
-        raise _run.missing_library(error.name or "starlette", "explore") from error
+        raise missing_library(error.name or "starlette", "explore") from error
+    from experiments._devices import cache_dir, use_compilation_cache
+    from experiments.explore.runs import check_same_pictures, open_run, warm_up
+    from experiments.explore.turns import Turns
+    from spectra_jax.logging import Console
 
+    use_compilation_cache()
     console, turns = Console(quiet=args.quiet), Turns()
-    folders = [args.run_dir, *([args.compare_run_dir] if args.compare_run_dir else [])]
-    sessions = tuple(open_run(folder, turns) for folder in folders)
+    sessions = tuple(open_run(folder, turns) for folder in args.folders)
     if len(sessions) > 1:
         check_same_pictures(*sessions)
     for session in sessions:
         warm_up(session, console=console)
 
-    port, token = listening.getsockname()[1], kept_token(_run.cache_dir() / "explore.key")
+    port, token = listening.getsockname()[1], kept_token(cache_dir() / "explore.key")
     app = make_app(sessions, token=token, hosts=(f"{HOST}:{port}", f"localhost:{port}"))
     address = f"http://{HOST}:{port}/?token={token}"
     console.say("The page is open to this machine and to whoever has the key in its address. Ctrl-C ends it.")
@@ -100,11 +107,9 @@ def listen(port: int) -> socket.socket:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    args = tyro.cli(Args, args=sys.argv[1:] if arguments is None else arguments, prog="python -m experiments.explore")
-    _run.use_compilation_cache()
-    serve(args)
+    serve(parse(Args, arguments, "explore"))
     return 0
 
 
 if __name__ == "__main__":
-    _run.run_main(main)
+    run_main(main)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import _run
-from experiments._folder import UserError
+from experiments._command import UserError
 from experiments.explore.images import Pictures
 from experiments.explore.making import CONFIGS, search
 from experiments.explore.questions import MOST_CHANGES, Question
@@ -61,7 +61,8 @@ def warm_up(session: Session, *, console: Console) -> None:
     name = session.attribute_names[0]
     questions = [Question(0), Question(0, other, observed=True), Question(0, other, locked=(name,))]
     limits = [limit for limit in (4, 8, 16) if limit <= min(MOST_CHANGES, len(session.attribute_names))]
-    questions += [Question(0, other, at_most=limit) for limit in limits]
+    questions += [Question(0, other, at_most=limit, observed=seen) for limit in limits for seen in (False, True)]
+    questions += [Question(0, at_most=limits[0])] if limits else []
     total = len(questions) + len(CONFIGS) + 1
     with console.progress(f"getting {session.name} ready", total, unit="steps") as task:
         for done, question in enumerate(questions):

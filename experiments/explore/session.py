@@ -20,7 +20,7 @@ from spectra_jax.names import Names, make_names
 
 Effort = Literal["quick", "full"]
 # Choices solved in proof of an answer that limits the number of changes: while somebody drags, and afterwards.
-_CHOICES = {"quick": 30, "full": 1000}
+_CHOICES = {"quick": 0, "full": 128}
 _ENCODED = 16  # pictures encoded together
 _KEPT = 64
 _LISTED = 5
@@ -117,8 +117,8 @@ class Session:
 
         Args:
             question: what is asked.
-            effort: "quick" limits the search for a proof, and with at_most takes the nearest class from the question
-                without it; "full" is `spectra_jax.explain` as it is.
+            effort: "quick" does without the proof that a choice is the best, and with at_most takes the nearest class
+                from the question without it; "full" tries to prove it, and compares classes under the limit.
 
         Raises:
             ValueError: the question names what is not there.

@@ -130,7 +130,10 @@ export class Attributes {
     for (const [place, parts] of this.rows) {
       const attribute = this.info.attributes[place], now = held[place] ?? answer?.values?.[place];
       if (now === undefined) continue;
-      const then = after.get(attribute.name);
+      const then = after.get(attribute.name), [low, high] = ranges[place] ?? [null, null];
+      const shown = [now, then, place in held, isLocked.has(place), low, high].join();
+      if (parts.shown === shown) continue;
+      parts.shown = shown;
       if (document.activeElement !== parts.slider || place in held === false || Number(parts.slider.value) !== now) parts.slider.value = now;
       parts.slider.setAttribute("aria-valuetext", number(now));
       parts.value.textContent = place in held ? `set to ${number(now)}` : then === undefined ? number(now) : `${number(now)} → ${number(then)} in the answer`;
@@ -138,7 +141,6 @@ export class Attributes {
       parts.free.hidden = !(place in held);
       parts.lock.setAttribute("aria-pressed", isLocked.has(place));
       parts.lock.textContent = isLocked.has(place) ? "Locked" : "Lock";
-      const [low, high] = ranges[place] ?? [null, null];
       if (document.activeElement !== parts.low) parts.low.value = low ?? "";
       if (document.activeElement !== parts.high) parts.high.value = high ?? "";
       if (place in ranges) parts.ends.open = true;

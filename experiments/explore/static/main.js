@@ -90,19 +90,19 @@ const start = (info) => {
     }
   };
 
-  let latest = null, asking = false, idle = 0, answers = null;
-  const ask = async (effort) => {
-    latest = { asked: question(), effort };
+  let latest = null, asking = false, idle = 0, answers = null, thorough = new AbortController();
+  const ask = async () => {
+    latest = question();
     if (asking) return; // the newest question is asked as soon as the present one is answered
     asking = true;
     while (latest) {
-      const { asked, effort: how } = latest;
+      const asked = latest;
       latest = null;
       const began = performance.now();
       try {
-        const content = await post("api/answer", { question: asked, effort: how });
+        const content = await post("api/answer", { question: asked, effort: "quick" });
         document.documentElement.dataset.milliseconds = (performance.now() - began).toFixed(1);
-        if (JSON.stringify(asked) === JSON.stringify(question())) received(content.answers, asked);
+        if (isCurrent(asked)) received(content.answers, asked);
       } catch (error) {
         columns.forEach((column) => column.failed(error.message));
       }
@@ -119,10 +119,20 @@ const start = (info) => {
     clearTimeout(idle);
     idle = setTimeout(() => settle(list, asked), IDLE);
   };
+  // The thorough answer takes its time, and is dropped as soon as something changes.
+  const askThoroughly = async (asked) => {
+    const { signal } = (thorough = new AbortController());
+    try {
+      const content = await post("api/answer", { question: asked, effort: "full" }, signal);
+      if (!signal.aborted) received(content.answers, asked);
+    } catch (error) {
+      if (!signal.aborted) columns.forEach((column) => column.failed(error.message));
+    }
+  };
   const isCurrent = (asked) => JSON.stringify(asked) === JSON.stringify(question());
   const settle = async (list, asked) => {
     if (!isCurrent(asked)) return;
-    if (list.some((answer) => !answer.settled)) { await ask("full"); return; }
+    if (list.some((answer) => !answer.settled)) { await askThoroughly(asked); return; }
     at("announce").textContent = columns.map((column) => column.part("verdict").textContent).join(" ");
     list.forEach(async (answer, place) => {
       if (answer.status === "SOLVED") return;
@@ -133,10 +143,11 @@ const start = (info) => {
   };
   const changed = () => {
     clearTimeout(idle);
+    thorough.abort();
     show();
     attributes.update();
     columns.forEach((column) => column.busy(true));
-    ask("quick");
+    ask();
   };
 
   at("link").addEventListener("click", async () => {
