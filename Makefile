@@ -1,6 +1,7 @@
-# make demo   installs into .venv, runs the main job on the embedded data and says where its report is
-# make test   installs the test tools as well, then runs the linters, the type checker and the tests
-# make clean  removes .venv and what the checkers cached
+# make demo     installs into .venv, runs the main job on the embedded data and says where its report is
+# make explore  opens a live page about the model of make demo in the browser
+# make test     installs the test tools as well, then runs the linters, the type checker and the tests
+# make clean    removes .venv and what the checkers cached
 #
 # PYTHON=python3.12 picks another interpreter, VENV=folder another place for the environment,
 # TEST_JOBS=4 how many test processes run side by side, PYTEST_ARGS='-k pinv' what pytest is told besides.
@@ -13,13 +14,16 @@ PYTEST_ARGS ?=
 RUN := $(VENV)/bin/python
 PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test check clean
+.PHONY: help demo explore test check clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 demo: $(VENV)/.installed
 	$(RUN) -m experiments.quickstart
+
+explore: demo
+	$(RUN) -m experiments.explore --run-dir runs/quickstart-synthetic-cnn-seed0
 
 test: check
 	$(RUN) -m pytest -n $(TEST_JOBS) --dist worksteal --durations 15 $(PYTEST_ARGS)
@@ -45,10 +49,10 @@ $(VENV)/.created:
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (about 1 GB; a minute or two the first time)"
-	$(PIP_INSTALL) --editable '.[pretrained]'
+	$(PIP_INSTALL) --editable '.[pretrained,explore]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), test tools included (about 1 GB; a minute or two the first time)"
-	$(PIP_INSTALL) --editable '.[pretrained,test,bench]'
+	$(PIP_INSTALL) --editable '.[pretrained,explore,test,bench]'
 	@touch $(VENV)/.installed $@

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from spectra_jax.image_metrics import frequency_split as frequency_split
     from spectra_jax.image_metrics import image_distances as image_distances
     from spectra_jax.inversion import InversionConfig as InversionConfig
+    from spectra_jax.inversion import InversionProgress as InversionProgress
     from spectra_jax.inversion import InversionReason as InversionReason
     from spectra_jax.inversion import InversionResult as InversionResult
     from spectra_jax.inversion import invert as invert

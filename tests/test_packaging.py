@@ -71,7 +71,7 @@ def python_blocks(text: str) -> list[str]:
 
 
 def test_core_install_brings_no_other_framework():
-    installed = closure(requirements("pretrained"))
+    installed = closure(requirements("pretrained", "explore"))
     assert {"jax", "jaxlib", "flax", "numpy", "tensorflow-datasets"} <= installed
     assert not installed & FRAMEWORKS
 
@@ -81,6 +81,7 @@ def test_every_import_is_declared():
     undeclared = {}
     for path in sources():
         extras = ["bench"] if "benchmarks" in path.parts or path.name.lstrip("_").startswith("foolbox") else []
+        extras += ["explore"] if "explore" in path.parts else []
         declared = {canonicalize_name(requirement.name) for requirement in requirements(*extras)}
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -96,7 +97,7 @@ def test_every_import_is_declared():
 
 def test_constraints_pin_everything_within_the_declared_bounds():
     pins = constraints()
-    direct = requirements("pretrained", "test", "bench")
+    direct = requirements("pretrained", "explore", "test", "bench")
     assert closure(direct) <= pins.keys()
     for pin in pins.values():
         assert re.fullmatch(r"==[^=*]+", str(pin.specifier)) and pin.url is None, f"{pin}: expected name==version"

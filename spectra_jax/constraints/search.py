@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
 
 def shortest_choice(problem: Problem, options: Options, *, max_choices: int) -> Found:
-    """Searches every problem; at most `max_choices` choices are solved to prove each answer."""
+    """Searches every problem; at most `max_choices` choices are solved to prove each answer, 0: no proof."""
     most_free, num_pairs = options.most_free(), len(problem.targets)
     possible = options.possible()
     low, high = options.hull()
@@ -69,11 +69,13 @@ def shortest_choice(problem: Problem, options: Options, *, max_choices: int) -> 
         starts.append(choices.choose(choices.values(pull)))
     point, chosen = _improve(ours, choices, starts, most_free)
 
-    upper = np.square(np.where(np.isfinite(point.norm), point.norm, np.inf)) / 2
-    again = raise_bound(ours, choices, bound.multipliers, upper)
-    half_square = np.maximum(bound.half_square, again.half_square)
-    multipliers = np.where((again.half_square > bound.half_square)[:, None], again.multipliers, bound.multipliers)
-    proven = _try_remaining(ours, choices, point, chosen, multipliers, most_free, max_choices)
+    half_square, proven = bound.half_square, np.zeros(len(open_), bool)
+    if max_choices:
+        upper = np.square(np.where(np.isfinite(point.norm), point.norm, np.inf)) / 2
+        again = raise_bound(ours, choices, bound.multipliers, upper)
+        half_square = np.maximum(bound.half_square, again.half_square)
+        multipliers = np.where((again.half_square > bound.half_square)[:, None], again.multipliers, bound.multipliers)
+        proven = _try_remaining(ours, choices, point, chosen, multipliers, most_free, max_choices)
 
     lower = np.sqrt(2 * np.maximum(half_square, 0))
     lower = np.maximum(lower, np.nan_to_num(whole.norm[open_]) * (1 - 1e-12))

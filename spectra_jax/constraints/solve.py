@@ -60,7 +60,7 @@ def constrained_perturbations(
         rules: what the change must keep to.
         margin: required lead over every other class, in logits.
         locked: (p, n) attributes that may not change, sample by sample, on top of the rules.
-        max_choices: how many choices to solve for the proof.
+        max_choices: how many choices to solve for the proof; 0 does without, in half the time.
 
     Returns:
         ConstrainedResult.

@@ -82,7 +82,8 @@ def explain(
             earlier one uses, and no two change the same attributes.
         reference: (N, n) attributes of real samples, for "observed" and "spread" and for changes in spreads.
         calibration: turns attributes into probabilities, for tables and pages.
-        max_choices: how many choices to solve in proof of an answer, where the rules leave a choice.
+        max_choices: how many choices to solve in proof of an answer, where the rules leave a choice; 0 does without a
+            proof, in half the time.
         progress: called with the number of pairs done and of all.
 
     Returns:

@@ -22,7 +22,7 @@ from spectra_jax.inversion.config import InversionConfig
 from spectra_jax.inversion.encoder import EncodeFn, as_partial, in_bfloat16, in_types, lead_of, per_sample
 from spectra_jax.inversion.finish import Finished, finish
 from spectra_jax.inversion.rounding import Written, write_on_device, write_stepwise
-from spectra_jax.inversion.search import Found, passes, search
+from spectra_jax.inversion.search import Found, InversionProgress, passes, search
 from spectra_jax.inversion.step import Sample
 from spectra_jax.inversion.types import InversionReason, InversionResult
 from spectra_jax.similarity import WINDOW
@@ -44,6 +44,7 @@ def invert(
     max_steps: Int[Array, "b"] | None = None,
     region: Bool[Array, "b h w"] | None = None,
     mutable: Bool[Array, "n"] | None = None,
+    progress: Callable[[InversionProgress], None] | None = None,
 ) -> InversionResult:
     """Moves images until the encoder gives the wanted attributes and the classifier the target (Section 2.6).
 
@@ -70,13 +71,15 @@ def invert(
         region: (b, h, w) pixels that may change; all by default.
         mutable: (n,) attributes that may move. The others are wanted as they are at the start, whatever
             target_attributes says of them. Not for method="nearest", which looks at no single attribute.
+        progress: called after every step of the samples that are being searched; what it raises ends the search. Not
+            under jit or another transformation.
 
     Returns:
         InversionResult.
 
     Raises:
         ValueError: shapes do not match (the encoder's included), images not in [0, 1] or smaller than SSIM's window,
-            target out of range, mutable with method="nearest".
+            target out of range, mutable with method="nearest", progress under a transformation.
     """
     config = InversionConfig() if config is None else config
     check_images(images)
@@ -118,7 +121,11 @@ def invert(
 
     before = in_chunks(functools.partial(_encode, encode), images)
     given = (before, images, head, wanted, targets, max_steps, region, mutable)  # `before` knows encode_fn's closure
-    stepwise = on_cpu and all(is_concrete(leaf) for leaf in jax.tree.leaves(given))
+    concrete = all(is_concrete(leaf) for leaf in jax.tree.leaves(given))
+    if progress is not None and not concrete:
+        raise ValueError("progress cannot be told under jit or another transformation; leave it out, or call invert "
+                         "outside")  # fmt: skip
+    stepwise = concrete and (on_cpu or progress is not None)
     if before.shape != wanted.shape:
         raise ValueError(f"encode_fn gives shape {before.shape}; expected {wanted.shape}, the head's width")
     queue = Sample(
@@ -130,7 +137,7 @@ def invert(
     )
     # What the queue and the lanes say already must not cost a compilation of its own.
     config = dataclasses.replace(config, max_steps=1, batch_size=None)
-    explore = functools.partial(search, config=config, stepwise=stepwise)
+    explore = functools.partial(search, config=config, stepwise=stepwise, progress=progress)
     if config.encoder_dtype == "same":
         found = explore(encode, head, queue, mutable, num_lanes)
     else:

@@ -56,6 +56,20 @@ class Lanes(NamedTuple):
     state: PyTree
 
 
+class InversionProgress(NamedTuple):
+    """Where the samples that are being searched stand; its arrays are valid during the call they are handed to.
+
+    Attributes:
+        rows: (l,) which samples; -1 for none.
+        num_steps: (l,) updates made.
+        images: (l, h, w, channels) as they are now.
+    """
+
+    rows: Int[Array, "l"]
+    num_steps: Int[Array, "l"]
+    images: Float[Array, "l h w k"]
+
+
 class Progress(NamedTuple):
     """The lanes, how many samples of the queue have been taken and are to be taken, and the answers so far."""
 
@@ -72,7 +86,7 @@ def passes(config: InversionConfig) -> tuple[int, int]:
 
 def search(
     encode: jax.tree_util.Partial, head: Head, queue: Sample, mutable: Bool[Array, "n"] | None, num_lanes: int,
-    *, config: InversionConfig, stepwise: bool,
+    *, config: InversionConfig, stepwise: bool, progress: Callable[[InversionProgress], None] | None = None,
 ) -> Found:  # fmt: skip
     """Searches for every sample of the queue; rows of aims that are not finite are infeasible.
 
@@ -85,13 +99,14 @@ def search(
         config: options.
         stepwise: call one compiled step after another from here in place of one lax.while_loop: on CPUs convolutions
             within a loop run up to three times slower. Not possible under a transformation.
+        progress: called after every step, where it is stepwise; what it raises ends the search.
 
     Returns:
         Found, in the order of the queue.
     """
     order, back = _feasible_first(queue.aims)
     queue = jax.tree.map(lambda column: column[order], queue)
-    run = _search_by_steps if stepwise else _search_on_device
+    run = functools.partial(_search_by_steps, told=progress) if stepwise else _search_on_device
     found = run(encode, head, queue, mutable, num_lanes=num_lanes, config=config)
     return jax.tree.map(lambda column: column[back], found)
 
@@ -103,7 +118,10 @@ def _feasible_first(aims: Float[Array, "b n"]) -> tuple[Int[Array, "b"], Int[Arr
     return order, jnp.argsort(order)
 
 
-def _search_by_steps(encode, head, queue, mutable, *, num_lanes: int, config: InversionConfig) -> Found:
+def _search_by_steps(
+    encode, head, queue, mutable, *, num_lanes: int, config: InversionConfig,
+    told: Callable[[InversionProgress], None] | None,
+) -> Found:  # fmt: skip
     progress = _open(queue, num_lanes=num_lanes, config=config)
     total = int(progress.total)
     while True:
@@ -116,6 +134,8 @@ def _search_by_steps(encode, head, queue, mutable, *, num_lanes: int, config: In
         while running.any():
             lanes = _step(encode, head, mutable, lanes, config=config)
             before, running = running, jax.device_get(lanes.running)
+            if told is not None:
+                told(InversionProgress(lanes.place, lanes.found.num_steps, lanes.found.images))
             if waiting and (before & ~running).any():
                 break
         progress = progress._replace(lanes=lanes)
