@@ -18,7 +18,7 @@ from experiments._claims_run import ClaimConfig, RunClaims
 from experiments._claims_statistics import RULE, Comparison, Verdict, Word, overall
 from experiments._parts import heat, spoken
 from spectra_jax.reporting import SERIES, Column, Estimate, Metric, Picture, Report, new_figure, plot_style
-from spectra_jax.reporting.formatting import format_number
+from spectra_jax.reporting.formatting import format_number, readable_class
 from spectra_jax.reporting.images import difference_picture
 
 PANEL = 192
@@ -220,7 +220,7 @@ def _flip(run: RunClaims, row: int, prefix: str, *, pruned: bool) -> Picture:
     material, flips = run.material, run.material.flips
     info = material.run.info
     name = info.attribute_names[int(material.named[row])]
-    classes = [info.class_names[int(k)].replace("_", " ") for k in (flips.predicted[row], flips.target[row])]
+    classes = [readable_class(info.class_names[int(k)]) for k in (flips.predicted[row], flips.target[row])]
     change = format_number(float(flips.requested[row, material.named[row]]), signed=True)
     result = np.asarray(rounded(flips.results[row]))
     caption = f"{prefix}{classes[0]} → {classes[1]}; {spoken(name)} {change}"

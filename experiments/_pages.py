@@ -17,7 +17,7 @@ from experiments._tail import mean_note
 from spectra_jax import InversionReason, head_logits, nearest_target
 from spectra_jax.data import DatasetInfo
 from spectra_jax.reporting import AttributeChange, Column, CounterfactualCard, Metric, Opens, Report
-from spectra_jax.reporting.formatting import readable_attribute, readable_class
+from spectra_jax.reporting.formatting import format_number, readable_attribute, readable_class
 
 SHOWN_ATTRIBUTES = 6
 SHOWN_CLASSES = 2
@@ -256,7 +256,8 @@ def _card(
     if pair.single_attribute >= 0:
         size = abs(pair.single_delta) / max(spread[pair.single_attribute], 1e-6)
         name = readable_attribute(names[pair.single_attribute])
-        note += f" One attribute alone would do: {name} by {pair.single_delta:+.3g} ({size:.1f} standard deviations)."
+        moved = format_number(float(pair.single_delta), signed=True)
+        note += f" One attribute alone would do: {name} by {moved} ({size:.1f} standard deviations)."
     else:
         note += " No single attribute can reach this target."
     if pair.success and not pair.survives_rounding:

@@ -21,6 +21,7 @@ from experiments._run import LoadedRun
 from spectra_jax import InversionConfig, InversionReason, head_logits, invert, psnr, ssim
 from spectra_jax.logging import Console
 from spectra_jax.reporting import Column, Metric, Picture, Report
+from spectra_jax.reporting.formatting import readable_class
 from spectra_jax.reporting.images import difference_picture
 
 FIRST_RANKS = 3
@@ -279,7 +280,7 @@ def write_page(
 def _add_figure(
     report: Report, run: LoadedRun, case: Case, figure: Figure, found: dict[str, Any], verdict: Verdict
 ) -> None:
-    source, target = (run.info.class_names[int(k)].replace("_", " ") for k in (figure.source, figure.target))
+    source, target = (readable_class(run.info.class_names[int(k)]) for k in (figure.source, figure.target))
     discs = discs_of(run, figure)
     change = (figure.result.astype(np.float32) - figure.image) / 255
     energy = np.square(change).sum(axis=-1)
@@ -291,7 +292,7 @@ def _add_figure(
     difference = difference_picture(before, np.clip(before + change, 0, 1), amplification=amplification)
     where = marked(figure.image, (energy > 0) * 1.0, None) if case.few_pixels else heat(figure.image, energy, discs)
     ring = f"; rings: {', '.join(discs.names)}" if discs is not None else ""
-    after = run.info.class_names[found["class_after"]].replace("_", " ")
+    after = readable_class(run.info.class_names[found["class_after"]])
     pictures = [
         Picture(figure.image, f"Original: {source}, {found['source_probability_before']:.0%}", f"A {source}"),
         Picture(

@@ -18,7 +18,7 @@ from spectra_jax import (
     projection_perturbation,
     single_attribute_perturbations,
 )
-from spectra_jax.reporting.formatting import format_number
+from spectra_jax.reporting.formatting import format_number, readable_class
 
 # A change of more spreads than this is one that no test image comes near; the next kind of request is made instead.
 FARTHEST = 5.0
@@ -164,7 +164,10 @@ def request(
     """
     head, f = run.model.head(run.params), choice.attribute
     e = jnp.asarray(before)
-    target, name = _plain(run.info.class_names[choice.target]), "" if f < 0 else spoken(run.info.attribute_names[f])
+    target, name = (
+        readable_class(run.info.class_names[choice.target]),
+        "" if f < 0 else spoken(run.info.attribute_names[f]),
+    )
     if f < 0:
         found = _project(head, e, choice.target, margin, jnp.ones(e.shape, bool))
         text = f"the smallest change of all attributes that makes {target} win, ‖δ‖ = {float(found.norm):.3g}. Of the "
@@ -208,7 +211,7 @@ def _project(head: Head, e: jax.Array, target: jax.Array, margin: jax.Array, mut
 
 def _certificate(run: LoadedRun, head: Head, choice: Choice, e: jax.Array, spread: float, margin: float) -> str:
     """Why the attribute alone can not do it: the two rivals that leave no room between them."""
-    names = [_plain(name) for name in run.info.class_names]
+    names = [readable_class(name) for name in run.info.class_names]
     j, name = choice.target, spoken(run.info.attribute_names[choice.attribute])
     logits = np.asarray(head_logits(head, e), np.float64)
     room = intervals(np.asarray(head.weights)[:, choice.attribute], logits, margin)
@@ -230,7 +233,3 @@ def _certificate(run: LoadedRun, head: Head, choice: Choice, e: jax.Array, sprea
 
 def _signed(value: float) -> str:
     return format_number(float(value), signed=True)
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ")

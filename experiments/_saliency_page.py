@@ -10,6 +10,7 @@ from experiments._pages import median
 from experiments._parts import RADIUS, PartDiscs, marked, spoken
 from experiments._run import LoadedRun
 from spectra_jax.reporting import Column, Metric, Picture, Report
+from spectra_jax.reporting.formatting import readable_class
 
 MOST_SHOWN = 24
 LIFT = (
@@ -153,15 +154,13 @@ def _add_table(report: Report, run: LoadedRun, maps: list[Map]) -> None:
     classes, names = run.info.class_names, run.info.attribute_names
     columns: list[Column | str] = [
         Column("image", definition="Position of the image in the test split."),
-        "class",
-        "attribute",
+        Column("class", kind="class"),
+        Column("attribute", kind="attribute"),
         Column("counts", definition="Weight of the attribute for the predicted class times its value, in logits."),
     ]
-    rows: list[tuple[Any, ...]] = [
-        (str(m.row), classes[m.label].replace("_", " "), names[m.attribute], m.contribution) for m in maps
-    ]
+    rows: list[tuple[Any, ...]] = [(str(m.row), classes[m.label], names[m.attribute], m.contribution) for m in maps]
     if run.info.part_names:
-        columns += ["parts", Column("lift", definition=LIFT), "other attribute", "its lift"]
+        columns += ["parts", Column("lift", definition=LIFT), Column("other attribute", kind="attribute"), "its lift"]
         rows = [
             (
                 *row,
@@ -176,7 +175,7 @@ def _add_table(report: Report, run: LoadedRun, maps: list[Map]) -> None:
 
 
 def _picture(run: LoadedRun, m: Map) -> Picture:
-    name, label = run.info.attribute_names[m.attribute], run.info.class_names[m.label].replace("_", " ")
+    name, label = run.info.attribute_names[m.attribute], readable_class(run.info.class_names[m.label])
     where = "; no part to compare" if run.info.part_names else ""
     if m.discs is not None:
         where = f"; lift {m.lift:.2f} at the {', '.join(m.discs.names)}"

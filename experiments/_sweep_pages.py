@@ -15,7 +15,7 @@ from experiments._sweep_options import SolveConfig
 from experiments._sweep_ratios import ratios
 from experiments._tail import mean_note
 from spectra_jax.reporting import SERIES, Column, Metric, Report, new_figure, plot_style
-from spectra_jax.reporting.formatting import plain_name
+from spectra_jax.reporting.formatting import readable_class
 from spectra_jax.sweep_files import finished, read_pairs, read_samples, write_tables
 from spectra_jax.sweep_statistics import count_groups, medians
 
@@ -194,7 +194,7 @@ def write_report(
     seconds: float,
 ) -> Path:
     """report.html of a finished sweep."""
-    problem = problem._replace(class_names=tuple(plain_name(name) for name in problem.class_names))
+    problem = problem._replace(class_names=tuple(readable_class(name) for name in problem.class_names))
     summary = found.summary
     count, pairs = plan.options["samples"], int(summary["sweep/pairs"])
     report = Report(
@@ -372,8 +372,8 @@ def _add_closest(report: Report, problem: Problem, found: Found) -> None:
             Column("nearest class", definition="The other class whose region is nearest in attribute space."),
             "Attackability",
             Column("‖δ‖", definition="Length of the smallest change of the attributes that reaches the nearest class."),
-            Column("one attribute", definition="That reaches the nearest class alone with the smallest change in units "
-                   "of its spread over the samples."),
+            Column("one attribute", kind="attribute", definition="That reaches the nearest class alone with the "
+                   "smallest change in units of its spread over the samples."),
             Column("by", definition="How much that attribute must change, in its own units."),
         ],
         rows,
@@ -398,7 +398,7 @@ def _add_flips(report: Report, problem: Problem, found: Found, count: int) -> No
     report.table(
         "Attributes that flip most",
         [
-            "attribute",
+            Column("attribute", kind="attribute"),
             Column("flips alone", "%", definition=alone),
             Column("changes most", "%", definition=most),
             "samples, alone",

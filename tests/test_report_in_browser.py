@@ -71,11 +71,29 @@ const frame = (width) => new Promise((done) => {
   d.querySelector(".card [data-filter^=attribute]").click();
   out.cards.push(visible());
   form.querySelector("[type=reset]").click();
-  choose("sort", "-PSNR");
-  out.sorted = d.querySelector(".of-cards .card").dataset.item.includes('"PSNR"');
+  const order = (sort) => {
+    choose("sort", sort);
+    return [...d.querySelectorAll(".of-cards .card")].map((c) => JSON.parse(c.dataset.item).metrics.PSNR ?? null);
+  };
+  out.sorted = [order("-PSNR"), order("PSNR"), order("distance"), order("")];
+  choose("distance", "2");
+  out.near = [visible(), d.querySelector(".of-cards .tally").textContent];
   form.querySelector("[type=reset]").click();
+  out.near.push(visible(), form.elements.distance.value);
+  const listed = () => [...d.querySelectorAll("#samples tbody tr")].map((r) => r.cells[1].textContent);
+  out.listed = [listed()];
   d.querySelector("#margins a[data-filter]").click();
-  out.listed = [...d.querySelectorAll("#samples tbody tr")].map((r) => r.cells[0].textContent);
+  out.listed.push(listed());
+  out.focus = d.activeElement.textContent;
+  d.querySelector("#samples [type=reset]").click();
+  d.querySelector("#samples .more").click();
+  out.listed.push(listed());
+  d.querySelectorAll("#samples button.sort")[2].click();
+  d.querySelectorAll("#samples button.sort")[2].click();
+  out.listed.push(listed());
+  d.querySelector("#samples a[data-filter]").click();
+  out.listed.push(listed());
+  out.thumbs = d.querySelectorAll("#samples img").length;
   for (const details of d.querySelectorAll("details")) details.open = true;
   d.querySelector("a.term").click();
   out.tip = d.getElementById("tip").textContent;
@@ -93,6 +111,12 @@ const frame = (width) => new Promise((done) => {
   svg.dispatchEvent(new d.defaultView.PointerEvent("pointermove",
     { clientX: box.right - 3, clientY: box.bottom - 3, bubbles: true }));
   out.readout = d.querySelector("#distances .readout").textContent;
+  svg.dispatchEvent(new d.defaultView.MouseEvent("click",
+    { clientX: box.right - 3, clientY: box.bottom - 3, bubbles: true }));
+  out.listed.push(listed());
+  d.querySelector("#distances .plot").dispatchEvent(
+    new d.defaultView.KeyboardEvent("keydown", { key: "ArrowUp", bubbles: true }));
+  out.arrow = d.querySelector("#distances .readout").textContent;
   document.getElementById("out").textContent = JSON.stringify(out);
 })();
 </script>"""
@@ -145,8 +169,18 @@ def test_browser_sorts_tables(browser):
 def test_browser_filters_defines_enlarges_and_reads_out(browser):
     out = browser[0]
     assert out["opened"] == 0 and out["cards"] == [2, "2 of 3, outcome: not reached.", 3, 1]
-    assert out["sorted"] and out["listed"] == ["a", "b"]
+    assert out["sorted"] == [[41, 34, None], [34, 41, None], [34, 41, None], [34, 41, None]]
+    assert out["near"] == [1, "1 of 3, distance: up to 2.", 3, "2.5"]
     assert "largest logit" in out["tip"]
     assert out["download"] == [False, "counterfactuals-01-original.png", "data:image/png;"]
     assert out["viewer"][0] and "Counterfactual image" in out["viewer"][1] and "minus original" in out["viewer"][2]
-    assert out["readout"] == "B → B: 1.00"
+    assert out["readout"].startswith("B → B: 1.00; show all from B")
+    assert out["arrow"].startswith("Black footed Albatross → B: 2.00")
+
+
+def test_browser_lists_what_bars_classes_and_entries_count(browser):
+    out = browser[0]
+    first, bar, more, margin, by_class, entry = out["listed"]
+    assert first == ["a", "b"] and bar == ["a", "b"] and out["focus"] == "Samples"
+    assert more == ["a", "b", "c", "d"] and margin == ["c", "b"], "only the first rows are shown again after sorting"
+    assert by_class == ["a", "c"] and entry == ["b"]

@@ -27,7 +27,7 @@ from spectra_jax.reporting import (
     new_figure,
     plot_style,
 )
-from spectra_jax.reporting.formatting import csv_text, format_number
+from spectra_jax.reporting.formatting import csv_text, format_number, format_probability
 from spectra_jax.reporting.images import data_uri, difference_picture, to_uint8
 
 NASTY = """<script>alert("1")</script> & 'x' <b>has_size::small</b>"""
@@ -97,6 +97,7 @@ def full_report(*, name: str = "Black_footed_Albatross", size: int = 12) -> Repo
                 changed,
                 success=True,
                 steps=12,
+                distance=1.5,
                 attributes=changes,
                 probabilities_before=[(name, 0.9), ("Least_Auklet", 0.1)],
                 probabilities_after=[("Least_Auklet", 0.7), ("Third", None)],
@@ -104,7 +105,15 @@ def full_report(*, name: str = "Black_footed_Albatross", size: int = 12) -> Repo
                 note=name,
                 **common,
             ),
-            CounterfactualCard(image, broken, success=False, reason=f"step limit {name}", **common),
+            CounterfactualCard(
+                image,
+                broken,
+                success=False,
+                reason=f"step limit {name}",
+                distance=2.5,
+                metrics=[Metric("PSNR", 41.0, "dB")],
+                **common,
+            ),
             CounterfactualCard(
                 image,
                 None,
@@ -129,10 +138,15 @@ def full_report(*, name: str = "Black_footed_Albatross", size: int = 12) -> Repo
         ],
     )
     report.listing(
-        "Samples", [Column("sample"), Column("margin", decimals=2)], [("a", 0.1), ("b", 0.2), ("c", 0.9)], shown=2
+        "Samples",
+        [Column("sample"), Column("from", kind="class"), Column("margin", decimals=2)],
+        [("a", name, 0.1), ("b", "002.B", 0.2), ("c", name, 0.9), ("d", name, math.nan)],
+        thumbnails={0: image},
+        shown=2,
+        files={"pairs.csv": name},
     )
     report.histogram("Margins", [2, 1], [0.0, 0.5, 1.0], value_name="margin", counted="samples", opens=Opens("Samples"))
-    report.matrix("Distances", [[np.nan, 2.0], [np.inf, 1.0]], [name, "B"], [name, "B"])
+    report.matrix("Distances", [[np.nan, 2.0], [np.inf, 1.0]], [name, "B"], [name, "B"], opens=Opens("Samples"))
     with plot_style():
         figure = new_figure()
         figure.add_subplot(title="x").plot([1, 2])
@@ -156,7 +170,8 @@ def check_structure(text: str) -> Page:
     for tag, attrs in page.elements:
         for key, value in attrs.items():
             if key in ("src", "href", "xlink:href", "srcset", "action", "poster"):
-                assert value and value.startswith(("data:", "#")), (tag, key, value)
+                beside = key == "href" and "download" in attrs and re.fullmatch(r"[\w.]+", value)
+                assert value and (value.startswith(("data:", "#")) or beside), (tag, key, value)
             if key == "href" and value.startswith("#"):
                 assert value[1:] in ids, value
             if key in ("aria-labelledby", "aria-describedby"):
@@ -346,6 +361,76 @@ def test_misuse_is_refused():
         report.matrix("M", [[1.0]], ["a", "b"], ["a"])
     with pytest.raises(ValueError, match="accuracy"):
         report.curves("C", [{"step": 0, "loss": 1.0}], names=["accuracy"])
+
+
+def card_text(card: CounterfactualCard) -> str:
+    report = Report("x")
+    report.counterfactuals([card])
+    return " ".join(Page(report.html()).text.split()).replace("\u00a0", " ")
+
+
+def test_a_card_says_how_clearly_its_target_won():
+    image = np.zeros((4, 4, 3))
+
+    def badge(target: float, rival: float) -> str:
+        after = [("004.B_b", target), ("A", rival)]
+        return card_text(CounterfactualCard(image, image, "A", "004.B_b", True, probabilities_after=after))
+
+    assert "A →to B b ✓ just reached: 32.0 % beat 26.0 %" in badge(0.32, 0.26)
+    assert "✓ reached" in badge(0.6, 0.2) and "1 reached." in badge(0.6, 0.2)
+
+
+def test_attributes_are_probabilities_and_those_that_stay_are_folded():
+    image = np.zeros((4, 4, 3))
+    changes = [
+        AttributeChange("has_crown_color::orange", -3.66, -0.5, -0.75),  # 2.5 % to 1.2 %
+        AttributeChange("has_size::small", -0.5, 1.0, 1.0),
+        AttributeChange("stays_absent", -4.0, 0.0, 0.01),
+        AttributeChange("stays_present", 4.0, 0.0, -0.01),
+        AttributeChange("half", 0.1, 0.0, -1.0),
+    ]
+    text = card_text(CounterfactualCard(image, image, "A", "B", True, attributes=changes))
+    shown = text[text.index("How likely each attribute") : text.index("own units")]
+    assert shown.index("size: small appears 37.8 % →to 62.2 %") < shown.index("crown color: orange 2.5 % →to 1.2 %")
+    assert "half disappears 52.5 % →to 28.9 %" in shown
+    assert "1 more that stay absent" in shown and "1 more that stay present" in shown
+    assert "crown color: orange−3.660−0.500−0.750" in text[text.index("own units") :]
+    # An answer in attributes alone: the change is the requested one.
+    assert "appears 37.8 %" in card_text(
+        CounterfactualCard(image, None, "A", "B", True, attributes=[AttributeChange("x", -0.5, 1.0)])
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.025, "2.5 %"),
+        (1e-5, "< 0.1 %"),
+        (0.99999, "> 99.9 %"),
+        (0.0, "0.0 %"),
+        (1.0, "100.0 %"),
+        (None, "not defined"),
+    ],
+)
+def test_format_probability(value, expected):
+    assert format_probability(value).replace("\u00a0", " ") == expected
+
+
+def test_histograms_and_links_are_checked():
+    report = Report("x")
+    for counts, edges in (([1, 2], [0.0, 1.0]), ([1], [1.0, 0.0]), ([[1]], [0.0, 1.0])):
+        with pytest.raises(ValueError, match="increasing edges"):
+            report.histogram("H", counts, edges, value_name="v", counted="images")
+    report.headline([Metric("Class accuracy", 0.9, "%", opens=Opens("Nowhere"))])
+    with pytest.raises(ValueError, match="no section 'Nowhere' to open"):
+        report.html()
+
+
+def test_more_than_six_numbers_are_folded():
+    report = Report("x")
+    report.headline([Metric(f"Number {i}", i) for i in range(7)])
+    text = report.html()
+    assert "3 more numbers" in text and text.index("Number 3") < text.index("3 more numbers") < text.index("Number 4")
 
 
 @pytest.mark.parametrize("log", [False, True])

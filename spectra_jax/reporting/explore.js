@@ -28,7 +28,7 @@
   };
 
   // One section of cards or rows: `wanted` maps fields to what they shall be, "sort" to the field that orders.
-  const explore = (section, items, get, draw) => {
+  const explore = (section, items, get, draw, percent = () => false) => {
     const form = section.querySelector("form.explore");
     const tally = section.querySelector(".tally");
     const plain = tally.textContent;
@@ -38,8 +38,10 @@
       const kept = items.filter((item) => filters.every(([field, value]) => matches(get(item, field), value)));
       draw(ordered(kept, get, wanted.sort), wanted.sort);
       const words = filters.map(([field, value]) => {
-        const [low, high] = value.split("..").map((end) => Number(Number(end).toPrecision(3)));
-        return high === undefined ? `${field}: ${value}` : `${field}: ${low || "up"} to ${high}`;
+        const number = (end) => (percent(field) ? `${Number((100 * end).toPrecision(3))} %` : Number(Number(end).toPrecision(3)));
+        const [low, high] = value.split("..");
+        if (high === undefined) return `${field}: ${value}`;
+        return `${field}: ${Number(low) ? number(low) : "up"} to ${number(high)}`;
       });
       tally.textContent = words.length ? `${kept.length} of ${items.length}, ${words.join("; ")}.` : plain;
       form.querySelector("[type=reset]").disabled = !Object.keys(wanted).length;
@@ -137,7 +139,7 @@
         if (direction) button.closest("th").setAttribute("aria-sort", direction);
         else button.closest("th").removeAttribute("aria-sort");
       });
-    });
+    }, (field) => columns[place.get(field)]?.percent);
     headings.forEach((button, index) => {
       button.addEventListener("click", () => explorers.get(section.id).sort(columns[index].name));
     });

@@ -25,11 +25,6 @@ def scalar(value: Any) -> Any:
     return array.item()
 
 
-def plain_name(name: str) -> str:
-    """The name of a class as people write it: "Black_footed_Albatross" without the underscores of a file's name."""
-    return name.replace("_", " ").strip()
-
-
 def is_number(value: Any) -> bool:
     """Whether a value takes part in numeric columns; None does not, NaN and infinities do."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

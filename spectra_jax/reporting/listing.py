@@ -46,7 +46,12 @@ def listing_view(
 def _column_data(heading: Mapping[str, Any], cells: list[dict[str, Any]], texts: list[str]) -> dict[str, Any]:
     """A column for the script: numbers as sort keys and text, names as positions in a list of the different ones."""
     if heading["numeric"]:
-        return {"name": heading["name"], "keys": [cell["key"] for cell in cells], "texts": texts}
+        return {
+            "name": heading["name"],
+            "percent": heading["unit"] == "%",
+            "keys": [cell["key"] for cell in cells],
+            "texts": texts,
+        }
     names = list(dict.fromkeys(texts))
     place = {name: index for index, name in enumerate(names)}
     return {

@@ -411,8 +411,3 @@ class Report:
             "define": self._terms.anchor(metric.name, metric.definition),
             "opens": metric.opens,
         }
-
-
-def _ends(values: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
-    """The first, the last, the lowest and the highest."""
-    return values[0], values[-1], min(values), max(values)
