@@ -14,8 +14,8 @@ from experiments._command import UserError
 from experiments._sweep_inputs import Problem, read_labels
 from spectra_jax.array_files import SourceError
 from spectra_jax.logging import Console
+from spectra_jax.names import readable_class
 from spectra_jax.perturbations.nearest_class import nearest_and_predicted
-from spectra_jax.reporting.formatting import plain_name
 from spectra_jax.sweep_files import write_tables
 from spectra_jax.sweep_sources import blocks, check_floats
 
@@ -190,10 +190,10 @@ def class_rows(problem: Problem, found: Nearest) -> list[ClassRow]:
     for name, members in zip(classes, np.split(order, starts[1:]), strict=True):
         targets = found.target[members]
         counts = np.bincount(targets[targets >= 0], minlength=1)
-        nearest = plain_name(problem.class_names[counts.argmax()]) if counts.any() else "none"
+        nearest = readable_class(problem.class_names[counts.argmax()]) if counts.any() else "none"
         rows.append(
             ClassRow(
-                plain_name(problem.class_names[name]),
+                readable_class(problem.class_names[name]),
                 len(members),
                 float(np.median(found.attackability[members])),
                 float(np.median(found.distance[members])),

@@ -16,8 +16,9 @@ from experiments._sweep_inputs import Problem
 from experiments._sweep_ratios import ratios
 from experiments._tail import mean_note
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
+from spectra_jax.names import readable_class
 from spectra_jax.reporting import SERIES, Column, Metric, Report, new_figure, plot_style
-from spectra_jax.reporting.formatting import format_number, plain_name
+from spectra_jax.reporting.formatting import format_number
 
 _SHOWN, _SHOWN_ON_A_TERMINAL = 100, 10
 _BINS, _BARS, _WIDTH = 60, 12, 40
@@ -48,7 +49,7 @@ def cost_sentence(cost: Cost) -> str:
 
 def fragile_rows(problem: Problem, found: Nearest, number: int) -> list[tuple[Any, ...]]:
     """The most attackable samples: id, label if there are any, prediction, nearest class, attackability, distance."""
-    ids, names = sample_ids(problem), [plain_name(name) for name in problem.class_names]
+    ids, names = sample_ids(problem), [readable_class(name) for name in problem.class_names]
     rows = []
     for i in np.argsort(-found.attackability, kind="stable")[:number]:
         label = [] if found.labels is None else [names[found.labels[i]]]

@@ -14,8 +14,8 @@ from experiments._sweep_inputs import Problem
 from experiments._sweep_options import SolveConfig
 from experiments._sweep_ratios import ratios
 from experiments._tail import mean_note
+from spectra_jax.names import readable_class
 from spectra_jax.reporting import SERIES, Column, Metric, Report, new_figure, plot_style
-from spectra_jax.reporting.formatting import plain_name
 from spectra_jax.sweep_files import finished, read_pairs, read_samples, write_tables
 from spectra_jax.sweep_statistics import count_groups, medians
 
@@ -194,7 +194,7 @@ def write_report(
     seconds: float,
 ) -> Path:
     """report.html of a finished sweep."""
-    problem = problem._replace(class_names=tuple(plain_name(name) for name in problem.class_names))
+    problem = problem._replace(class_names=tuple(readable_class(name) for name in problem.class_names))
     summary = found.summary
     count, pairs = plan.options["samples"], int(summary["sweep/pairs"])
     report = Report(

@@ -6,9 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from spectra_jax.names import readable_attribute as readable_attribute
-from spectra_jax.names import readable_class as readable_class
-
 NOT_DEFINED = "not defined"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -23,11 +20,6 @@ def scalar(value: Any) -> Any:
     if array.ndim or array.dtype.kind not in "biuf":
         raise TypeError(f"expected one number, text or None, got {type(value).__name__} of shape {array.shape}")
     return array.item()
-
-
-def plain_name(name: str) -> str:
-    """The name of a class as people write it: "Black_footed_Albatross" without the underscores of a file's name."""
-    return name.replace("_", " ").strip()
 
 
 def is_number(value: Any) -> bool:
