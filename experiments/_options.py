@@ -95,7 +95,7 @@ class PairConfig:
         request: whose change of the attributes the images shall realise.
         margin: lead of the target that is asked for, in logits.
         batch_size: images inverted together.
-        inversion: how to search for the images.
+        inversion: how to search for the images; "nearest", the smallest change that reaches the class, if not given.
     """
 
     num_pairs: int = 24
@@ -105,7 +105,7 @@ class PairConfig:
     margin: float = 1.0
     batch_size: int = 8
     inversion: InversionConfig = field(
-        default_factory=lambda: InversionConfig(step_size=0.005, margin=0.2, shrink_steps=8)
+        default_factory=lambda: InversionConfig(method="nearest", step_size=0.005, margin=0.2, shrink_steps=8)
     )
 
     def __post_init__(self) -> None:
@@ -116,7 +116,8 @@ class PairConfig:
             raise UserError(f"--margin {self.margin:g}: expected a number of logits, 0 or more")
         if self.inversion.method == "nearest" and self.request != "projection":
             raise UserError(
-                f"--request {self.request}: --inversion.method nearest looks at the class alone; use another"
+                f"--request {self.request}: --inversion.method nearest, the default, looks at the class alone; "
+                "add --inversion.method gauss_newton or adam"
             )
 
     def fitting(self, image_size: int, *, console: Console) -> "PairConfig":
