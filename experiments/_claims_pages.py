@@ -17,8 +17,9 @@ from experiments._claims_measure import CLAIMS, FEW, SHAPES
 from experiments._claims_run import ClaimConfig, RunClaims
 from experiments._claims_statistics import RULE, Comparison, Verdict, Word, overall
 from experiments._parts import heat, spoken
+from spectra_jax.names import readable_class
 from spectra_jax.reporting import SERIES, Column, Estimate, Metric, Picture, Report, new_figure, plot_style
-from spectra_jax.reporting.formatting import format_number, readable_class
+from spectra_jax.reporting.formatting import format_number
 from spectra_jax.reporting.images import difference_picture
 
 PANEL = 192

@@ -14,6 +14,7 @@ from experiments._options import PairConfig
 from experiments._run import LoadedRun, checksum
 from spectra_jax import (
     Head,
+    InversionReason,
     all_pairs_norms,
     attribute_selectivity,
     best_single_attributes,
@@ -198,7 +199,10 @@ def find_counterfactuals(
             task.update(min(start + config.batch_size, len(index)))
             if stop():
                 raise KeyboardInterrupt
-    return Counterfactuals(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    found = Counterfactuals(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    if words := _advice(found, config):
+        console.say(words)
+    return found
 
 
 def _one_batch(
@@ -269,6 +273,18 @@ def measure(
         "noise_ratio_realised": perturbation_noise_ratio(results - images, realised),
         "noise_ratio_requested": perturbation_noise_ratio(results - images, requested),
     }
+
+
+def _advice(found: Counterfactuals, config: PairConfig) -> str:
+    """What to try where searches failed; "" where none did, or where only targets without an answer are left."""
+    reasons = np.asarray(found.reason)[~np.asarray(found.success, bool)]
+    failed = int((reasons != InversionReason.TARGET_INFEASIBLE).sum())
+    if not failed:
+        return ""
+    tries = [f"--inversion.max-steps {2 * config.inversion.max_steps}"]
+    tries += [] if config.inversion.method == "nearest" else ["--inversion.method nearest"]
+    tries += [f"--inversion.margin {config.inversion.margin / 2:g}"] if config.inversion.margin > 0 else []
+    return f"{failed} searches failed; try {' or '.join(tries)}."
 
 
 def pair_metrics(head: Head, found: Counterfactuals, spread: np.ndarray) -> dict[str, np.ndarray]:

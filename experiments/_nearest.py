@@ -14,8 +14,8 @@ from experiments._command import UserError
 from experiments._sweep_inputs import Problem, read_labels
 from spectra_jax.array_files import SourceError
 from spectra_jax.logging import Console
+from spectra_jax.names import readable_class
 from spectra_jax.perturbations.nearest_class import nearest_and_predicted
-from spectra_jax.reporting.formatting import readable_class
 from spectra_jax.sweep_files import write_tables
 from spectra_jax.sweep_sources import blocks, check_floats
 

@@ -16,8 +16,9 @@ from experiments._sweep_inputs import Problem
 from experiments._sweep_ratios import ratios
 from experiments._tail import mean_note
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
+from spectra_jax.names import readable_class
 from spectra_jax.reporting import SERIES, Column, Metric, Report, new_figure, plot_style
-from spectra_jax.reporting.formatting import format_number, readable_class
+from spectra_jax.reporting.formatting import format_number
 
 _SHOWN, _SHOWN_ON_A_TERMINAL = 100, 10
 _BINS, _BARS, _WIDTH = 60, 12, 40

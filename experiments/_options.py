@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from experiments._command import UserError
+from experiments._command import UserError, check_file, check_run_folder
 from spectra_jax import InversionConfig
 from spectra_jax.logging import Console
 from spectra_jax.training import MAX_SEED, PRESETS, TrainConfig
@@ -95,7 +95,7 @@ class PairConfig:
         request: whose change of the attributes the images shall realise.
         margin: lead of the target that is asked for, in logits.
         batch_size: images inverted together.
-        inversion: how to search for the images.
+        inversion: how to search for the images; "nearest", the smallest change that reaches the class, if not given.
     """
 
     num_pairs: int = 24
@@ -105,7 +105,7 @@ class PairConfig:
     margin: float = 1.0
     batch_size: int = 8
     inversion: InversionConfig = field(
-        default_factory=lambda: InversionConfig(step_size=0.005, margin=0.2, shrink_steps=8)
+        default_factory=lambda: InversionConfig(method="nearest", step_size=0.005, margin=0.2, shrink_steps=8)
     )
 
     def __post_init__(self) -> None:
@@ -116,7 +116,8 @@ class PairConfig:
             raise UserError(f"--margin {self.margin:g}: expected a number of logits, 0 or more")
         if self.inversion.method == "nearest" and self.request != "projection":
             raise UserError(
-                f"--request {self.request}: --inversion.method nearest looks at the class alone; use another"
+                f"--request {self.request}: --inversion.method nearest, the default, looks at the class alone; "
+                "add --inversion.method gauss_newton or adam"
             )
 
     def fitting(self, image_size: int, *, console: Console) -> "PairConfig":
@@ -261,3 +262,46 @@ def starting_config(name: str, data_dir: Path | None) -> TrainConfig:
     except DataError as error:
         raise UserError(str(error)) from error
     return dataclasses.replace(config, flip=False) if is_table else config
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """Your own model and images, in place of a run.
+
+    Attributes:
+        encoder: package.module:function, which maps images (b, h, w, 3) in [0, 1] to attributes (b, n); looked for in
+            the current folder too.
+        head: the linear layer from attributes to classes: .npz or .safetensors with weights (c, n) and a bias, also as
+            torch.nn.Linear or a Hugging Face classifier saves them.
+        images: .npz with `images` (N, h, w, 3), 8-bit or floats in [0, 1], and if known `labels` (N,).
+        attribute_names: text file, one name a line; `group::value` makes groups.
+        class_names: text file, one name a line.
+    """
+
+    encoder: str | None = None
+    head: Path | None = None
+    images: Path | None = None
+    attribute_names: Path | None = None
+    class_names: Path | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any of it."""
+        return any(value is not None for value in dataclasses.astuple(self))
+
+    def check(self) -> None:
+        """Raises UserError where a file is not there or something needed is left out."""
+        for name in ("head", "images", "attribute_names", "class_names"):
+            check_file(name.replace("_", "-"), getattr(self, name))
+        if self.given and (self.head is None or self.encoder is None or self.images is None):
+            raise UserError("Your own model needs all of --encoder, --head and --images.")
+        if self.encoder is not None and not all(self.encoder.partition(":")):
+            raise UserError(f"--encoder {self.encoder}: expected package.module:function")
+
+
+def check_subject(run_dir: Path | None, own: OwnModel) -> None:
+    """Raises UserError unless there is either a run or an own model."""
+    if (run_dir is None) != own.given:
+        raise UserError("Give either --run-dir, or your own model by --encoder, --head and --images.")
+    if run_dir is not None:
+        check_run_folder(run_dir)

@@ -16,8 +16,9 @@ from experiments._stored import read_records, read_summary
 from experiments._tail import mean_note
 from spectra_jax import InversionReason, head_logits, nearest_target
 from spectra_jax.data import DatasetInfo
+from spectra_jax.names import readable_attribute, readable_class
 from spectra_jax.reporting import AttributeChange, Column, CounterfactualCard, Metric, Opens, Report
-from spectra_jax.reporting.formatting import format_number, readable_attribute, readable_class
+from spectra_jax.reporting.formatting import format_number
 
 SHOWN_ATTRIBUTES = 6
 SHOWN_CLASSES = 2

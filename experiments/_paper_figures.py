@@ -20,8 +20,8 @@ from experiments._parts import PartDiscs, heat, lift, marked, part_discs, part_n
 from experiments._run import LoadedRun
 from spectra_jax import InversionConfig, InversionReason, head_logits, invert, psnr, ssim
 from spectra_jax.logging import Console
+from spectra_jax.names import readable_class
 from spectra_jax.reporting import Column, Metric, Picture, Report
-from spectra_jax.reporting.formatting import readable_class
 from spectra_jax.reporting.images import difference_picture
 
 FIRST_RANKS = 3

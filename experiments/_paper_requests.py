@@ -18,7 +18,8 @@ from spectra_jax import (
     projection_perturbation,
     single_attribute_perturbations,
 )
-from spectra_jax.reporting.formatting import format_number, readable_class
+from spectra_jax.names import readable_class
+from spectra_jax.reporting.formatting import format_number
 
 # A change of more spreads than this is one that no test image comes near; the next kind of request is made instead.
 FARTHEST = 5.0

@@ -30,7 +30,7 @@ def choose(
     if not args.image:
         right = rng.permutation(np.flatnonzero(predicted == labels))
         if not len(right):
-            raise UserError(f"{args.run_dir} classifies no test image correctly: choose some by --image")
+            raise UserError(f"{run.model.name} classifies no test image correctly: choose some by --image")
         turn = np.array([np.sum(labels[right[:k]] == labels[right[k]]) for k in range(len(right))])
         images = right[np.argsort(turn, kind="stable")][: args.num_images]
     maps = []

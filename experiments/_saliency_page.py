@@ -9,8 +9,8 @@ import numpy as np
 from experiments._pages import median
 from experiments._parts import RADIUS, PartDiscs, marked, spoken
 from experiments._run import LoadedRun
+from spectra_jax.names import readable_class
 from spectra_jax.reporting import Column, Metric, Picture, Report
-from spectra_jax.reporting.formatting import readable_class
 
 MOST_SHOWN = 24
 LIFT = (

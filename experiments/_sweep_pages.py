@@ -14,8 +14,8 @@ from experiments._sweep_inputs import Problem
 from experiments._sweep_options import SolveConfig
 from experiments._sweep_ratios import ratios
 from experiments._tail import mean_note
+from spectra_jax.names import readable_class
 from spectra_jax.reporting import SERIES, Column, Metric, Report, new_figure, plot_style
-from spectra_jax.reporting.formatting import readable_class
 from spectra_jax.sweep_files import finished, read_pairs, read_samples, write_tables
 from spectra_jax.sweep_statistics import count_groups, medians
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from experiments._command import check_run_folder, parse, run_main
-from experiments._options import PairConfig, Seed
+from experiments._command import parse, run_main
+from experiments._options import OwnModel, PairConfig, Seed, check_subject
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
 
 if TYPE_CHECKING:
@@ -32,33 +32,34 @@ class Args:
     keeps the pairs already found; other options start afresh.
 
     Attributes:
-        run_dir: the run folder of experiments.train or experiments.quickstart.
         out: the folder to write.
+        run_dir: the run folder of experiments.train or experiments.quickstart.
         seed: of the choice of images and of random targets.
         quiet: show errors only.
     """
 
-    run_dir: Path
     out: Path
+    run_dir: Path | None = None
+    own: Annotated[OwnModel, tyro.conf.arg(name="")] = field(default_factory=OwnModel)
     pairs: Annotated[PairConfig, tyro.conf.arg(name="")] = field(default_factory=PairConfig)
     seed: Seed = 0
     quiet: bool = False
 
     def check(self) -> None:
-        check_run_folder(self.run_dir)
+        check_subject(self.run_dir, self.own)
 
 
 def invert_run(args: Args) -> Path:
     """Finds the images and writes the out folder; returns the report."""
-    from experiments import _folder, _pages, _run
+    from experiments import _folder, _pages
     from experiments._counterfactuals import choose_pairs, find_counterfactuals, pair_metrics, pair_options
     from experiments._finding import add_finding
+    from experiments._own_model import open_subject
     from spectra_jax.reporting import Report
 
     began = time.monotonic()
     console = Console(quiet=args.quiet)
-    run = _run.load_run(args.run_dir)
-    attributes, labels = _run.test_attributes(args.run_dir)
+    run, attributes, labels = open_subject(args.run_dir, args.own)
     pairs = args.pairs.fitting(run.config.image_size, console=console)
     index, target = choose_pairs(run, attributes, labels, pairs, seed=args.seed)
     options = pair_options(run, pairs, args.seed, attributes, labels)
@@ -83,7 +84,7 @@ def invert_run(args: Args) -> Path:
         report.fold_rest()
         _pages.add_answers(report, found)
         _pages.add_changes(report, figures)
-        report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir))
+        report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir or args.own.encoder))
         console.say(f"{figures['invert/num_success']} of {len(found.index)} reached their target, {duration(seconds)}")
         return report.write(out / "report.html")
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
+import tyro
 
-from experiments._command import UserError, check_run_folder, parse, run_main
-from experiments._options import Seed
+from experiments._command import UserError, parse, run_main
+from experiments._options import OwnModel, Seed, check_subject
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,8 @@ class Args:
     Leaves metrics.jsonl (one record a map), summary.json and report.html.
 
     Attributes:
-        run_dir: the run folder of experiments.train or experiments.quickstart.
         out: the folder to write.
+        run_dir: the run folder of experiments.train or experiments.quickstart.
         image: positions in the test split; correctly classified ones of all classes in turn if not given.
         attribute: names or 0-based ids; those that count most for the class, weight times value, if not given.
         num_images: how many to choose where none are given.
@@ -43,8 +41,9 @@ class Args:
         quiet: show errors only.
     """
 
-    run_dir: Path
     out: Path
+    run_dir: Path | None = None
+    own: Annotated[OwnModel, tyro.conf.arg(name="")] = field(default_factory=OwnModel)
     image: tuple[int, ...] = ()
     attribute: tuple[str, ...] = ()
     num_images: int = 60
@@ -54,7 +53,7 @@ class Args:
     quiet: bool = False
 
     def check(self) -> None:
-        check_run_folder(self.run_dir)
+        check_subject(self.run_dir, self.own)
 
     def __post_init__(self) -> None:
         for name in ("num_images", "num_attributes", "top_k"):
@@ -68,6 +67,7 @@ def saliency(args: Args) -> Path:
     import jax.numpy as jnp
 
     from experiments import _folder, _run, _saliency_page
+    from experiments._own_model import open_subject
     from experiments._parts import group_of, lift, part_discs, part_names
     from experiments._saliency_choice import choose
     from experiments._saliency_page import Map
@@ -75,9 +75,8 @@ def saliency(args: Args) -> Path:
 
     began = time.monotonic()
     console = Console(quiet=args.quiet)
-    run = _run.load_run(args.run_dir)
+    run, attributes, labels = open_subject(args.run_dir, args.own)
     info, size = run.info, run.config.image_size
-    attributes, labels = _run.test_attributes(args.run_dir)
     rng = np.random.default_rng(args.seed)
     chosen = choose(args, run, attributes, labels, rng)
     encode = functools.partial(run.model.encode, run.params)

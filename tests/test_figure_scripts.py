@@ -9,10 +9,11 @@ import pytest
 
 from data_prep.synthetic_birds import generate
 from experiments import _paper_figures, _parts, _saliency_page, paper_figures, saliency, train
+from experiments._cases import CASES
 from experiments._few_pixels import fewest_pixels
 from experiments._folder import UserError
 from experiments._paper_figures import Figure, judge
-from experiments._paper_requests import CASES, FORCED, Case, Choice, intervals, request
+from experiments._paper_requests import FORCED, Case, Choice, intervals, request
 from experiments._run import load_run
 from experiments._run import test_attributes as stored_attributes
 from spectra_jax import Head, InversionReason, activation_map, head_logits, single_attribute_perturbations

@@ -20,7 +20,8 @@ from data_prep.sources import find_table, prepare_source
 from experiments import invert, quickstart, saliency, sweep_attackability, train
 from experiments._counterfactuals import PairConfig
 from experiments._folder import UserError
-from experiments._run import DataConfig, default_model, preset
+from experiments._options import DataConfig, preset
+from experiments._run import default_model
 from spectra_jax.data import open_dataset
 from spectra_jax.logging import Console
 from spectra_jax.training import PRESETS

@@ -111,8 +111,9 @@ def test_package_data_includes_every_file_that_is_no_module():
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*"):
             if path.is_file() and path.suffix not in (".py", ".pyc"):
-                name = ".".join(path.parent.relative_to(ROOT).parts)
-                assert any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns.get(name, [])), path
+                owner = next(folder for folder in path.parents if (folder / "__init__.py").exists())
+                name, file = ".".join(owner.relative_to(ROOT).parts), path.relative_to(owner).as_posix()
+                assert any(fnmatch.fnmatch(file, pattern) for pattern in patterns.get(name, [])), path
 
 
 def test_readme_example_runs(capsys):

@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with (
             served(args.run_dir) as address,
-            tempfile.TemporaryDirectory() as folder,
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
             chromium(Path(folder)) as browser,
         ):
             tab = browser.tab()

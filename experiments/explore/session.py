@@ -103,7 +103,6 @@ class Session:
             ranges=ranges,
             reference=self.attributes,
             max_choices=_CHOICES[effort],
-            progress=lambda done, total: self.turns.let_pass(),
         )
         target: str | int = "nearest" if question.target is None else question.target
         if target == "nearest" and question.at_most is not None and effort == "quick":
@@ -123,6 +122,9 @@ class Session:
         Raises:
             ValueError: the question names what is not there.
         """
+        if effort == "full":
+            with self.turns.thorough:
+                self.explained(question, effort)
         with self.turns.turn():
             explanation = self.explained(question, effort)
             answer = explanation.answer(0)
@@ -152,10 +154,11 @@ class Session:
             }  # fmt: skip
 
     def reason(self, question: Question) -> str:
-        """Why there is no answer, in sentences; where the rules leave a choice it takes seconds, without a turn."""
+        """Why there is no answer, in sentences; where the rules leave a choice it takes seconds."""
         with self.turns.turn():
             explanation = self.explained(question, "quick")
-        return explanation.reason(0)
+        with self.turns.thorough:
+            return explanation.reason(0)
 
     def end(self, question: Question) -> Float[np.ndarray, "n"]:
         """Attributes after the change.

@@ -9,9 +9,15 @@ _PAUSE = 0.002  # seconds, after which a thread that waits has taken its turn
 
 
 class Turns:
-    """A lock around JAX, for all tabs and both models: answers stay fast beside a picture that is being made."""
+    """A lock around JAX, for all tabs and both models: answers stay fast beside a picture that is being made.
+
+    Attributes:
+        thorough: the lock of searches that take seconds and cannot stop on the way. They run beside edits, one at a
+            time.
+    """
 
     def __init__(self) -> None:
+        self.thorough = threading.Lock()
         self._lock = threading.Lock()
         self._waiting = 0
         self._count = threading.Lock()

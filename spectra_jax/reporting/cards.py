@@ -7,14 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spectra_jax.reporting.formatting import (
-    choose_decimals,
-    format_number,
-    format_probability,
-    readable_attribute,
-    readable_class,
-    scalar,
-)
+from spectra_jax.names import readable_attribute, readable_class
+from spectra_jax.reporting.formatting import choose_decimals, format_number, format_probability, scalar
 from spectra_jax.reporting.images import (
     LARGEST_PNG_SIDE,
     data_uri,

@@ -6,9 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from spectra_jax.names import readable_attribute as readable_attribute
-from spectra_jax.names import readable_class as readable_class
-
 NOT_DEFINED = "not defined"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

@@ -12,8 +12,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from spectra_jax.names import readable_class
 from spectra_jax.reporting import cards, figures, images, listing, page, plots, provenance, tables
-from spectra_jax.reporting.formatting import format_number, is_number, readable_class, scalar
+from spectra_jax.reporting.formatting import format_number, is_number, scalar
 from spectra_jax.reporting.glossary import Definition, Terms
 from spectra_jax.reporting.items import Column, CounterfactualCard, Example, Metric, Opens, Picture
 

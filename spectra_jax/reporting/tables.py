@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spectra_jax.reporting.formatting import (
-    choose_decimals,
-    csv_text,
-    format_number,
-    is_number,
-    readable_attribute,
-    readable_class,
-    scalar,
-)
+from spectra_jax.names import readable_attribute, readable_class
+from spectra_jax.reporting.formatting import choose_decimals, csv_text, format_number, is_number, scalar
 from spectra_jax.reporting.items import Column, Estimate
 
 _IN_WORDS = {"class": readable_class, "attribute": readable_attribute}

@@ -1,0 +1,197 @@
+"""Somebody's own model and images, in the shape of a run of ours."""
+
+import dataclasses
+import hashlib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import _run
+from experiments._command import UserError
+from experiments._options import OwnModel
+from spectra_jax import Head, head_logits
+from spectra_jax.array_files import SourceError
+from spectra_jax.data import DatasetInfo
+from spectra_jax.sweep_sources import read_head
+from spectra_jax.training import TrainConfig
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class OwnNetwork:
+    """What the scripts ask of a `spectra_jax.models.Model`, from a function and a head.
+
+    Attributes:
+        name: how it was given.
+        function: images -> attributes (b, n).
+        classifier: on the attributes.
+    """
+
+    name: str
+    function: Callable[[Any], Any]
+    classifier: Head
+
+    def __hash__(self) -> int:
+        return hash((self.name, id(self.function)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OwnNetwork) and self.function is other.function
+
+    def encode(self, params: Any, images: Any) -> Any:
+        """The function's attributes; its parameters are its own."""
+        return self.function(images)
+
+    def head(self, params: Any) -> Head:
+        """The classifier."""
+        return self.classifier
+
+
+class OwnImages:
+    """What the scripts ask of a `spectra_jax.data.Dataset`, from arrays that are one test split."""
+
+    def __init__(self, path: Path, info: DatasetInfo, pixels: np.ndarray, labels: np.ndarray) -> None:
+        self.path, self.info = path, info
+        self._pixels, self._labels = pixels, labels
+
+    def num_examples(self, split: str) -> int:
+        """Images of a split."""
+        return len(self._pixels) if split == "test" else 0
+
+    def source(self, split: str) -> Sequence[dict[str, Any]]:
+        """The records without their images."""
+        return [{"label": label} for label in self._labels] if split == "test" else []
+
+    def images(self, split: str, rows: np.ndarray, *, image_size: int) -> np.ndarray:
+        """(b, h, w, 3) uint8, at their own size."""
+        return self._pixels[rows]
+
+    def example(self, split: str, index: int) -> dict[str, Any]:
+        """One example, without parts."""
+        return {"image": self._pixels[index], "label": int(self._labels[index]), "parts": np.zeros((0, 3), np.float32)}
+
+
+def open_subject(run_dir: Path | None, own: OwnModel) -> tuple[_run.LoadedRun, np.ndarray, np.ndarray]:
+    """A trained run or somebody's own model, its test attributes (N, n) and labels (N,).
+
+    Without labels the classes that the model names count as such.
+
+    Raises:
+        UserError: the run is not complete, or a part of the model does not fit the others.
+    """
+    if run_dir is not None:
+        return _run.load_run(run_dir), *_run.test_attributes(run_dir)
+    assert own.encoder is not None and own.head is not None and own.images is not None
+    pixels, labels = _read_images(own.images)
+    function = load_function(own.encoder)
+    attributes = _encode(own.encoder, function, pixels)
+    try:
+        head, _ = read_head(own.head, width=attributes.shape[1], dtype=np.float32)
+    except SourceError as error:
+        raise UserError(f"--head: {error} The encoder gives {attributes.shape[1]} attributes.") from error
+    head = jax.tree.map(jnp.asarray, head)
+    num_classes, num_attributes = head.weights.shape
+    if labels is None:
+        labels = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=1)
+    elif not (labels.min() >= 0 and labels.max() < num_classes):
+        raise UserError(
+            f"{own.images}: labels reach from {labels.min()} to {labels.max()}; the head has {num_classes}."
+        )
+    info = DatasetInfo(
+        name=own.images.stem,
+        class_names=read_names("class", own.class_names, num_classes),
+        class_ids=tuple(range(num_classes)),
+        attribute_names=read_names("attribute", own.attribute_names, num_attributes),
+        attribute_ids=tuple(range(num_attributes)),
+        attribute_source="image",
+        class_attributes=np.zeros((num_classes, num_attributes)),
+        part_names=(),
+        image_kind="full",
+        num_images={"train": 0, "validation": 0, "test": len(pixels)},
+        num_missing_images=0,
+    )
+    # Nobody's parameters can be looked at, so what the function answers stands for them in checksums.
+    digest = hashlib.sha256(attributes.tobytes() + pixels.tobytes()).hexdigest()[:16]
+    dataset = OwnImages(own.images.with_name(f"{own.images.stem}-{digest}"), info, pixels, labels)
+    network = OwnNetwork(own.encoder, function, head)
+    config = dataclasses.replace(TrainConfig(), image_size=pixels.shape[1])
+    run = _run.LoadedRun(cast(Any, network), {}, info, config, cast(Any, dataset), 0)
+    return run, attributes, labels
+
+
+def load_function(name: str) -> Callable[[Any], Any]:
+    """The function of "package.module:function", or of an object there: "package.module:model.encode".
+
+    Raises:
+        UserError: there is none, or it cannot be called.
+    """
+    module_name, _, path = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"--encoder {name}: {module_name} cannot be imported ({error}).") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise UserError(f"--encoder {name}: there is no {part!r} in {getattr(found, '__name__', found)}.")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UserError(f"--encoder {name}: it is of type {type(found).__name__}; expected a function of images.")
+    return found
+
+
+def read_names(kind: str, path: Path | None, count: int) -> tuple[str, ...]:
+    """Names from a text file, or numbers in their place.
+
+    Raises:
+        UserError: another number of names than there are.
+    """
+    if path is None:
+        return tuple(f"{kind} {number}" for number in range(count))
+    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if len(names) != count:
+        raise UserError(f"--{kind}-names {path} has {len(names)} names; expected {count}, one a line.")
+    return names
+
+
+def _read_images(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        with np.load(path) as arrays:
+            if "images" not in arrays.files:
+                raise UserError(f"{path} has no array `images`; expected (N, h, w, 3), 8-bit or floats in [0, 1].")
+            pixels, labels = arrays["images"], arrays["labels"] if "labels" in arrays.files else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"--images {path} cannot be read ({error}); expected an .npz with `images`.") from error
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or not len(pixels) or pixels.shape[1] != pixels.shape[2]:
+        raise UserError(f"{path}: images has shape {pixels.shape}; expected (N, side, side, 3).")
+    if pixels.dtype != np.uint8:
+        if not (np.issubdtype(pixels.dtype, np.floating) and pixels.min() >= 0 and pixels.max() <= 1):
+            raise UserError(f"{path}: images are {pixels.dtype} outside [0, 1]; expected 8-bit or floats in [0, 1].")
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    if labels is not None and (labels.shape != pixels.shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
+        raise UserError(f"{path}: labels has shape {labels.shape} and type {labels.dtype}; expected ({len(pixels)},).")
+    return pixels, labels
+
+
+def _encode(name: str, function: Callable[[Any], Any], pixels: np.ndarray) -> np.ndarray:
+    parts = []
+    for begin in range(0, len(pixels), _BATCH):
+        rows = np.minimum(np.arange(begin, begin + _BATCH), len(pixels) - 1)
+        images = jnp.asarray(pixels[rows], jnp.float32) / 255
+        try:
+            values = np.asarray(function(images))
+        except Exception as error:
+            raise UserError(f"--encoder {name} fails on images {images.shape}: {error}") from error
+        if values.ndim != 2 or len(values) != len(images) or not np.isfinite(values).all():
+            raise UserError(f"--encoder {name} gives {values.shape} of {images.shape}; expected finite numbers (b, n).")
+        parts.append(values.astype(np.float32))
+    return np.concatenate(parts)[: len(pixels)]

@@ -1,0 +1,139 @@
+"""What would have to change: named answers under rules, for a run or for somebody's own model."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from experiments._command import UserError, parse, run_main
+from experiments._explain_rules import Rules
+from experiments._options import OwnModel, check_subject
+from spectra_jax.logging import Console, MetricsFile, duration, write_json
+
+
+@dataclass(frozen=True)
+class Args:
+    """Says what would have to change for images to be of another class, and searches images that show it.
+
+    python -m experiments.explain --run-dir RUN --out DIR --max-changes 3 --immutable "has_size::*"
+    python -m experiments.explain --encoder my_model:encode --head head.safetensors --images x.npz \\
+        --attribute-names a.txt --class-names c.txt --immutable Male Young --observed-range --max-changes 3 --out DIR
+
+    Leaves answers.csv (a row for each change), answers.npz, images.npz, summary.json and report.html.
+
+    Attributes:
+        out: the folder to write.
+        run_dir: the run folder of experiments.train or experiments.quickstart.
+        rows: positions of the images in the test split or the file; the first ones if not given. Answers number them
+            from 0 in this order.
+        num_images: how many, if no rows are given.
+        targets: "nearest", "all", or names of classes.
+        margin: lead of the target over every other class, in logits.
+        num_answers: different answers for each image and target.
+        realise: search an image for each answer, by the smallest change that reaches the class.
+        quiet: show errors only.
+    """
+
+    out: Path
+    run_dir: Path | None = None
+    own: Annotated[OwnModel, tyro.conf.arg(name="")] = field(default_factory=OwnModel)
+    rules: Annotated[Rules, tyro.conf.arg(name="")] = field(default_factory=Rules)
+    rows: tuple[int, ...] = ()
+    num_images: int = 12
+    targets: tuple[str, ...] = ("nearest",)
+    margin: float = 0.1
+    num_answers: int = 1
+    realise: bool = True
+    quiet: bool = False
+
+    def check(self) -> None:
+        """Raises UserError unless there is a run or an own model, and something to explain."""
+        check_subject(self.run_dir, self.own)
+        if self.num_images < 1:
+            raise UserError(f"--num-images {self.num_images}: expected 1 or more")
+
+
+def explain_run(args: Args) -> Path:
+    """Answers, writes the out folder and returns the report."""
+    import functools
+
+    import jax.numpy as jnp
+    import pyarrow.csv
+
+    from experiments import _folder, _run
+    from experiments._own_model import open_subject
+    from spectra_jax import Status, explain
+
+    began, console = time.monotonic(), Console(quiet=args.quiet)
+    run, attributes, labels = open_subject(args.run_dir, args.own)
+    rows = np.array(args.rows or range(min(args.num_images, len(labels))), int)
+    if rows.min() < 0 or rows.max() >= len(labels):
+        raise UserError(f"--rows: there are the images 0 to {len(labels) - 1}")
+    targets = args.targets[0] if args.targets in (("nearest",), ("all",)) else list(args.targets)
+    head = run.model.head(run.params)
+    try:
+        answers = explain(
+            *(head, jnp.asarray(attributes[rows], head.weights.dtype)),
+            attribute_names=run.info.attribute_names,
+            class_names=run.info.class_names,
+            targets=targets,
+            margin=args.margin,
+            num_answers=args.num_answers,
+            reference=attributes,
+            **args.rules.as_arguments(),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    pixels = run.dataset.images("test", rows, image_size=run.config.image_size)
+    images = jnp.asarray(pixels, jnp.float32) / 255
+    options = {
+        "answers": dataclasses.asdict(args.rules),
+        "rows": rows.tolist(),
+        "model": _run.checksum(run, attributes),
+    }
+    options |= {name: getattr(args, name) for name in ("targets", "margin", "num_answers", "realise")}
+    with _folder.owned_folder(args.out, "experiments.explain", options) as out:
+        if args.realise:
+            answers = answers.realise(functools.partial(run.model.encode, run.params), images)
+            assert answers.realised is not None
+            _folder.write_arrays(out / "images.npz", originals=pixels, images=np.asarray(answers.realised.images))
+        pyarrow.csv.write_csv(answers.table("arrow"), out / "answers.csv")
+        arrays = {name: np.asarray(getattr(answers, name)) for name in ("delta", "norm", "status", "targets", "proven")}
+        _folder.write_arrays(out / "answers.npz", rows=rows, attributes=attributes[rows], **arrays)
+        solved = arrays["status"][..., 0] == Status.SOLVED
+        records = MetricsFile(out / _folder.METRICS)
+        for step, answer in enumerate(answers):
+            words = {"sample": int(rows[answer.sample]), "target": answer.target, "distance": answer.distance}
+            records.append({"step": step, "split": "test", **words, "status": answer.status.name.lower()})
+        records.close()
+        figures = {"explain/num_pairs": int(solved.size), "explain/solved": float(solved.mean())}
+        figures["explain/proven"] = float(arrays["proven"][..., 0].mean())
+        if answers.realised is not None:
+            figures["explain/images_reached"] = float(np.asarray(answers.realised.success)[solved].mean())
+        write_json(out / _folder.SUMMARY, figures | {"seconds": time.monotonic() - began})
+        console.say(str(answers))
+        for place in np.argwhere(~solved & (answers.targets != answers.predicted[:, None]))[:5].tolist():
+            console.say(f"Sample {place[0]}: {answers.reason(*place)}")
+        console.say(f"{solved.sum()} of {solved.size} pairs have an answer, {duration(time.monotonic() - began)}")
+        return answers.to_html(out / "report.html", images=np.asarray(images), title="What would have to change")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    args = parse(Args, arguments, "explain")
+    from experiments import _run
+
+    _run.use_compilation_cache()
+    print(explain_run(args))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,134 @@
+"""Models that know nothing of this package, through the commands: Flax NNX and Equinox, a head of another library."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pyarrow.csv
+import pytest
+from faces import NAMES, PEOPLE, draw_faces
+from safetensors.numpy import save_file
+from test_first_ten_minutes import MODEL
+
+from experiments import explain, invert, saliency
+from experiments._command import UserError
+
+NNX = MODEL + "\n\nmodel = load(60)\n"
+EQUINOX = """
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+
+class Encoder(eqx.Module):
+    first: eqx.nn.Conv2d
+    last: eqx.nn.Linear
+
+    def __init__(self, key):
+        one, two = jax.random.split(key)
+        self.first = eqx.nn.Conv2d(3, 8, 3, stride=4, key=one)
+        self.last = eqx.nn.Linear(8 * 8 * 8, 40, key=two)
+
+    def __call__(self, image):
+        return self.last(jax.nn.relu(self.first(jnp.moveaxis(image, -1, 0))).reshape(-1))
+
+
+model = Encoder(jax.random.key(0))
+
+
+def encode(images):
+    return jax.vmap(model)(images)
+"""
+
+
+@pytest.fixture(scope="module", params=["nnx", "equinox"])
+def own(request, tmp_path_factory):
+    """Options that name a model, its head, images and names, all in a folder of their owner."""
+    folder = tmp_path_factory.mktemp(request.param)
+    images, labels, persons = draw_faces(80)
+    np.savez(folder / "images.npz", images=images, labels=labels, persons=persons)
+    name = f"their_{request.param}"
+    (folder / f"{name}.py").write_text({"nnx": NNX, "equinox": EQUINOX}[request.param], encoding="utf-8")
+    # Other people's models need not keep to strict promotion.
+    loose = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with pytest.MonkeyPatch.context() as patch, loose[0], loose[1]:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        module = __import__(name)
+        if request.param == "nnx":
+            function = f"{name}:model.attributes"
+            kernel, bias = np.asarray(module.model.head.kernel[...]), np.asarray(module.model.head.bias[...])
+        else:
+            function = f"{name}:encode"
+            rng = np.random.default_rng(0)
+            kernel, bias = rng.normal(size=(40, 5)).astype(np.float32), rng.normal(size=5).astype(np.float32)
+        # As torch.nn.Linear in a Hugging Face checkpoint.
+        save_file(
+            {"classifier.weight": np.ascontiguousarray(kernel.T), "classifier.bias": bias}, folder / "head.safetensors"
+        )
+        np.savez(folder / "pictures.npz", images=(255 * images).astype(np.uint8), labels=persons)
+        (folder / "a.txt").write_text("\n".join(NAMES), encoding="utf-8")
+        (folder / "c.txt").write_text("\n".join(PEOPLE), encoding="utf-8")
+        yield (
+            folder,
+            [
+                *("--encoder", function, "--head", "head.safetensors", "--images", "pictures.npz"),
+                *("--attribute-names", "a.txt", "--class-names", "c.txt"),
+            ],
+        )
+        sys.modules.pop(name, None)
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_explain_answers_by_name(own, capsys):
+    folder, options = own
+    out = folder / "answers"
+    rules = ["--immutable", "Male", "Young", "--observed-range", "--max-changes", "6", "--num-images", "4"]
+    assert explain.main([*options, *rules, "--out", str(out)]) == 0
+    table = pyarrow.csv.read_csv(out / "answers.csv")
+    attributes = set(table["attribute"].to_pylist()) - {None, ""}
+    assert attributes <= set(NAMES) - {"Male", "Young"} and set(table["class"].to_pylist()) <= set(PEOPLE)
+    arrays = np.load(out / "answers.npz")
+    solved = arrays["status"] == 0
+    assert np.all((np.abs(arrays["delta"][solved]) > 1e-6).sum(axis=1) <= 6)
+    figures = summary(out)
+    assert figures["explain/num_pairs"] == 4 and figures["explain/solved"] == solved.mean() > 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "bird" not in page.lower() and "becomes" in page
+    assert "pairs have an answer" in capsys.readouterr().err
+
+
+def test_invert_and_saliency_take_the_same_options(own):
+    folder, options = own
+    assert invert.main([*options, "--out", str(folder / "inverted"), "--num-pairs", "4", "--quiet"]) == 0
+    found = np.load(folder / "inverted" / "counterfactuals.npz")
+    assert len(found["success"]) == 4 and summary(folder / "inverted")["invert/success_rate"] == found["success"].mean()
+    few = ["--num-images", "2", "--num-attributes", "1", "--top-k", "20", "--quiet"]
+    assert saliency.main([*options, "--image", "0", "1", "--out", str(folder / "maps"), *few]) == 0
+    pages = [(folder / name / "report.html").read_text(encoding="utf-8") for name in ("maps", "inverted")]
+    assert not any("bird" in page.lower() for page in pages)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--encoder": "nowhere"}, "package.module:function"),
+        ({"--encoder": "nowhere:encode"}, "cannot be imported"),
+        ({"--encoder": "math:nothing"}, "there is no 'nothing'"),
+        ({"--encoder": "math:pi"}, "of type float"),
+        ({"--encoder": "jax.numpy:sum"}, "expected finite numbers"),
+        ({"--head": "nothing.npz"}, "no such file"),
+        ({"--attribute-names": "c.txt"}, "has 5 names; expected 40"),
+        ({"--immutable": "Mail"}, "did you mean 'Male'"),
+        ({"--run-dir": "runs"}, "Give either --run-dir"),
+    ],
+)
+def test_what_does_not_fit_is_named(own, change, message):
+    folder, options = own
+    words = dict(zip(options[::2], options[1::2], strict=True)) | change
+    with pytest.raises(UserError, match=message):
+        explain.main([*(word for pair in words.items() for word in pair), "--out", str(folder / "no")])
