@@ -82,22 +82,27 @@ class OwnImages:
 def open_subject(run_dir: Path | None, own: OwnModel) -> tuple[_run.LoadedRun, np.ndarray, np.ndarray]:
     """A trained run or somebody's own model, its test attributes (N, n) and labels (N,).
 
-    Without labels the classes that the model names count as such.
-
     Raises:
         UserError: the run is not complete, or a part of the model does not fit the others.
     """
     if run_dir is not None:
         return _run.load_run(run_dir), *_run.test_attributes(run_dir)
+    return open_own(own)
+
+
+def open_own(own: OwnModel) -> tuple[_run.LoadedRun, np.ndarray, np.ndarray]:
+    """Somebody's own model in the shape of a run, the attributes (N, n) of its images and labels (N,).
+
+    Without labels the classes that the model names count as such.
+
+    Raises:
+        UserError: a part of the model does not fit the others.
+    """
     assert own.encoder is not None and own.head is not None and own.images is not None
     pixels, labels = _read_images(own.images)
     function = load_function(own.encoder)
     attributes = _encode(own.encoder, function, pixels)
-    try:
-        head, _ = read_head(own.head, width=attributes.shape[1], dtype=np.float32)
-    except SourceError as error:
-        raise UserError(f"--head: {error} The encoder gives {attributes.shape[1]} attributes.") from error
-    head = jax.tree.map(jnp.asarray, head)
+    head = read_own_head(own.head, attributes.shape[1])
     num_classes, num_attributes = head.weights.shape
     if labels is None:
         labels = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=1)
@@ -122,9 +127,22 @@ def open_subject(run_dir: Path | None, own: OwnModel) -> tuple[_run.LoadedRun, n
     digest = hashlib.sha256(attributes.tobytes() + pixels.tobytes()).hexdigest()[:16]
     dataset = OwnImages(own.images.with_name(f"{own.images.stem}-{digest}"), info, pixels, labels)
     network = OwnNetwork(own.encoder, function, head)
-    config = dataclasses.replace(TrainConfig(), image_size=pixels.shape[1])
-    run = _run.LoadedRun(cast(Any, network), {}, info, config, cast(Any, dataset), 0)
+    config = dataclasses.replace(TrainConfig(), model=own.encoder, image_size=pixels.shape[1])
+    run = _run.LoadedRun(cast(Any, network), {"head": head}, info, config, cast(Any, dataset), 0)
     return run, attributes, labels
+
+
+def read_own_head(path: Path, width: int) -> Head:
+    """The head of a file, on `width` attributes.
+
+    Raises:
+        UserError: there is none that fits.
+    """
+    try:
+        head, _ = read_head(path, width=width, dtype=np.float32)
+    except SourceError as error:
+        raise UserError(f"--head: {error} There are {width} attributes.") from error
+    return jax.tree.map(jnp.asarray, head)
 
 
 def load_function(name: str) -> Callable[[Any], Any]:
@@ -138,8 +156,9 @@ def load_function(name: str) -> Callable[[Any], Any]:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"--encoder {name}: {module_name} cannot be imported ({error}).") from error
+    except Exception as error:  # the module is somebody's program: it can fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"--encoder {name}: {module_name} cannot be imported ({reason}).") from error
     for part in path.split("."):
         if not hasattr(found, part):
             raise UserError(f"--encoder {name}: there is no {part!r} in {getattr(found, '__name__', found)}.")
@@ -157,7 +176,11 @@ def read_names(kind: str, path: Path | None, count: int) -> tuple[str, ...]:
     """
     if path is None:
         return tuple(f"{kind} {number}" for number in range(count))
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--{kind}-names {path} cannot be read ({error}); expected text, one name a line.") from error
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(names) != count:
         raise UserError(f"--{kind}-names {path} has {len(names)} names; expected {count}, one a line.")
     return names
@@ -191,7 +214,12 @@ def _encode(name: str, function: Callable[[Any], Any], pixels: np.ndarray) -> np
             values = np.asarray(function(images))
         except Exception as error:
             raise UserError(f"--encoder {name} fails on images {images.shape}: {error}") from error
-        if values.ndim != 2 or len(values) != len(images) or not np.isfinite(values).all():
-            raise UserError(f"--encoder {name} gives {values.shape} of {images.shape}; expected finite numbers (b, n).")
+        if values.ndim != 2 or len(values) != len(images) or not jnp.issubdtype(values.dtype, jnp.floating):
+            raise UserError(
+                f"--encoder {name} gives {values.dtype} {values.shape} of images {images.shape}; expected floats "
+                f"({len(images)}, n), a row of attributes for each image."
+            )
+        if not np.isfinite(values).all():
+            raise UserError(f"--encoder {name} gives NaN or infinite attributes for images {begin} onwards.")
         parts.append(values.astype(np.float32))
     return np.concatenate(parts)[: len(pixels)]
