@@ -11,7 +11,8 @@ import numpy as np
 from experiments import _run
 from experiments._command import UserError
 from experiments._options import OwnModel
-from experiments._own_model import open_subject, read_names, read_own_head
+from experiments._own_files import read_names, read_own_head
+from experiments._own_model import open_subject
 from spectra_jax import Head
 from spectra_jax.array_files import SourceError
 from spectra_jax.sweep_sources import check_floats, open_features
