@@ -26,7 +26,7 @@ def read_own_head(path: Path, width: int) -> Head:
     try:
         head, _ = read_head(path, width=width, dtype=np.float32)
     except SourceError as error:
-        raise UserError(f"--head: {error} There are {width} attributes.") from error
+        raise UserError(f"--head: {error}") from error
     return jax.tree.map(jnp.asarray, head)
 
 
