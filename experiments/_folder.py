@@ -24,7 +24,19 @@ from spectra_jax.training import TrainConfig
 CONFIG, METRICS, SUMMARY, CHECKPOINTS = "config.json", "metrics.jsonl", "summary.json", "checkpoints"
 CHECKPOINT_MARK = "_CHECKPOINT_METADATA"  # orbax puts it into each
 LOCK = ".lock"
-RESULTS = ("counterfactuals.npz", METRICS, SUMMARY, "report.html", "inversion.json", "table.md", "table.csv")
+IMAGES = "images"
+RESULTS = (
+    "answers.csv",
+    "answers.npz",
+    "images.npz",
+    "counterfactuals.npz",
+    METRICS,
+    SUMMARY,
+    "report.html",
+    "inversion.json",
+    "table.md",
+    "table.csv",
+)
 
 
 class RunFolder:
@@ -173,7 +185,7 @@ def _delete_results(path: Path) -> None:
     """Deletes what the scripts write into a folder of theirs, and nothing else."""
     # config.json goes last and is replaced, not deleted: the folder stays marked if the process is killed here.
     pairs = [f"{folder}{name}" for folder in ("", "pairs/") for name in ("pairs-*.npz", ".pairs-*.tmp")]
-    for pattern in (*pairs, *RESULTS):
+    for pattern in (*pairs, f"{IMAGES}/sample-*.png", *RESULTS):
         for file in path.glob(pattern):
             if file.is_file():
                 file.unlink()
@@ -181,7 +193,7 @@ def _delete_results(path: Path) -> None:
         # What only looks like a checkpoint, or was given a name, is somebody else's; damaged ones stay set aside.
         if step.name.isdigit() and (step / CHECKPOINT_MARK).is_file():
             shutil.rmtree(step)
-    for folder in ("pairs", CHECKPOINTS):
+    for folder in ("pairs", IMAGES, CHECKPOINTS):
         with contextlib.suppress(OSError):  # absent, or there is something else in it
             (path / folder).rmdir()
 

@@ -293,15 +293,15 @@ class OwnModel:
         """Raises UserError where a file is not there or something needed is left out."""
         for name in ("head", "images", "attribute_names", "class_names"):
             check_file(name.replace("_", "-"), getattr(self, name))
-        if self.given and (self.head is None or self.encoder is None or self.images is None):
-            raise UserError("Your own model needs all of --encoder, --head and --images.")
         if self.encoder is not None and not all(self.encoder.partition(":")):
             raise UserError(f"--encoder {self.encoder}: expected package.module:function")
 
 
-def check_subject(run_dir: Path | None, own: OwnModel) -> None:
-    """Raises UserError unless there is either a run or an own model."""
+def check_subject(run_dir: Path | None, own: OwnModel, *, option: str = "--run-dir") -> None:
+    """Raises UserError unless there is either a run or an own model, and all of it."""
     if (run_dir is None) != own.given:
-        raise UserError("Give either --run-dir, or your own model by --encoder, --head and --images.")
+        raise UserError(f"Give either {option}, or your own model by --encoder, --head and --images.")
     if run_dir is not None:
         check_run_folder(run_dir)
+    elif own.head is None or own.encoder is None or own.images is None:
+        raise UserError("Your own model needs all of --encoder, --head and --images.")

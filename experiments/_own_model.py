@@ -2,25 +2,20 @@
 
 import dataclasses
 import hashlib
-import importlib
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import _run
 from experiments._command import UserError
 from experiments._options import OwnModel
+from experiments._own_files import load_function, read_images, read_names, read_own_head
 from spectra_jax import Head, head_logits
-from spectra_jax.array_files import SourceError
 from spectra_jax.data import DatasetInfo
-from spectra_jax.sweep_sources import read_head
 from spectra_jax.training import TrainConfig
 
 _BATCH = 32
@@ -82,22 +77,27 @@ class OwnImages:
 def open_subject(run_dir: Path | None, own: OwnModel) -> tuple[_run.LoadedRun, np.ndarray, np.ndarray]:
     """A trained run or somebody's own model, its test attributes (N, n) and labels (N,).
 
-    Without labels the classes that the model names count as such.
-
     Raises:
         UserError: the run is not complete, or a part of the model does not fit the others.
     """
     if run_dir is not None:
         return _run.load_run(run_dir), *_run.test_attributes(run_dir)
+    return open_own(own)
+
+
+def open_own(own: OwnModel) -> tuple[_run.LoadedRun, np.ndarray, np.ndarray]:
+    """Somebody's own model in the shape of a run, the attributes (N, n) of its images and labels (N,).
+
+    Without labels the classes that the model names count as such.
+
+    Raises:
+        UserError: a part of the model does not fit the others.
+    """
     assert own.encoder is not None and own.head is not None and own.images is not None
-    pixels, labels = _read_images(own.images)
+    pixels, labels = read_images(own.images)
     function = load_function(own.encoder)
     attributes = _encode(own.encoder, function, pixels)
-    try:
-        head, _ = read_head(own.head, width=attributes.shape[1], dtype=np.float32)
-    except SourceError as error:
-        raise UserError(f"--head: {error} The encoder gives {attributes.shape[1]} attributes.") from error
-    head = jax.tree.map(jnp.asarray, head)
+    head = read_own_head(own.head, attributes.shape[1])
     num_classes, num_attributes = head.weights.shape
     if labels is None:
         labels = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=1)
@@ -122,64 +122,9 @@ def open_subject(run_dir: Path | None, own: OwnModel) -> tuple[_run.LoadedRun, n
     digest = hashlib.sha256(attributes.tobytes() + pixels.tobytes()).hexdigest()[:16]
     dataset = OwnImages(own.images.with_name(f"{own.images.stem}-{digest}"), info, pixels, labels)
     network = OwnNetwork(own.encoder, function, head)
-    config = dataclasses.replace(TrainConfig(), image_size=pixels.shape[1])
-    run = _run.LoadedRun(cast(Any, network), {}, info, config, cast(Any, dataset), 0)
+    config = dataclasses.replace(TrainConfig(), model=own.encoder, image_size=pixels.shape[1])
+    run = _run.LoadedRun(cast(Any, network), {"head": head}, info, config, cast(Any, dataset), 0)
     return run, attributes, labels
-
-
-def load_function(name: str) -> Callable[[Any], Any]:
-    """The function of "package.module:function", or of an object there: "package.module:model.encode".
-
-    Raises:
-        UserError: there is none, or it cannot be called.
-    """
-    module_name, _, path = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"--encoder {name}: {module_name} cannot be imported ({error}).") from error
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise UserError(f"--encoder {name}: there is no {part!r} in {getattr(found, '__name__', found)}.")
-        found = getattr(found, part)
-    if not callable(found):
-        raise UserError(f"--encoder {name}: it is of type {type(found).__name__}; expected a function of images.")
-    return found
-
-
-def read_names(kind: str, path: Path | None, count: int) -> tuple[str, ...]:
-    """Names from a text file, or numbers in their place.
-
-    Raises:
-        UserError: another number of names than there are.
-    """
-    if path is None:
-        return tuple(f"{kind} {number}" for number in range(count))
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    if len(names) != count:
-        raise UserError(f"--{kind}-names {path} has {len(names)} names; expected {count}, one a line.")
-    return names
-
-
-def _read_images(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    try:
-        with np.load(path) as arrays:
-            if "images" not in arrays.files:
-                raise UserError(f"{path} has no array `images`; expected (N, h, w, 3), 8-bit or floats in [0, 1].")
-            pixels, labels = arrays["images"], arrays["labels"] if "labels" in arrays.files else None
-    except (OSError, ValueError) as error:
-        raise UserError(f"--images {path} cannot be read ({error}); expected an .npz with `images`.") from error
-    if pixels.ndim != 4 or pixels.shape[-1] != 3 or not len(pixels) or pixels.shape[1] != pixels.shape[2]:
-        raise UserError(f"{path}: images has shape {pixels.shape}; expected (N, side, side, 3).")
-    if pixels.dtype != np.uint8:
-        if not (np.issubdtype(pixels.dtype, np.floating) and pixels.min() >= 0 and pixels.max() <= 1):
-            raise UserError(f"{path}: images are {pixels.dtype} outside [0, 1]; expected 8-bit or floats in [0, 1].")
-        pixels = np.rint(pixels * 255).astype(np.uint8)
-    if labels is not None and (labels.shape != pixels.shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
-        raise UserError(f"{path}: labels has shape {labels.shape} and type {labels.dtype}; expected ({len(pixels)},).")
-    return pixels, labels
 
 
 def _encode(name: str, function: Callable[[Any], Any], pixels: np.ndarray) -> np.ndarray:
@@ -191,7 +136,12 @@ def _encode(name: str, function: Callable[[Any], Any], pixels: np.ndarray) -> np
             values = np.asarray(function(images))
         except Exception as error:
             raise UserError(f"--encoder {name} fails on images {images.shape}: {error}") from error
-        if values.ndim != 2 or len(values) != len(images) or not np.isfinite(values).all():
-            raise UserError(f"--encoder {name} gives {values.shape} of {images.shape}; expected finite numbers (b, n).")
+        if values.ndim != 2 or len(values) != len(images) or not jnp.issubdtype(values.dtype, jnp.floating):
+            raise UserError(
+                f"--encoder {name} gives {values.dtype} {values.shape} of images {images.shape}; expected floats "
+                f"({len(images)}, n), a row of attributes for each image."
+            )
+        if not np.isfinite(values).all():
+            raise UserError(f"--encoder {name} gives NaN or infinite attributes for images {begin} onwards.")
         parts.append(values.astype(np.float32))
     return np.concatenate(parts)[: len(pixels)]

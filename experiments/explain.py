@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from experiments._command import UserError, parse, run_main
+from experiments._command import UserError, check_file, parse, run_main
 from experiments._explain_rules import Rules
 from experiments._options import OwnModel, check_subject
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
@@ -25,12 +25,15 @@ class Args:
     python -m experiments.explain --run-dir RUN --out DIR --max-changes 3 --immutable "has_size::*"
     python -m experiments.explain --encoder my_model:encode --head head.safetensors --images x.npz \\
         --attribute-names a.txt --class-names c.txt --immutable Male Young --observed-range --max-changes 3 --out DIR
+    python -m experiments.explain --attributes features.npz --head head.safetensors --out DIR
+        of attributes that are there already, without images.
 
-    Leaves answers.csv (a row for each change), answers.npz, images.npz, summary.json and report.html.
+    Leaves answers.csv (a row for each change), answers.npz, images.npz and images/ (PNG), summary.json and report.html.
 
     Attributes:
         out: the folder to write.
         run_dir: the run folder of experiments.train or experiments.quickstart.
+        attributes: (N, n) in .npz, .npy or .safetensors, in place of --run-dir or of --encoder and --images.
         rows: positions of the images in the test split or the file; the first ones if not given. Answers number them
             from 0 in this order.
         num_images: how many, if no rows are given.
@@ -44,6 +47,7 @@ class Args:
     out: Path
     run_dir: Path | None = None
     own: Annotated[OwnModel, tyro.conf.arg(name="")] = field(default_factory=OwnModel)
+    attributes: Path | None = None
     rules: Annotated[Rules, tyro.conf.arg(name="")] = field(default_factory=Rules)
     rows: tuple[int, ...] = ()
     num_images: int = 12
@@ -54,56 +58,57 @@ class Args:
     quiet: bool = False
 
     def check(self) -> None:
-        """Raises UserError unless there is a run or an own model, and something to explain."""
-        check_subject(self.run_dir, self.own)
+        """Raises UserError unless there is a run, an own model or attributes, and something to explain."""
+        if self.attributes is None:
+            check_subject(self.run_dir, self.own)
+        elif self.run_dir or self.own.encoder or self.own.images or self.own.head is None:
+            raise UserError("--attributes needs --head, and goes without --run-dir, --encoder and --images.")
+        check_file("attributes", self.attributes)
         if self.num_images < 1:
             raise UserError(f"--num-images {self.num_images}: expected 1 or more")
 
 
 def explain_run(args: Args) -> Path:
     """Answers, writes the out folder and returns the report."""
-    import functools
-
     import jax.numpy as jnp
     import pyarrow.csv
 
-    from experiments import _folder, _run
-    from experiments._own_model import open_subject
+    from experiments import _folder
+    from experiments._explain_pictures import write_pictures
+    from experiments._explain_subject import open_explained
     from spectra_jax import Status, explain
 
     began, console = time.monotonic(), Console(quiet=args.quiet)
-    run, attributes, labels = open_subject(args.run_dir, args.own)
-    rows = np.array(args.rows or range(min(args.num_images, len(labels))), int)
-    if rows.min() < 0 or rows.max() >= len(labels):
-        raise UserError(f"--rows: there are the images 0 to {len(labels) - 1}")
+    subject = open_explained(args.run_dir, args.own, args.attributes)
+    head, attributes = subject.head, subject.attributes
+    rows = np.array(args.rows or range(min(args.num_images, len(attributes))), int)
+    if rows.min() < 0 or rows.max() >= len(attributes):
+        raise UserError(f"--rows: there are the rows 0 to {len(attributes) - 1}")
     targets = args.targets[0] if args.targets in (("nearest",), ("all",)) else list(args.targets)
-    head = run.model.head(run.params)
     try:
         answers = explain(
             *(head, jnp.asarray(attributes[rows], head.weights.dtype)),
-            attribute_names=run.info.attribute_names,
-            class_names=run.info.class_names,
+            attribute_names=subject.attribute_names,
+            class_names=subject.class_names,
             targets=targets,
             margin=args.margin,
             num_answers=args.num_answers,
-            reference=attributes,
+            reference=attributes if len(attributes) > 1 else None,
             **args.rules.as_arguments(),
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    pixels = run.dataset.images("test", rows, image_size=run.config.image_size)
-    images = jnp.asarray(pixels, jnp.float32) / 255
-    options = {
-        "answers": dataclasses.asdict(args.rules),
-        "rows": rows.tolist(),
-        "model": _run.checksum(run, attributes),
-    }
+    pixels = None if subject.pixels is None else subject.pixels(rows)
+    images = None if pixels is None else jnp.asarray(pixels, jnp.float32) / 255
+    options = {"answers": dataclasses.asdict(args.rules), "rows": rows.tolist(), "model": subject.identity}
     options |= {name: getattr(args, name) for name in ("targets", "margin", "num_answers", "realise")}
     with _folder.owned_folder(args.out, "experiments.explain", options) as out:
-        if args.realise:
-            answers = answers.realise(functools.partial(run.model.encode, run.params), images)
-            assert answers.realised is not None
-            _folder.write_arrays(out / "images.npz", originals=pixels, images=np.asarray(answers.realised.images))
+        if args.realise and pixels is not None:
+            answers = answers.realise(subject.encode, images)
+            found = answers.realised
+            assert found is not None
+            _folder.write_arrays(out / "images.npz", originals=pixels, images=found.images, success=found.success)
+            write_pictures(out / _folder.IMAGES, rows, answers, pixels)
         pyarrow.csv.write_csv(answers.table("arrow"), out / "answers.csv")
         arrays = {name: np.asarray(getattr(answers, name)) for name in ("delta", "norm", "status", "targets", "proven")}
         _folder.write_arrays(out / "answers.npz", rows=rows, attributes=attributes[rows], **arrays)
@@ -122,7 +127,11 @@ def explain_run(args: Args) -> Path:
         for place in np.argwhere(~solved & (answers.targets != answers.predicted[:, None]))[:5].tolist():
             console.say(f"Sample {place[0]}: {answers.reason(*place)}")
         console.say(f"{solved.sum()} of {solved.size} pairs have an answer, {duration(time.monotonic() - began)}")
-        return answers.to_html(out / "report.html", images=np.asarray(images), title="What would have to change")
+        return answers.to_html(
+            out / "report.html",
+            images=None if images is None else np.asarray(images),
+            title="What would have to change",
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

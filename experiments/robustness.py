@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments._command import UserError, check_run_folder, parse, run_main
-from experiments._options import AttackConfig
+from experiments._command import UserError, parse, run_main
+from experiments._options import AttackConfig, OwnModel, check_subject
 from spectra_jax.logging import Console, duration
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Args:
     python -m experiments.train --model cnn --run-dir runs/stability --lambda-stability 1 --stability-form hinge
     python -m experiments.train --model cnn --run-dir runs/robust --adversarial-radius 1
     python -m experiments.robustness --run-dirs runs/plain runs/stability runs/robust --out runs/robustness
+    python -m experiments.robustness --encoder my_model:encode --head head.safetensors --images x.npz --out DIR
 
     Needs the extra "bench". Every run is attacked with L2 and L-infinity projected gradient descent, DDN and Carlini
     and Wagner's attack on the same images; the first run is the one that the others are compared with. Leaves
@@ -39,35 +40,41 @@ class Args:
         quiet: show errors only.
     """
 
-    run_dirs: tuple[Path, ...]
+    run_dirs: tuple[Path, ...] = ()
+    own: Annotated[OwnModel, tyro.conf.arg(name="")] = field(default_factory=OwnModel)
     attack: Annotated[AttackConfig, tyro.conf.arg(name="")] = field(default_factory=AttackConfig)
     names: tuple[str, ...] = ()
     out: Path = Path("runs/robustness")
     quiet: bool = False
 
     def check(self) -> None:
-        for run_dir in self.run_dirs:
-            check_run_folder(run_dir)
+        for run_dir in self.run_dirs or (None,):
+            check_subject(run_dir, self.own, option="--run-dirs")
 
     def __post_init__(self) -> None:
-        if self.names and len(self.names) != len(self.run_dirs):
-            raise UserError(f"--names: {len(self.names)} for {len(self.run_dirs)} run folders")
-        if not self.run_dirs or len(set(self.run_names)) < len(self.run_dirs):
-            raise UserError(f"{', '.join(self.run_names) or 'no run'}: give every run a --names of its own")
+        count = len(self.run_dirs) or 1
+        if self.names and len(self.names) != count:
+            raise UserError(f"--names: {len(self.names)} for {count} models")
+        if len(set(self.run_names)) < count:
+            raise UserError(f"{', '.join(self.run_names)}: give every run a --names of its own")
 
     @property
     def run_names(self) -> tuple[str, ...]:
-        return self.names or tuple(Path(os.path.abspath(path)).name for path in self.run_dirs)
+        if self.names or not self.run_dirs:
+            return self.names or (str(self.own.encoder),)
+        return tuple(Path(os.path.abspath(path)).name for path in self.run_dirs)
 
 
 def robustness(args: Args) -> Path:
     """Attacks every run and writes what is left; returns the out folder."""
     from experiments import _folder, _run
+    from experiments._own_model import open_own
     from experiments._robustness import attack_run, compare, figures
     from experiments._robustness_pages import TABLE, write_report, write_results
 
     began, console = time.monotonic(), Console(quiet=args.quiet)
-    runs = {name: _run.load_run(path) for name, path in zip(args.run_names, args.run_dirs, strict=True)}
+    loaded = [_run.load_run(path) for path in args.run_dirs] or [open_own(args.own)[0]]
+    runs = dict(zip(args.run_names, loaded, strict=True))
     first = next(iter(runs.values()))
     for name, run in runs.items():
         if run.dataset.path.name != first.dataset.path.name:

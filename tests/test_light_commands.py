@@ -14,6 +14,7 @@ HEAVY = (
 )  # fmt: skip
 NEEDED = {  # options without which a command asks for them first
     "experiments.invert": ["--run-dir", "nowhere", "--out", "out"],
+    "experiments.explain": ["--run-dir", "nowhere", "--out", "out"],
     "experiments.saliency": ["--run-dir", "nowhere", "--out", "out"],
     "experiments.reconstruct": ["--run-dir", "nowhere", "--out", "out"],
     "experiments.foolbox_attack": ["--run-dir", "nowhere"],

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow.csv
 import pytest
 from faces import NAMES, PEOPLE, draw_faces
-from safetensors.numpy import save_file
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 from test_first_ten_minutes import MODEL
 
 from experiments import explain, invert, saliency
@@ -70,6 +71,7 @@ def own(request, tmp_path_factory):
         np.savez(folder / "pictures.npz", images=(255 * images).astype(np.uint8), labels=persons)
         (folder / "a.txt").write_text("\n".join(NAMES), encoding="utf-8")
         (folder / "c.txt").write_text("\n".join(PEOPLE), encoding="utf-8")
+        (folder / "broken.py").write_text("def encode(images:", encoding="utf-8")
         yield (
             folder,
             [
@@ -100,6 +102,60 @@ def test_explain_answers_by_name(own, capsys):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "bird" not in page.lower() and "becomes" in page
     assert "pairs have an answer" in capsys.readouterr().err
+    stored = np.load(out / "images.npz")
+    reached = np.flatnonzero(stored["success"][:, 0])
+    assert len(reached) and len(list((out / "images").glob("*.png"))) == 4 + len(reached)
+    for place in reached:
+        with Image.open(out / "images" / f"sample-{place}-class-{arrays['targets'][place, 0]}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), np.rint(255 * stored["images"][place, 0]))
+
+
+def test_attributes_need_no_encoder(own, capsys):
+    folder, options = own
+    names = options[options.index("--attribute-names") :]
+    answered = ["--rows", "3", "1", "--no-realise", "--range", "-9", "9"]
+    assert explain.main([*options, *answered, "--out", str(folder / "with")]) == 0
+    found = np.load(folder / "with" / "answers.npz")
+    np.savez(folder / "features.npz", attributes=found["attributes"])
+    given = ["--attributes", "features.npz", "--head", "head.safetensors", *names]
+    assert explain.main([*given, "--range", "-9", "9", "--out", str(folder / "without")]) == 0
+    again = np.load(folder / "without" / "answers.npz")
+    np.testing.assert_array_equal(again["targets"], found["targets"])
+    np.testing.assert_allclose(again["norm"], found["norm"], rtol=1e-5)
+    assert not (folder / "without" / "images.npz").exists() and not (folder / "with" / "images").exists()
+    with pytest.raises(UserError, match="--attributes needs --head"):
+        explain.main([*options, "--attributes", "features.npz", "--out", str(folder / "both")])
+    with pytest.raises(UserError, match="looks transposed"):
+        save_file({"kernel": np.zeros((40, 7), np.float32)}, folder / "kernel.safetensors")
+        explain.main(["--attributes", "features.npz", "--head", "kernel.safetensors", "--out", str(folder / "turned")])
+
+
+def test_another_head_starts_afresh(own):
+    folder, options = own
+    out, words = folder / "again", dict(zip(options[::2], options[1::2], strict=True))
+    found = []
+    for sign in (1, -1):
+        head = {name: sign * array for name, array in load_file(folder / "head.safetensors").items()}
+        save_file(head, folder / "other.safetensors")
+        given = words | {"--head": "other.safetensors", "--out": str(out), "--num-pairs": "2"}
+        assert invert.main([*(word for pair in given.items() for word in pair), "--quiet"]) == 0
+        found.append(np.load(out / "counterfactuals.npz")["predicted"])
+    assert np.any(found[0] != found[1])
+
+
+def test_robustness_takes_the_same_options(own):
+    pytest.importorskip("foolbox", reason="needs the extra 'bench'")
+    from experiments import robustness
+
+    folder, options = own
+    short = ["--num-images", "8", "--pgd-steps", "4", "--ddn-steps", "8", "--carlini-steps", "0", "--batch-size", "8"]
+    radii = ["--l2-radii", "0.5", "--linf-levels", "8"]
+    assert robustness.main([*options, *short, *radii, "--out", str(folder / "attacked"), "--quiet"]) == 0
+    figures, name = summary(folder / "attacked"), options[1]
+    assert figures[f"{name}/num_images"] == 8
+    assert figures[f"{name}/linf_accuracy_at_8"] <= figures[f"{name}/clean_accuracy"]
+    with pytest.raises(UserError, match="Give either --run-dirs"):
+        robustness.main([*options, "--run-dirs", "runs", "--out", str(folder / "both")])
 
 
 def test_invert_and_saliency_take_the_same_options(own):
@@ -120,7 +176,8 @@ def test_invert_and_saliency_take_the_same_options(own):
         ({"--encoder": "nowhere:encode"}, "cannot be imported"),
         ({"--encoder": "math:nothing"}, "there is no 'nothing'"),
         ({"--encoder": "math:pi"}, "of type float"),
-        ({"--encoder": "jax.numpy:sum"}, "expected finite numbers"),
+        ({"--encoder": "jax.numpy:sum"}, "a row of attributes for each image"),
+        ({"--encoder": "broken:encode"}, "SyntaxError"),
         ({"--head": "nothing.npz"}, "no such file"),
         ({"--attribute-names": "c.txt"}, "has 5 names; expected 40"),
         ({"--immutable": "Mail"}, "did you mean 'Male'"),

@@ -168,7 +168,7 @@ def test_attacks_of_a_run_are_those_of_foolbox(runs, tmp_path):
 
 
 def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
-    with pytest.raises(_folder.UserError, match=r"--names: 1 for 2 run folders"):
+    with pytest.raises(_folder.UserError, match=r"--names: 1 for 2 models"):
         run_it(runs, tmp_path / "out", "plain", "robust", extra=["--names", "a"])
     with pytest.raises(_folder.UserError, match="plain, plain: give every run a --names of its own"):
         run_it(runs, tmp_path / "out", "plain", "plain")
