@@ -44,7 +44,8 @@ def add_finding(
         for value in (noise, *(figures[f"invert/target_probability_{when}_median"] for when in ("before", "after")))
     )
     crossing = ((found.before > 0) != (found.after > 0))[np.asarray(found.success, bool)].sum(axis=1)
-    crossed = f"{np.median(crossing):g} of {found.before.shape[1]}"
+    typical = np.quantile(crossing, 0.5, method="higher")
+    crossed = f"{typical} of {found.before.shape[1]}"
     flipped = f"{won} of {pairs} images were changed so that the classifier names another class"
     likeness = f"structural similarity {format_number(similar)}"
     if noise >= _NOISE_SHARE and similar >= _SIMILAR:

@@ -206,7 +206,8 @@ def add_counterfactuals(report: Report, cards: Sequence[CounterfactualCard]) -> 
         cards,
         title=COUNTERFACTUALS,
         caption="A line is a test image, the image found and their amplified difference; open it for its attributes, "
-        "class probabilities and measurements. (The search “nearest” aims at the class, not at requested attributes.)",
+        "class probabilities and measurements. The distance is the length of the requested change of the attributes. "
+        "(The search “nearest” aims at the class, not at requested attributes.)",
     )
 
 
