@@ -55,7 +55,8 @@ def of_answer(answer: "Answer") -> str:
         evidence = "the smallest change there is" if answer.rank == 0 else f"alternative {answer.rank}"
     else:
         evidence = f"no change is smaller than {number(answer.lower_bound)}"
-    text = f"{subject} becomes {target} if {changes} (distance {number(answer.distance)}, {evidence})."
+    verb = "keeps to the rules as" if answer.predicted == answer.target else "becomes"
+    text = f"{subject} {verb} {target} if {changes} (distance {number(answer.distance)}, {evidence})."
     if answer.reached is not None:
         text += f" The image searched for it {'is' if answer.reached else 'is not'} classified so."
     return text
