@@ -16,8 +16,8 @@ from experiments._claims_images import pictures_of, rounded
 from experiments._claims_measure import CLAIMS, FEW, SHAPES
 from experiments._claims_run import ClaimConfig, RunClaims
 from experiments._claims_statistics import RULE, Comparison, Verdict, Word, overall
-from experiments._parts import heat, spoken
-from spectra_jax.names import readable_class
+from experiments._parts import heat
+from spectra_jax.names import readable_attribute, readable_class
 from spectra_jax.reporting import SERIES, Column, Estimate, Metric, Picture, Report, new_figure, plot_style
 from spectra_jax.reporting.formatting import format_number
 from spectra_jax.reporting.images import difference_picture
@@ -212,7 +212,7 @@ def _single(run: RunClaims, row: int, prefix: str, *, pruned: bool = False) -> P
     original, result = (np.asarray(picture[0]) for picture in pictures_of(material.run, singles, np.array([row])))
     verb = "raised" if singles.sign[row] > 0 else "lowered"
     achieved = format_number(float(material.columns["achieved"][row] * singles.sign[row]), signed=True)
-    caption = f"{prefix}{spoken(name)} {verb}, moved {achieved} sd, image {index}"
+    caption = f"{prefix}{readable_attribute(name)} {verb}, moved {achieved} sd, image {index}"
     region = material.regions.own(index, name)
     return Picture(_panels(original, result, region, None), caption, f"Four pictures: {caption}")
 
@@ -224,7 +224,7 @@ def _flip(run: RunClaims, row: int, prefix: str, *, pruned: bool) -> Picture:
     classes = [readable_class(info.class_names[int(k)]) for k in (flips.predicted[row], flips.target[row])]
     change = format_number(float(flips.requested[row, material.named[row]]), signed=True)
     result = np.asarray(rounded(flips.results[row]))
-    caption = f"{prefix}{classes[0]} → {classes[1]}; {spoken(name)} {change}"
+    caption = f"{prefix}{classes[0]} → {classes[1]}; {readable_attribute(name)} {change}"
     mask = None
     if pruned:
         place = int(np.flatnonzero(material.pixel_rows == row)[0])
@@ -285,7 +285,7 @@ def _add_atlas(report: Report, run: RunClaims) -> None:
     )
     report.figure(f"Perturbability and label frequency, {run.name}", figure, alt=alt)
     shown = [name for name in ATLAS if name in atlas]
-    rows = [(spoken(attribute), atlas["part"][f] or "whole bird", *(float(atlas[name][f]) for name in shown))
+    rows = [(readable_attribute(attribute), atlas["part"][f] or "whole bird", *(float(atlas[key][f]) for key in shown))
             for f, attribute in enumerate(atlas["attribute"])]  # fmt: skip
     report.table(f"All attributes, {run.name}", ["Attribute", "Part", *(ATLAS[name] for name in shown)], rows,
                  caption="Means over an attribute's pictures; also in atlas.csv and atlas.parquet.")  # fmt: skip

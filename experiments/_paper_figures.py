@@ -16,11 +16,11 @@ from experiments._few_pixels import fewest_pixels
 from experiments._folder import kept_arrays
 from experiments._pages import change_metrics
 from experiments._paper_requests import Case, choose, request
-from experiments._parts import PartDiscs, heat, lift, marked, part_discs, part_names, spoken
+from experiments._parts import PartDiscs, heat, lift, marked, part_discs, part_names
 from experiments._run import LoadedRun
 from spectra_jax import InversionConfig, InversionReason, head_logits, invert, psnr, ssim
 from spectra_jax.logging import Console
-from spectra_jax.names import readable_class
+from spectra_jax.names import readable_attribute, readable_class
 from spectra_jax.reporting import Column, Metric, Picture, Report
 from spectra_jax.reporting.images import difference_picture
 
@@ -316,7 +316,7 @@ def _add_figure(
     report.gallery(f"{case.title} ({case.section})", pictures, caption=caption, large=True)
     metrics = []
     if figure.attribute >= 0:
-        name = spoken(run.info.attribute_names[int(figure.attribute)])
+        name = readable_attribute(run.info.attribute_names[int(figure.attribute)])
         metrics = [
             Metric(
                 "Requested change", found["requested_spreads"], "sd", note=f"{name}, δ {found['requested_delta']:+.3g}"

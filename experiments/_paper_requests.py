@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments._cases import Case
 from experiments._folder import UserError
-from experiments._parts import group_of, part_names, spoken
+from experiments._parts import group_of, part_names
 from experiments._run import LoadedRun
 from spectra_jax import (
     Head,
@@ -18,7 +18,7 @@ from spectra_jax import (
     projection_perturbation,
     single_attribute_perturbations,
 )
-from spectra_jax.names import readable_class
+from spectra_jax.names import readable_attribute, readable_class
 from spectra_jax.reporting.formatting import format_number
 
 # A change of more spreads than this is one that no test image comes near; the next kind of request is made instead.
@@ -167,7 +167,7 @@ def request(
     e = jnp.asarray(before)
     target, name = (
         readable_class(run.info.class_names[choice.target]),
-        "" if f < 0 else spoken(run.info.attribute_names[f]),
+        "" if f < 0 else readable_attribute(run.info.attribute_names[f]),
     )
     if f < 0:
         found = _project(head, e, choice.target, margin, jnp.ones(e.shape, bool))
@@ -213,7 +213,7 @@ def _project(head: Head, e: jax.Array, target: jax.Array, margin: jax.Array, mut
 def _certificate(run: LoadedRun, head: Head, choice: Choice, e: jax.Array, spread: float, margin: float) -> str:
     """Why the attribute alone can not do it: the two rivals that leave no room between them."""
     names = [readable_class(name) for name in run.info.class_names]
-    j, name = choice.target, spoken(run.info.attribute_names[choice.attribute])
+    j, name = choice.target, readable_attribute(run.info.attribute_names[choice.attribute])
     logits = np.asarray(head_logits(head, e), np.float64)
     room = intervals(np.asarray(head.weights)[:, choice.attribute], logits, margin)
     low, high = room.lower[j] / spread, room.upper[j] / spread

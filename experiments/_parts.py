@@ -55,11 +55,6 @@ def group_of(attribute: str) -> str:
     return attribute.partition("::")[0]
 
 
-def spoken(attribute: str) -> str:
-    """An attribute's name in words that a line can break: "has_nape_color::purple" -> "nape color: purple"."""
-    return attribute.removeprefix("has_").replace("::", ": ").replace("_", " ")
-
-
 def part_names(attribute: str) -> tuple[str, ...]:
     """The parts an attribute is about, by its group: "has_nape_color::purple" -> ("nape",); () for the whole bird."""
     words = group_of(attribute).removeprefix("has_").split("_")

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments._pages import median
-from experiments._parts import RADIUS, PartDiscs, marked, spoken
+from experiments._parts import RADIUS, PartDiscs, marked
 from experiments._run import LoadedRun
-from spectra_jax.names import readable_class
+from spectra_jax.names import readable_attribute, readable_class
 from spectra_jax.reporting import Column, Metric, Picture, Report
 
 MOST_SHOWN = 24
@@ -179,7 +179,7 @@ def _picture(run: LoadedRun, m: Map) -> Picture:
     where = "; no part to compare" if run.info.part_names else ""
     if m.discs is not None:
         where = f"; lift {m.lift:.2f} at the {', '.join(m.discs.names)}"
-    name = spoken(name)
+    name = readable_attribute(name)
     text = f"{label}: {name}, counts {m.contribution:+.2f} logits{where}".replace(
         "-", "−", 1 if m.contribution < 0 else 0
     )

@@ -38,7 +38,7 @@ def test_parts_follow_the_group_of_the_attribute():
     assert _parts.part_names("has_underparts_color::black") == ("belly", "breast")
     for whole in ("has_size::very_small_(3_-_5_in)", "has_shape::duck-like", "has_primary_color::red"):
         assert _parts.part_names(whole) == ()
-    assert _parts.spoken("has_bill_length::about_the_same_as_head") == "bill length: about the same as head"
+    assert readable_attribute("has_bill_length::about_the_same_as_head") == "bill length: about the same as head"
 
 
 def test_every_attribute_of_cub_has_a_part_or_none_on_purpose(cub_dir):
