@@ -39,6 +39,8 @@ def parse(
 
 
 def _check(options: Any) -> None:
+    if getattr(getattr(options, "hosts", None), "several", False):
+        return  # one that ended before it has joined would leave the others waiting: they check together
     if hasattr(options, "check"):
         options.check()
     for setting in dataclasses.fields(options):

@@ -1,6 +1,7 @@
 """Groups of options that commands share; light imports only, since arguments are read before anything else is."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,11 @@ class HostsConfig:
     coordinator_address: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether other processes wait for this one."""
+        return self.coordinator_address is not None or os.environ.get("SLURM_NTASKS", "1") != "1"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from experiments import _folder
+from experiments import _command, _folder
 from experiments.train import main
 
 

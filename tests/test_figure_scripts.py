@@ -17,6 +17,7 @@ from experiments._paper_requests import FORCED, Case, Choice, intervals, request
 from experiments._run import load_run
 from experiments._run import test_attributes as stored_attributes
 from spectra_jax import Head, InversionReason, activation_map, head_logits, single_attribute_perturbations
+from spectra_jax.names import readable_attribute
 
 
 @pytest.fixture(scope="module")

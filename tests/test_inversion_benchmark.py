@@ -43,6 +43,7 @@ def test_failures_count_as_infinitely_far():
     ],
 )
 def test_misspelt_methods_are_named(tmp_path, option, value, message):
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match=message):
         main(["--run-dir", str(tmp_path), "--out", str(tmp_path / "out"), option, value])
 

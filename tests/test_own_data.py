@@ -360,7 +360,7 @@ def test_saliency_goes_without_parts(run_dir, tmp_path, capsys):
 
 def test_sweep(run_dir, tmp_path):
     assert sweep_attackability.main(["--run-dir", str(run_dir), "--out", str(tmp_path / "out"), "--quiet"]) == 0
-    assert "loop::lower" in about_the_data(tmp_path / "out")
+    assert "loop: lower" in about_the_data(tmp_path / "out")
 
 
 def test_robustness(run_dir, tmp_path):

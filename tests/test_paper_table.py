@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep.synthetic_birds import generate
-from experiments import _counterfactuals, _paper_table, paper_table
+from experiments import _counterfactuals, _paper_table, _record, paper_table
 from experiments._counterfactuals import PairConfig
 from experiments._folder import UserError
 from experiments._paper_table import PLANS, Row, list_rows, median_interval, rate
