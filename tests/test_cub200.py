@@ -277,7 +277,7 @@ where, source, cache = sys.argv[1:]
 if where == "extracting":
     cub200.read_cub = die
 elif where == "writing":
-    cub200.Cub200._keyed = lambda self, future, keyed=cub200.Cub200._keyed: (
+    cub_builder.Cub200._keyed = lambda self, future, keyed=cub_builder.Cub200._keyed: (
         die() if future.result()["image_id"] > 8 else keyed(self, future))
 else:
     cub200.Path.rename = die
