@@ -133,7 +133,7 @@ class Solver(NamedTuple):
             least.append(np.asarray(table, float))
         bounds = np.concatenate(least) * (1 - 1e-5)  # of boundary distances in float32
         samples = np.arange(len(attributes))
-        bounds[samples, predicted] = np.inf
+        bounds[samples, predicted] = np.nan  # sorts behind every other class, also those out of reach
         order = np.argsort(bounds, axis=1, kind="stable")
         ranked = np.take_along_axis(bounds, order, axis=1)
         target = order[:, 0].copy()
@@ -148,7 +148,7 @@ class Solver(NamedTuple):
             rows = np.repeat(open_, tried.shape[1])
             found = self.solve(attributes[rows], tried.reshape(-1))
             for number, row in enumerate(rows):
-                if not found.norm[number] >= (np.inf if np.isnan(best.norm[row]) else best.norm[row]):
+                if found.norm[number] < (np.inf if np.isnan(best.norm[row]) else best.norm[row]):
                     target[row] = tried.reshape(-1)[number]
                     for ours, theirs in zip(best, found, strict=True):
                         ours[row] = theirs[number]
