@@ -185,6 +185,8 @@ def test_infeasible_rules_are_proven_empty():
         (sj.Rules(lower=np.ones(3), upper=np.zeros(3)), "range of attribute 0"),
         (sj.Rules(costs=np.zeros(3)), "costs has entries"),
         (sj.Rules(max_changes=0), "max_changes is 0"),
+        (sj.Rules(switch_values=np.array([[1.0, 0.0]] * 3)), "off value below"),
+        (sj.Rules(on_level=np.nan), "on_level is nan"),
         (sj.Rules(relations=np.zeros((1, 3))), "relations has shape"),
         (sj.Rules(relations=np.full((1, 3), np.nan), offsets=np.zeros(1)), "NaN"),
     ],
@@ -192,3 +194,27 @@ def test_infeasible_rules_are_proven_empty():
 def test_rules_that_mean_nothing_are_refused(rules, message):
     with pytest.raises(ValueError, match=message):
         sj.constrained_perturbations(sj.Head(jnp.eye(3)), np.zeros((1, 3), np.float32), np.array([1]), rules)
+
+
+def test_what_does_not_fit_the_samples_is_refused():
+    head, attributes = sj.Head(jnp.eye(3)), np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"targets has shape \(1,\)"):
+        sj.constrained_perturbations(head, attributes, np.array([1]), sj.Rules())
+    with pytest.raises(ValueError, match="locked has shape"):
+        sj.constrained_perturbations(head, attributes, np.array([1, 1]), sj.Rules(), locked=np.zeros(3, bool))
+
+
+def test_numpy_input_keeps_its_digits():
+    head = sj.Head(np.eye(2), np.array([1e8, 1e8 + 1]))
+    found = sj.constrained_perturbations(head, np.zeros((1, 2)), np.array([0]), sj.Rules())
+    np.testing.assert_allclose(found.norm, np.sqrt(0.5), rtol=1e-9)
+
+
+def test_a_soft_binary_value_of_a_group_moves_only_to_change_sides():
+    head = sj.Head(jnp.asarray([[0.0, 0.0], [1.0, 0.0]]), jnp.asarray([0.0, -0.9]))
+    rules = sj.Rules(switch_values=np.array([[0.0, 1.0]] * 2), groups=np.zeros(2, int))
+    constraints = as_constraints(rules, 2)
+    attributes = np.array([[0.7, 0.2]])
+    assert not keeps_rules(constraints, attributes, np.array([[0.3, 0.0]]))[0]
+    assert keeps_rules(constraints, attributes, np.array([[-0.7, 0.8]]))[0]
+    assert sj.constrained_perturbations(head, attributes, np.array([1]), rules).norm[0] == np.inf

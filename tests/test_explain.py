@@ -81,7 +81,8 @@ def test_locked_attributes_do_not_move_and_costs_are_the_metric(problem):
 
 def test_several_answers_are_ranked_and_differ_in_what_they_change(problem):
     answers = asked(problem, at_most=2, num_answers=4, targets=3)
-    norms = answers.norm[:, 0]
+    norms = np.where(np.isnan(answers.norm[:, 0]), np.inf, answers.norm[:, 0])
+    assert not answers.proven[:, 0, 1:].any()
     assert np.all(norms[:, 1:] >= norms[:, :-1] - 1e-9)
     for row, count in zip(answers.delta[:, 0], np.isfinite(norms).sum(axis=1), strict=True):
         supports = {tuple(np.flatnonzero(np.abs(delta) > 1e-9)) for delta in row[:count]}
@@ -267,3 +268,83 @@ def test_calibration_is_logistic_regression():
         np.testing.assert_allclose(calibration.probability(values)[:, column], expected, atol=0.01)
     alike = sj.fit_calibration(values, np.ones_like(labels))
     assert np.all(alike.scale == 0) and np.all(alike.probability(values) > 0.9)
+
+
+def test_an_unresolved_class_never_replaces_an_answer():
+    rng = np.random.default_rng(3)
+    head = sj.Head(jnp.asarray(rng.normal(size=(12, 24)), jnp.float32))
+    attributes = jnp.asarray(np.clip(rng.normal(size=(24, 24)), -1.5, 1.5), jnp.float32)
+    rules = dict(at_most=3, ranges=(-1.5, 1.5), margin=1.0, max_choices=0)
+    nearest = sj.explain(head, attributes, **rules)
+    everything = sj.explain(head, attributes, targets="all", **rules)
+    own = everything.targets == everything.predicted[:, None]
+    found = np.where(own | np.isnan(everything.norm[:, :, 0]), np.inf, everything.norm[:, :, 0]).min(axis=1)
+    assert np.isfinite(found).any()
+    assert np.all(np.isfinite(nearest.norm[:, 0, 0])[np.isfinite(found)])
+
+
+def test_the_nearest_class_is_never_the_own_one():
+    for bias, rules in ((None, dict(immutable="*")), (jnp.asarray([0.0, -jnp.inf]), {})):
+        answer = sj.explain(sj.Head(jnp.eye(2), bias), jnp.asarray([[1.0, 0.0]]), **rules)
+        assert answer.targets[0, 0] == 1 and answer.status[0, 0, 0] == sj.Status.INFEASIBLE and answer.proven.all()
+        assert "cannot become class 1" in str(answer)
+
+
+@pytest.mark.parametrize("rules", [{}, {"at_most": 2}, {"ranges": (-3, 3)}])
+def test_a_masked_class_is_proven_out_of_reach(rules):
+    head = sj.Head(jnp.eye(3), jnp.asarray([0.0, -jnp.inf, 0.0]))
+    answer = sj.explain(head, jnp.asarray([[1.0, 0.5, 0.0]]), targets="all", **rules)
+    assert answer.status[0, :, 0].tolist() == [0, sj.Status.INFEASIBLE, 0] and answer.proven.all()
+    assert "masks class 1" in answer.reason(0, 1)
+
+
+def test_a_float32_value_at_its_end_is_within_its_range():
+    attributes = jnp.asarray([[0.3, 0.3, 0.3, 0.3]], jnp.float32)
+    head = sj.Head(jnp.asarray([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]), jnp.asarray([0.1, 0.0]))
+    locked = sj.explain(head, attributes, ranges=(0, 0.3), immutable="attribute 2", targets=1)
+    few = sj.explain(head, attributes, ranges=(0, 0.3), at_most=1, targets=1)
+    assert locked.status[0, 0, 0] == few.status[0, 0, 0] == sj.Status.SOLVED
+    np.testing.assert_allclose([locked.norm[0, 0, 0], few.norm[0, 0, 0]], [0.1 / np.sqrt(2), 0.1], atol=1e-3 / 2)
+
+
+def test_patterns_may_be_given_once(problem):
+    head, attributes, _ = problem
+    patterns = [f"attribute {i}" for i in range(10)]
+    rules = dict(targets=[4], ranges=(-3, 3), at_most=1, margin=5.0)
+    once, often = (
+        sj.explain(head, attributes[:1], immutable=given, **rules) for given in ((p for p in patterns), patterns)
+    )
+    assert once.reason(0) == often.reason(0) and once.without.keys() == often.without.keys()
+
+
+def test_more_attributes_than_python_can_nest():
+    rng = np.random.default_rng(0)
+    half = np.arange(1100) < 550
+    weights = np.stack([np.where(half, -1, 0.5), np.zeros(1100), np.where(half, 0.5, -1)])
+    weights = weights + rng.normal(scale=0.01, size=weights.shape)
+    head = sj.Head(jnp.asarray(weights, jnp.float32), jnp.asarray([1.0, 0.0, 1.0]))
+    answer = sj.explain(head, jnp.zeros((1, 1100)), targets=1, at_most=1)
+    assert answer.status.shape == (1, 1, 1)
+
+
+def test_names_with_brackets_are_shown_as_they_are(problem):
+    head, attributes, _ = problem
+    names = [f"[b]x{i}[/b]" for i in range(11)] + ["y [/z]"]
+    text = sj.explain(head, attributes, attribute_names=names).table()
+    assert "[b]x3[/b]" in text and "y [/z]" in text
+
+
+def test_empty_batches_and_targets_are_refused(problem):
+    head, attributes, _ = problem
+    with pytest.raises(ValueError, match="at least one sample"):
+        sj.explain(head, attributes[:0])
+    with pytest.raises(ValueError, match="at least one class"):
+        sj.explain(head, attributes, targets=np.zeros((5, 0), int))
+    with pytest.raises(ValueError, match="max_choices is -1"):
+        sj.explain(head, attributes, max_choices=-1)
+
+
+def test_the_next_number_of_changes_that_is_enough_is_named():
+    head = sj.Head(jnp.asarray([[0.0] * 5, [1.0] * 5]), jnp.asarray([3.5, 0.0]))
+    answer = sj.explain(head, jnp.zeros((1, 5)), targets=1, at_most=3, ranges=(0, 1))
+    assert "with at_most=4" in answer.reason(0)

@@ -9,7 +9,7 @@ solved in the variables costs * delta, in which the length is Euclidean.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from spectra_jax.constraints.rules import Constraints
 from spectra_jax.types import Head
@@ -59,6 +59,11 @@ class Problem(NamedTuple):
         return np.concatenate([own - reached, delta @ self.relations.T], axis=1)
 
 
+def is_masked(head: Head, targets: Int[np.ndarray, "p"]) -> Bool[np.ndarray, "p"]:
+    """Targets with a bias of -inf, which no finite change makes win."""
+    return np.zeros(len(targets), bool) if head.bias is None else np.asarray(head.bias, float)[targets] == -np.inf
+
+
 def make_problem(
     head: Head, attributes: Float[np.ndarray, "p n"], targets: Int[np.ndarray, "p"], margin: float, rules: Constraints
 ) -> Problem:
@@ -68,10 +73,12 @@ def make_problem(
     attributes = np.asarray(attributes, float)
     logits = attributes @ weights.T + bias
     pairs = np.arange(len(targets))
-    own = logits[pairs, targets][:, None]
+    # Nothing lifts a class masked by a bias of -inf (see `is_masked`): such a pair asks for nothing here.
+    masked = is_masked(head, targets)
+    own = np.where(masked, np.inf, logits[pairs, targets])[:, None]
     gaps = logits - own + margin
     # Equal rows differ by their bias alone; two sums of the same products need not round alike.
-    for target in np.unique(targets):
+    for target in np.unique(targets[~masked]):
         equal = (weights == weights[target]).all(axis=1)
         gaps[np.ix_(targets == target, equal)] = bias[equal] - bias[target] + margin
     sizes = np.abs(logits) + np.abs(own) + margin

@@ -37,30 +37,22 @@ def remaining_choices(
         kept.append(left[np.argsort(values[left])].tolist())
     if not all(kept):
         return np.zeros((0, num_units), int), True
-    found: list[list[int]] = []
-
-    def extend(unit: int, total: float, left: int, chosen: list[int]) -> bool:
-        """Depth first, the best options first; False once the limit is reached."""
-        while unit < num_units and len(kept[unit]) == 1:
-            option = kept[unit][0]
-            total, left, chosen = total + values[option], left - prices[option], [*chosen, option]
-            unit += 1
-        if left < 0:
-            return True
+    found: list[tuple[int, ...]] = []
+    complete = True
+    # Depth first, the best options first: unit, total so far, changes left, options so far.
+    waiting: list[tuple[int, float, int, tuple[int, ...]]] = [(0, 0.0, columns - 1, ())]
+    while waiting:
+        unit, total, left_over, chosen = waiting.pop()
         if unit == num_units:
             if len(found) == limit:
-                return False
+                complete = False
+                break
             found.append(chosen)
-            return True
-        for option in kept[unit]:
-            rest = left - prices[option]
-            if rest < 0 or total + values[option] + after[unit + 1, rest] >= allowance:
-                continue
-            if not extend(unit + 1, total + values[option], rest, [*chosen, option]):
-                return False
-        return True
-
-    complete = extend(0, 0.0, columns - 1, [])
+            continue
+        for option in reversed(kept[unit]):
+            rest, sum_ = left_over - prices[option], total + values[option]
+            if rest >= 0 and sum_ + after[unit + 1, rest] < allowance:
+                waiting.append((unit + 1, sum_, rest, (*chosen, option)))
     return np.array(found, int).reshape(len(found), num_units), complete
 
 

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float, Int
 
 from spectra_jax.checks import check_count
 
+_ROUNDING = 2.0**-22  # of float32, relative
+
 
 class Rules(NamedTuple):
     """What a change of attributes must keep to. Every field may be left out.
@@ -19,7 +21,8 @@ class Rules(NamedTuple):
         may_fall: (n,) attributes that may get smaller; one that may neither rise nor fall is immutable.
         costs: (n,) price of a unit of change, > 0: the length of a change is ||costs * delta||.
         switch_values: (n, 2) the off and the on value of attributes that have only these two, NaN for all others. Such
-            an attribute stays where it is or moves to one of the two.
+            an attribute stays where it is or moves to one of the two; in a one-hot group it moves only if it has to
+            change sides.
         groups: (n,) which one-hot group each attribute is a value of, or -1. After the change exactly one value of
             every group is on.
         on_level: a grouped attribute is on from this value upwards, and off from this value downwards; for switches
@@ -84,6 +87,9 @@ class Constraints(NamedTuple):
         """
         locked = np.zeros((1, 1), bool) if locked is None else locked
         low, high = self.lower - attributes, self.upper - attributes
+        # 0.3 in float32 lies above 0.3: a value within such rounding of an end is at that end.
+        low = np.where((low > 0) & (low <= _ROUNDING * np.abs(self.lower)), 0, low)
+        high = np.where((high < 0) & (-high <= _ROUNDING * np.abs(self.upper)), 0, high)
         low, high = np.where(self.may_stay, np.minimum(low, 0), low), np.where(self.may_stay, np.maximum(high, 0), high)
         low = np.where(self.may_fall & ~locked, low, np.maximum(low, 0))
         high = np.where(self.may_rise & ~locked, high, np.minimum(high, 0))
@@ -113,6 +119,12 @@ def as_constraints(rules: Rules, num_attributes: int) -> Constraints:
     costs = array("costs", 1.0, float)
     if not (np.isfinite(costs).all() and (costs > 0).all()):
         raise ValueError("costs has entries that are not positive and finite; lock attributes instead")
+    switch_values = array("switch_values", np.nan, float, (num_attributes, 2))
+    off, on = switch_values.T
+    if not ((np.isnan(off) & np.isnan(on)) | (np.isfinite(off) & np.isfinite(on) & (off < on))).all():
+        raise ValueError("rules.switch_values must hold an off value below an on value, or NaN for both")
+    if not np.isfinite(rules.on_level):
+        raise ValueError(f"on_level is {rules.on_level}; expected a finite number, in the attributes' unit")
     relations = np.zeros((0, num_attributes)) if rules.relations is None else np.asarray(rules.relations, float)
     offsets = np.zeros(0) if rules.offsets is None else np.asarray(rules.offsets, float)
     if relations.shape != (len(np.atleast_1d(offsets)), num_attributes):
@@ -129,7 +141,7 @@ def as_constraints(rules: Rules, num_attributes: int) -> Constraints:
         may_rise=array("may_rise", True, bool),
         may_fall=array("may_fall", True, bool),
         costs=costs,
-        switch_values=array("switch_values", np.nan, float, (num_attributes, 2)),
+        switch_values=switch_values,
         groups=array("groups", -1, int),
         on_level=float(rules.on_level),
         relations=relations,

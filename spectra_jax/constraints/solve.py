@@ -1,6 +1,6 @@
 """The smallest change within rules, for a batch of samples and targets."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from spectra_jax.checks import as_problem, check_margin, check_targets
 from spectra_jax.constraints.nearest import nearest_points
 from spectra_jax.constraints.options import make_options
-from spectra_jax.constraints.problem import make_problem
+from spectra_jax.constraints.problem import is_masked, make_problem
 from spectra_jax.constraints.rules import Constraints, Rules, as_constraints
 from spectra_jax.constraints.search import shortest_choice
 from spectra_jax.types import Head
@@ -68,16 +68,35 @@ def constrained_perturbations(
     Raises:
         ValueError: shapes do not match, or a rule means nothing; see `Rules`.
     """
-    head, checked = as_problem(head, attributes, ndim=2)
+    as_problem(head, attributes, ndim=2)
     check_margin(margin)
     check_targets(head, targets)
+    check_max_choices(max_choices)
+    shape = np.shape(attributes)
+    if np.shape(targets) != shape[:1] or not shape[0]:
+        raise ValueError(f"targets has shape {np.shape(targets)}; expected ({shape[0]},), one for each of >= 1 samples")
+    if locked is not None and (np.shape(locked) != shape or np.asarray(locked).dtype != bool):
+        raise ValueError(f"locked has shape {np.shape(locked)}; expected {shape} booleans, to match attributes")
     constraints = as_constraints(rules, head.weights.shape[1])
     return solve_constrained(
-        *(head, np.asarray(checked, float), np.asarray(targets), constraints),
+        *(in_float64(head), np.asarray(attributes, float), np.asarray(targets), constraints),
         margin=float(margin),
         locked=locked,
         max_choices=max_choices,
     )
+
+
+def in_float64(head: Head) -> Head:
+    """The head as NumPy arrays of float64, whatever JAX's precision is."""
+    weights: Any = np.asarray(head.weights, float)
+    bias: Any = None if head.bias is None else np.asarray(head.bias, float)
+    return Head(weights, bias)
+
+
+def check_max_choices(value: int) -> None:
+    """Raises ValueError unless it is a whole number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"max_choices is {value!r}; expected a whole number, 0 or more")
 
 
 def solve_constrained(
@@ -103,4 +122,11 @@ def solve_constrained(
         norm = np.where(contradictory, np.inf, point.norm)
         point = point._replace(norm=norm, delta=np.where(contradictory[:, None], np.nan, point.delta))
         lower, proven = np.nan_to_num(norm, nan=0, posinf=np.inf), ~np.isnan(norm)
-    return ConstrainedResult(point.delta / rules.costs, point.norm, lower, proven, point.multipliers)
+    masked = is_masked(head, targets)
+    return ConstrainedResult(
+        delta=np.where(masked[:, None], np.nan, point.delta / rules.costs),
+        norm=np.where(masked, np.inf, point.norm),
+        lower_bound=np.where(masked, np.inf, lower),
+        proven=proven | masked,
+        multipliers=np.where(masked[:, None], 0, point.multipliers),
+    )

@@ -22,6 +22,8 @@ def keeps_rules(
     switch = rules.is_switch
     at_value = (np.abs(after[:, :, None] - rules.switch_values[None]) <= slack[:, :, None]).any(axis=2)
     fine &= (~switch | ~moved | at_value).all(axis=1)
+    same_side = (attributes > rules.middle) == (after > rules.middle)
+    fine &= ~(moved & same_side & switch & (rules.groups >= 0)).any(axis=1)
     units = moved[:, rules.groups < 0].sum(axis=1)
     middle = rules.middle
     for group in np.unique(rules.groups[rules.groups >= 0]):

@@ -1,6 +1,6 @@
 """The call that knows names: what would have to change for these samples to be of another class."""
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, Literal
 
 import jax
@@ -10,14 +10,13 @@ from jaxtyping import Array, Float
 
 from spectra_jax.checks import as_problem, check_array, check_count, check_margin
 from spectra_jax.constraints.rules import Constraints, as_constraints
-from spectra_jax.constraints.solve import MAX_CHOICES, ConstrainedResult
+from spectra_jax.constraints.solve import MAX_CHOICES, ConstrainedResult, check_max_choices, in_float64
 from spectra_jax.constraints.verify import keeps_rules
 from spectra_jax.counterfactuals.calibration import Calibration
 from spectra_jax.counterfactuals.explanation import Explanation
 from spectra_jax.counterfactuals.named_rules import Patterns, Range, compile_rules
 from spectra_jax.counterfactuals.queries import Solver, status_of
 from spectra_jax.names import Names, make_names
-from spectra_jax.perturbations import head_logits
 from spectra_jax.types import Head, Status
 
 _ENCODED = 64  # images put through an encoder at once
@@ -78,8 +77,8 @@ def explain(
         costs: price of a unit of change: "spread" measures in standard deviations of the reference samples; by
             pattern; or an array. The distance is ||costs * delta||.
         at_most: how many attributes may change; a one-hot group counts as one.
-        num_answers: different answers for each pair, the shortest first. Each leaves an attribute alone that an
-            earlier one uses, and no two change the same attributes.
+        num_answers: different answers for each pair, the shortest first. No two change the same attributes; the
+            first is the shortest, the others are the shortest found by locking what the ones before change most.
         reference: (N, n) attributes of real samples, for "observed" and "spread" and for changes in spreads.
         calibration: turns attributes into probabilities, for tables and pages.
         max_choices: how many choices to solve in proof of an answer, where the rules leave a choice; 0 does without a
@@ -93,8 +92,13 @@ def explain(
         ValueError: shapes do not match, a name is not there, a rule means nothing or needs what was not given.
     """
     check_array("inputs", inputs)
+    if not len(inputs):
+        raise ValueError(f"inputs has shape {np.shape(inputs)}; expected at least one sample")
+    check_max_choices(max_choices)
     attributes = inputs if encoder is None else _encode(encoder, inputs)
+    exact, values = head, attributes
     head, attributes = as_problem(head, attributes, ndim=2)
+    exact, values = in_float64(exact), np.asarray(values, float)
     check_margin(margin)
     num_answers = check_count("num_answers", num_answers)
     num_classes, num_attributes = head.weights.shape
@@ -105,16 +109,15 @@ def explain(
         "immutable": immutable, "only_rise": only_rise, "only_fall": only_fall, "ranges": ranges, "binary": binary,
         "one_hot": one_hot, "relations": relations, "at_most": at_most,
     }  # fmt: skip
+    given = {name: _settled(rule) for name, rule in given.items()}
     given = {name: rule for name, rule in given.items() if not _is_nothing(rule)}
 
     def compiled(given: dict[str, Any]) -> Constraints:
         return as_constraints(compile_rules(names, reference, **given, on_level=on_level, costs=costs), num_attributes)
 
     rules = compiled(given)
-    solver = Solver(head, rules, float(margin), max_choices, progress)
-    logits = head_logits(head, attributes)
-    predicted = np.asarray(jnp.argmax(logits, axis=1))
-    values = np.asarray(attributes, float)
+    solver = Solver(head, exact, rules, float(margin), max_choices, progress)
+    predicted = (values @ exact.weights.T + (0 if exact.bias is None else exact.bias)).argmax(axis=1)
     if isinstance(targets, str) and targets == "nearest" and "nearest" not in names.classes:
         asked, first = solver.nearest(values, predicted)
         asked = asked[:, None]
@@ -122,14 +125,16 @@ def explain(
         asked = _targets(names, targets, len(values))
         first = solver.solve(np.repeat(values, asked.shape[1], axis=0), asked.reshape(-1))
     pairs = np.repeat(values, asked.shape[1], axis=0)
-    if isinstance(targets, str) and targets == "all":
+    if isinstance(targets, str) and targets == "all" and "all" not in names.classes:
         first = _unmoved(first, (asked == predicted[:, None]).reshape(-1))
     answers = [first] if num_answers == 1 else solver.several(pairs, asked.reshape(-1), first, num_answers)
     shape = (*asked.shape, len(answers))
     delta, norm, lower_bound, proven, _ = (
         np.stack(leaves, axis=1).reshape(*shape, *leaves[0].shape[1:]) for leaves in zip(*answers, strict=True)
     )
-    status = np.stack([status_of(each, rules.is_combinatorial) for each in answers], axis=1).reshape(shape)
+    # That no further answer was found does not say that there is none.
+    searched = [rules.is_combinatorial] + [True] * (len(answers) - 1)
+    status = np.stack(list(map(status_of, answers, searched)), axis=1).reshape(shape)
     status = _checked(solver, values, asked, delta, status)
     return Explanation(
         head=head,
@@ -150,6 +155,11 @@ def explain(
         solver=solver.description,
         without={name: compiled({other: given[other] for other in given if other != name}) for name in given},
     )
+
+
+def _settled(rule: Any) -> Any:
+    """The rule as something that can be read more than once."""
+    return tuple(rule) if isinstance(rule, Iterable) and not isinstance(rule, Sized) else rule
 
 
 def _is_nothing(rule: Any) -> bool:
@@ -179,7 +189,7 @@ def _as_reference(reference, num_attributes: int) -> np.ndarray:
 def _targets(names: Names, targets, size: int) -> np.ndarray:
     """(b, t) class numbers."""
     count = len(names.classes)
-    if isinstance(targets, str) and targets == "all":
+    if isinstance(targets, str) and targets == "all" and "all" not in names.classes:
         return np.broadcast_to(np.arange(count), (size, count)).copy()
     if isinstance(targets, str | int | np.integer):
         targets = [targets]
@@ -194,7 +204,9 @@ def _targets(names: Names, targets, size: int) -> np.ndarray:
             f"targets has shape {array.shape} and type {array.dtype}; expected class names or numbers for every sample "
             f"alike, or integers of shape ({size}, t), a row for a sample: targets[:, None] for one each"
         )
-    if array.size and not (array.min() >= 0 and array.max() < count):
+    if not array.shape[1]:
+        raise ValueError(f"targets has shape {array.shape}; expected at least one class for each sample")
+    if not (array.min() >= 0 and array.max() < count):
         raise ValueError(f"targets reaches from {array.min()} to {array.max()}; expected classes from 0 to {count - 1}")
     return array.astype(int)
 
@@ -218,8 +230,8 @@ def _checked(solver: Solver, values, asked, delta, status) -> np.ndarray:
     )
     solved = np.isfinite(flat).all(axis=1)
     rows, targets, flat = rows[solved], targets[solved], flat[solved]
-    weights = np.asarray(solver.head.weights, float)
-    logits = (rows + flat) @ weights.T + (0 if solver.head.bias is None else np.asarray(solver.head.bias, float))
+    weights = solver.exact.weights
+    logits = (rows + flat) @ weights.T + (0 if solver.exact.bias is None else solver.exact.bias)
     own = logits[np.arange(len(targets)), targets]
     size = 1 + np.abs(rows + flat) @ np.abs(weights).max(axis=0)
     logits[np.arange(len(targets)), targets] = -np.inf

@@ -50,7 +50,7 @@ class Answer(NamedTuple):
         status: whether there is an answer.
         distance: length of the change, by the costs; inf where there is none.
         lower_bound: no change within the rules is shorter.
-        proven: whether the answer is proven to be the shortest.
+        proven: whether the answer is proven to be the shortest; False for all but the first.
         changes: the attributes that change, the strongest first.
         reached: whether the image that was searched is of the target class; None if none was.
     """
@@ -112,7 +112,8 @@ class Explanation:
         delta: (b, t, a, n) the change of the attributes; NaN where there is none.
         norm: (b, t, a) its length, ||costs * delta||; inf where there is none, NaN where none was found.
         lower_bound: (b, t, a) no change within the rules is shorter.
-        proven: (b, t, a) whether the answer is proven to be the shortest (or that there is none).
+        proven: (b, t, a) whether the first answer is proven to be the shortest (or that there is none); False for
+            further ones, which are the shortest found. With targets="nearest" it is about the change to that class.
         status: (b, t, a) a `Status`.
         head: the classifier.
         rules: as arrays.

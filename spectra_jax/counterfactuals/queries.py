@@ -25,7 +25,8 @@ class Solver(NamedTuple):
     """One head and one set of rules, and everything they need for any pair.
 
     Attributes:
-        head: weights (c, n), optional bias (c,).
+        head: weights (c, n), optional bias (c,), for JAX.
+        exact: the same as given, in float64, for solvers on the host.
         rules: what changes keep to.
         margin: required lead, in logits.
         max_choices: see `constraints.constrained_perturbations`.
@@ -33,6 +34,7 @@ class Solver(NamedTuple):
     """
 
     head: Head
+    exact: Head
     rules: Constraints
     margin: float
     max_choices: int
@@ -80,7 +82,7 @@ class Solver(NamedTuple):
             else:
                 parts.append(
                     solve_constrained(
-                        *(self.head, attributes[part], targets[part], self.rules),
+                        *(self.exact, attributes[part], targets[part], self.rules),
                         margin=self.margin,
                         locked=None if locked is None else locked[part],
                         max_choices=self.max_choices,
@@ -156,10 +158,11 @@ class Solver(NamedTuple):
         return target, best
 
     def several(self, attributes, targets, first: ConstrainedResult, count: int) -> list[ConstrainedResult]:
-        """`count` answers of each pair, shortest first, each of which leaves something alone that an earlier one uses.
+        """`count` answers of each pair, shortest first, no two of which change the same attributes.
 
-        An answer is followed by those found with one of its strongest attributes locked (Lawler 1972); of all these
-        the shortest that differs in its attributes from the answers before comes next.
+        An answer is followed by those found with one of its three strongest attributes locked, after Lawler (1972); of
+        all these the shortest that differs in its attributes from the answers before comes next. Only the first is
+        proven to be the shortest of its kind; its lower bound holds for the others as well.
         """
         answers = [first]
         pairs, num_attributes = len(targets), attributes.shape[1]
@@ -189,8 +192,7 @@ class Solver(NamedTuple):
         for row, candidates in enumerate(pool):
             used = [_support(answer.delta[row], self.rules.costs) for answer in answers]
             candidates.sort(key=lambda each: np.inf if np.isnan(each[0]) else each[0])
-            result.delta[row], result.norm[row] = np.nan, np.inf
-            result.lower_bound[row], result.proven[row] = np.inf, False
+            result.delta[row], result.norm[row], result.proven[row] = np.nan, np.nan, False
             while candidates:
                 norm, lock, one = candidates.pop(0)
                 if not np.isfinite(norm):
@@ -198,8 +200,7 @@ class Solver(NamedTuple):
                 support = _support(one.delta, self.rules.costs)
                 if any((support == before).all() for before in used):
                     continue
-                for ours, theirs in zip(result, one, strict=True):
-                    ours[row] = theirs
+                result.delta[row], result.norm[row], result.multipliers[row] = one.delta, one.norm, one.multipliers
                 locked[row] = lock
                 break
         locks.append(locked)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spectra_jax.constraints.options import make_options
-from spectra_jax.constraints.problem import make_problem
+from spectra_jax.constraints.problem import is_masked, make_problem
 from spectra_jax.constraints.rules import Constraints
-from spectra_jax.constraints.solve import ConstrainedResult, solve_constrained
+from spectra_jax.constraints.solve import ConstrainedResult, in_float64, solve_constrained
 from spectra_jax.counterfactuals.sentences import number
 from spectra_jax.names import readable_attribute, readable_class
-from spectra_jax.types import Head, Status
+from spectra_jax.types import Status
 
 if TYPE_CHECKING:
     from spectra_jax.counterfactuals.explanation import Explanation
@@ -28,8 +28,12 @@ def reason_of(explanation: "Explanation", sample: int, place: int) -> str:
     target = np.asarray(explanation.targets[sample, place : place + 1])
     word = readable_class(names.classes[int(target[0])])
 
+    head = in_float64(explanation.head)
+    if is_masked(head, target)[0]:
+        return f"A bias of -inf masks {word}: no change of the attributes makes it win."
+
     def solve(changed: Constraints) -> ConstrainedResult:
-        return solve_constrained(explanation.head, values, target, changed, margin=explanation.margin)
+        return solve_constrained(head, values, target, changed, margin=explanation.margin)
 
     sentences = []
     if status != Status.INFEASIBLE:
@@ -39,9 +43,10 @@ def reason_of(explanation: "Explanation", sample: int, place: int) -> str:
         sentences.append(alone)
     elif status == Status.INFEASIBLE:
         sentences.append(_rivals(explanation, solve(_relaxed(rules)), solve(rules), values, target, word))
-    ways = []
+    ways, all_empty = [], True
     for rule, left in explanation.without.items():
         distance = float(solve(left).norm[0])
+        all_empty &= distance == np.inf
         if np.isfinite(distance):
             ways.append(f"without {rule} (distance {number(distance)})")
     if rules.max_changes is not None:
@@ -50,9 +55,9 @@ def reason_of(explanation: "Explanation", sample: int, place: int) -> str:
             ways.append(more)
     if ways:
         sentences.append(f"It would work {', or '.join(ways)}.")
-    elif len(explanation.without) > 1:
+    elif len(explanation.without) > 1 and all_empty:
         sentences.append("No single rule is the cause: with any one of them dropped there is still no answer.")
-    elif not explanation.without:
+    elif not explanation.without and status == Status.INFEASIBLE:
         sentences.append("There are no rules to loosen: this head gives that class to no attributes at all.")
     return " ".join(sentences)
 
@@ -76,18 +81,19 @@ def _contradiction(rules: Constraints, values: np.ndarray, attribute_names: tupl
             "keep to its ranges, groups and binary values."
         )
     return (
-        "The rules contradict each other: some one-hot group can have no value on, or must have two, with what may "
-        "change."
+        "The rules contradict each other: with what may change, some binary attribute can take neither of its values, "
+        "or some one-hot group can have no value on or must have two."
     )
 
 
 def _next_number(solve, rules: Constraints, at_most: int, num_attributes: int) -> str:
     """The next number of changes that is enough, by doubling and then one by one below."""
-    enough = 2 * at_most
-    while enough <= num_attributes and not np.isfinite(solve(rules._replace(max_changes=enough)).norm[0]):
-        enough *= 2
-    if enough > min(num_attributes, 16 * at_most):
-        return ""
+    most = min(num_attributes, 16 * at_most)
+    enough = min(2 * at_most, most)
+    while not np.isfinite(solve(rules._replace(max_changes=enough)).norm[0]):
+        if enough == most:
+            return ""
+        enough = min(2 * enough, most)
     for count in range(at_most + 1, enough + 1):
         found = solve(rules._replace(max_changes=count))
         if np.isfinite(found.norm[0]):
@@ -109,7 +115,7 @@ def _rivals(explanation: "Explanation", relaxed: ConstrainedResult, whole: Const
     weights = certificate.multipliers[0]
     if not (np.isfinite(weights).all() and (weights > 0).any()):
         return f"No choice that the rules allow makes it {word}."
-    problem = make_problem(Head(*explanation.head), values, target, explanation.margin, rules)
+    problem = make_problem(in_float64(explanation.head), values, target, explanation.margin, rules)
     strength = weights * problem.lengths()[0]
     count = len(names.classes)
     strongest = [k for k in np.argsort(-strength)[:_NAMED] if strength[k] > 1e-3 * strength.max()]

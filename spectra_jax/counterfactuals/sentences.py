@@ -18,7 +18,7 @@ def number(value: float) -> str:
     """Three significant digits, without an exponent where that is readable."""
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.2e}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def percent(probability: float) -> str:
@@ -51,11 +51,13 @@ def of_answer(answer: "Answer") -> str:
     if rest:
         named.append(f"{rest} more {'change' if rest == 1 else 'change by less'}")
     changes = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
-    if answer.proven:
-        evidence = "the smallest change there is" if answer.rank == 0 else f"alternative {answer.rank}"
+    if answer.rank:
+        evidence = f"alternative {answer.rank}"
+    elif answer.proven:
+        evidence = "the smallest change there is"
     else:
         evidence = f"no change is smaller than {number(answer.lower_bound)}"
-    verb = "keeps to the rules as" if answer.predicted == answer.target else "becomes"
+    verb = "is within the rules and ahead by the margin as" if answer.predicted == answer.target else "becomes"
     text = f"{subject} {verb} {target} if {changes} (distance {number(answer.distance)}, {evidence})."
     if answer.reached is not None:
         text += f" The image searched for it {'is' if answer.reached else 'is not'} classified so."

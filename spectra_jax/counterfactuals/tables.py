@@ -74,11 +74,12 @@ def as_text(explanation: "Explanation") -> str:
     """A table for a terminal, and below it what could not be answered."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     names, rows = _shown(explanation)
     table = Table(*names, box=None, pad_edge=False, header_style="")
     for row in rows[:_SHOWN_ROWS]:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # names may contain what rich takes for markup
     buffer = io.StringIO()
     Console(file=buffer, width=160, color_system=None, highlight=False).print(table)
     text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
