@@ -151,18 +151,23 @@ def test_a_crash_and_a_cancel_end_a_job_and_nothing_else(session):
     broken = dataclasses.replace(session, encode=lambda images: images.sum(axis=(1, 2)))
     job = finished(maker, maker.start(broken, Question(2, 0), "class"))
     assert job.state == "failed" and "ValueError" in job.reason
-    with session.turns.turn():  # the job waits for its turn until it has been cancelled
-        number = None
+    gate = threading.Event()
 
-        def begin():
-            nonlocal number
-            number = maker.start(session, Question(2, 0), "class")
+    class Held:
+        """The session's pictures, handed out once the gate is open: by then the job has been cancelled."""
 
-        thread = threading.Thread(target=begin)
-        thread.start()
-    thread.join()
+        def __getattr__(self, name):
+            return getattr(session.pictures, name)
+
+        def one(self, number):
+            gate.wait(60)
+            return session.pictures.one(number)
+
+    number = maker.start(dataclasses.replace(session, pictures=Held()), Question(2, 0), "class")
     maker.job(number).stop.set()
-    assert finished(maker, number).state in ("cancelled", "done")
+    gate.set()
+    cancelled = finished(maker, number)
+    assert cancelled.state == "cancelled" and cancelled.steps == 0 and "result" not in cancelled.images
     assert session.answer(Question(2, 0))["status"] == "SOLVED"
 
 
