@@ -46,6 +46,7 @@ def add_finding(
     crossing = ((found.before > 0) != (found.after > 0))[np.asarray(found.success, bool)].sum(axis=1)
     typical = np.quantile(crossing, 0.5, method="higher")
     crossed = f"{typical} of {found.before.shape[1]}"
+    shown = "the smallest and the largest change of all" if won == pairs else "the smallest change and a failed search"
     flipped = f"{won} of {pairs} images were changed so that the classifier names another class"
     likeness = f"structural similarity {format_number(similar)}"
     if noise >= _NOISE_SHARE and similar >= _SIMILAR:
@@ -67,7 +68,7 @@ def add_finding(
             (
                 "What you see",
                 "Test images, the same images changed until the classifier names the target class, and the difference, "
-                "amplified; here the smallest and the largest change of all.",
+                f"amplified; here {shown}.",
             ),
             ("What it means", meaning),
             (
