@@ -65,10 +65,11 @@ def runs(tmp_path_factory):
 
 def test_results_of_another_run_in_the_same_folder_are_not_taken_over(runs, capsys):
     def lengths(run, out):
+        before = set((runs / out / "attacks").glob("*.npz"))
         options = ["--pairs", "4", "--batch-size", "4", "--ours", "spectra_jax nearest", "--peers", "ddn-2"]
         assert main(["--run-dir", str(runs / run), "--out", str(runs / out), *options]) == 0
-        files = sorted((runs / out).glob("*.npz"))
-        return {file.name: np.load(file)["l2"] for file in files}
+        files = sorted(set((runs / out / "attacks").glob("*.npz")) - before)
+        return {file.name.rpartition("-")[0]: np.load(file)["l2"] for file in files}
 
     first, other = lengths("0", "out"), lengths("1", "fresh")
     second = lengths("1", "out")

@@ -75,7 +75,8 @@ def explain_run(args: Args) -> Path:
 
     from experiments.explain.pictures import write_pictures
     from experiments.explain.subject import open_explained
-    from experiments.runs.folder import IMAGES, METRICS, SUMMARY, owned_folder, write_arrays
+    from experiments.runs.folder import IMAGES, METRICS, SUMMARY, owned_folder
+    from experiments.runs.store import write_arrays
     from spectra_jax import Status, explain
 
     began, console = time.monotonic(), Console(quiet=args.quiet)

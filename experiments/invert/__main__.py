@@ -62,8 +62,9 @@ def invert_run(args: Args) -> Path:
         inversion_figures,
         inversion_metrics,
     )
-    from experiments.runs.folder import METRICS, SUMMARY, owned_folder, write_arrays
+    from experiments.runs.folder import METRICS, SUMMARY, owned_folder
     from experiments.runs.own_model import open_subject
+    from experiments.runs.store import Store, write_arrays
     from spectra_jax.reporting import Report
 
     began = time.monotonic()
@@ -73,8 +74,8 @@ def invert_run(args: Args) -> Path:
     index, target = choose_pairs(run, attributes, labels, pairs, seed=args.seed)
     options = pair_options(run, pairs, args.seed, attributes, labels)
     with owned_folder(args.out, "experiments.invert", options) as out:
-        found = find_counterfactuals(run, labels, index, target, pairs, out / "pairs", console=console)
-        write_arrays(out / "counterfactuals.npz", **found._asdict())
+        found = find_counterfactuals(run, labels, index, target, pairs, Store(out / "pairs", options), console=console)
+        write_arrays(out / "counterfactuals.npz", **found.arrays())
         spread = attributes.std(axis=0)
         measured = pair_metrics(run.model.head(run.params), found, spread)
         write_records(out / METRICS, found, measured)

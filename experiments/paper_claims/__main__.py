@@ -59,13 +59,13 @@ class Args:
 def paper_claims(args: Args) -> Path:
     """Measures all runs and writes the out folder; returns the report."""
     from experiments.paper_claims.page import claim_words, write_page, write_tables
-    from experiments.paper_claims.solve import claims_folder, claims_of, run_names
-    from experiments.runs.folder import SUMMARY
+    from experiments.paper_claims.solve import claims_of, run_names
+    from experiments.runs.folder import SUMMARY, owned_folder
 
     began = time.monotonic()
     console = Console(quiet=args.quiet)
     names = run_names(args.run_dirs)
-    with claims_folder(args.out) as out:
+    with owned_folder(args.out, "experiments.paper_claims", {}) as out:  # other runs may be added later
         runs = []
         for name, run_dir in zip(names, args.run_dirs, strict=True):
             witnesses = list(args.witness_dirs)

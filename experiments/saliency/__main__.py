@@ -79,7 +79,10 @@ def saliency(args: Args) -> Path:
     run, attributes, labels = open_subject(args.run_dir, args.own)
     info, size = run.info, run.config.image_size
     rng = np.random.default_rng(args.seed)
-    chosen = choose(args, run, attributes, labels, rng)
+    chosen = choose(
+        *(run, attributes, labels, rng), chosen_images=args.image, chosen_attributes=args.attribute,
+        num_images=args.num_images, num_attributes=args.num_attributes,
+    )  # fmt: skip
     encode = functools.partial(run.model.encode, run.params)
     strongest = jax.jit(lambda images, f: activation_map(encode, images, f, top_k=args.top_k)[0])
     groups = np.array([group_of(name) for name in info.attribute_names])
