@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from experiments.cli.command import parse, run_main
+from experiments.cli.command import command, run_main
 from experiments.cli.options import OwnModel, Seed, check_subject
 from experiments.counterfactuals.options import PairConfig
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
@@ -121,15 +120,7 @@ def write_records(path: Path, found: Counterfactuals, measured: dict[str, np.nda
     records.close()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "invert")
-    from experiments.cli.devices import use_compilation_cache
-
-    use_compilation_cache()
-    print(invert_run(args))
-    return 0
-
+main = command(Args, "invert", invert_run)
 
 if __name__ == "__main__":
     run_main(main)

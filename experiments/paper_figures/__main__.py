@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.cli.command import UserError, check_file, check_run_folder, parse, run_main
+from experiments.cli.command import UserError, check_file, check_run_folder, command, run_main
 from experiments.cli.options import DataConfig
 from experiments.paper_figures.cases import CASES, Case
 from experiments.training.train import TrainArgs, train
@@ -126,16 +126,7 @@ def paper_figures(args: Args, cases: Sequence[Case] = CASES) -> tuple[Path, int]
         return write_page(run, chosen, figures, numbers, verdicts, report, subtitle=subtitle, seconds=seconds), 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "paper_figures")
-    from experiments.cli.devices import use_compilation_cache
-
-    use_compilation_cache()
-    path, code = paper_figures(args)
-    print(path)
-    return code
-
+main = command(Args, "paper_figures", paper_figures)
 
 if __name__ == "__main__":
     run_main(main)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ import numpy as np
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from experiments.cli.command import UserError, parse, run_main
+from experiments.cli.command import UserError, command, run_main
 from experiments.cli.options import DataConfig, Seed, starting_config
 from experiments.counterfactuals.options import PairConfig
 from experiments.training.train import TrainArgs, train
@@ -150,16 +149,7 @@ def quickstart(args: Args) -> tuple[Path, int]:
     return path, 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "quickstart")
-    from experiments.cli.devices import use_compilation_cache
-
-    use_compilation_cache()
-    path, code = quickstart(args)
-    print(path)
-    return code
-
+main = command(Args, "quickstart", quickstart)
 
 if __name__ == "__main__":
     run_main(main)
