@@ -284,10 +284,12 @@ def test_noise_pixels_and_inexactness_where_planted_and_where_not(material):
     step = material.checks._replace(step=material.flips.before + noise)
     found = verdicts(measure.inexactness(material._replace(flips=exact, checks=step), spread))
     assert found["exact to a tenth"] == "fails" and found["direction: gradient step"] == "holds"
-    early = exact._replace(after=material.flips.before + 0.5 * material.flips.requested)  # stops short, but on the way
+    early = dataclasses.replace(
+        exact, after=material.flips.before + 0.5 * material.flips.requested
+    )  # stops short, but on the way
     found = verdicts(measure.inexactness(material._replace(flips=early, checks=step), spread))
     assert found["exact to a tenth"] == "fails"
-    missed = exact._replace(after=material.flips.before + noise)
+    missed = dataclasses.replace(exact, after=material.flips.before + noise)
     found = verdicts(measure.inexactness(material._replace(flips=missed, checks=step), spread))
     assert found == {
         "exact to a tenth": "holds",

@@ -81,8 +81,8 @@ def open_subject(run_dir: Path | None, own: OwnModel) -> tuple[LoadedRun, np.nda
         UserError: the run is not complete, or a part of the model does not fit the others.
     """
     if run_dir is not None:
-        attributes, labels, _ = load_test_split(run_dir)
-        return load_run(run_dir), attributes, labels
+        run, split = load_run(run_dir), load_test_split(run_dir)
+        return run, split.attributes, split.labels
     return open_own(own)
 
 
