@@ -49,10 +49,10 @@ $(VENV)/.created:
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (about 1 GB; a minute or two the first time)"
-	$(PIP_INSTALL) --editable '.[pretrained,explore]'
+	$(PIP_INSTALL) --editable '.[experiments,pretrained,explore]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), test tools included (about 1 GB; a minute or two the first time)"
-	$(PIP_INSTALL) --editable '.[pretrained,explore,test,bench]'
+	$(PIP_INSTALL) --editable '.[experiments,pretrained,explore,test,bench]'
 	@touch $(VENV)/.installed $@
