@@ -31,7 +31,7 @@ class PairConfig:
     margin: float = 1.0
     batch_size: int = 8
     inversion: InversionConfig = field(
-        default_factory=lambda: InversionConfig(method="nearest", step_size=0.005, margin=0.2, shrink_steps=8)
+        default_factory=lambda: InversionConfig(method="nearest", margin=0.2, shrink_steps=8, survive_steps=12)
     )
 
     def __post_init__(self) -> None:
