@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -48,34 +47,32 @@ def test_readme_says_the_truth(capsys):
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The words of every `python -m experiments.X ...` of a page, placeholders and ellipses left out."""
+    """The words of every `python -m experiments.X ...` or data_prep.X of a page."""
     text = re.sub(r"\\\n\s*", "", path.read_text())
-    found = re.findall(r"python -m ((?:experiments|data_prep)\.[^\n`#]*)", text)
-    return [shlex.split(line) for line in found]
+    return [line.split() for line in re.findall(r"python -m ((?:experiments|data_prep)\.\w[^\n`#|]*)", text)]
 
 
 @pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=name_of)
-def test_commands_exist_and_know_the_options(path):
+def test_commands_exist_and_know_their_options(path):
     for module, *words in commands(path):
-        assert importlib.util.find_spec(module), module
-        spec = (
-            importlib.util.find_spec(f"{module}.__main__")
-            if (spec := importlib.util.find_spec(module)).submodule_search_locations
-            else spec
-        )
-        package = Path(spec.origin).parents[1] if spec.name.endswith("__main__") else Path(spec.origin).parent
-        source = "".join(file.read_text() for file in package.rglob("*.py"))
+        home = Path(importlib.util.find_spec(module.rstrip(".,;:")).origin).parent
+        rooms = [home, *(ROOT / "experiments" / room for room in ("cli", "counterfactuals", "attacks", "training"))]
+        source = "".join(file.read_text() for room in rooms for file in room.glob("*.py")) + SETTINGS
         for word in words:
             if word.startswith("--"):
-                option = word.removeprefix("--").removeprefix("no-").split(".")[-1].replace("-", "_")
+                option = re.sub(r"[^\w]", "_", word.removeprefix("--").removeprefix("no-").split(".")[-1]).strip("_")
                 assert re.search(rf"\b{option}: ", source), f"{name_of(path)}: {module} has no option {word}"
+
+
+# Options that come with the library's own settings.
+SETTINGS = "".join((ROOT / "spectra_jax" / name).read_text() for name in ("training/_config.py", "inversion/config.py"))
 
 
 @pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=name_of)
 def test_pages_link_to_what_is_there(path):
     text = re.sub(r"<!--.*?-->", "", path.read_text(), flags=re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
-    paths = re.findall(r"`((?:spectra_jax|experiments|data_prep|tests)/[\w./]*)`", text)
+    paths = re.findall(r"`((?:spectra_jax|experiments|data_prep|tests)/[a-z_./]*)`", text)
     assert [link for link in links if not (path.parent / link).exists()] == []
     assert [name for name in paths if not (ROOT / name).exists()] == []
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))

@@ -121,7 +121,7 @@ print("installed:", *[name for name in heavy if "." not in name and importlib.ut
 
 
 def test_what_an_extra_would_bring_is_named(base_install, tmp_path):
-    for module in ("reporting", "data", "logging", "sweep_files"):
+    for module in ("reporting", "data", "sweep_files"):
         done = subprocess.run(
             [base_install, "-I", "-c", f"import spectra_jax.{module}"], capture_output=True, text=True
         )
