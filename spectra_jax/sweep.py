@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import check_choice, check_head, check_margin, check_mutable, is_concrete
+from spectra_jax.perturbations import formulas
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
 from spectra_jax.perturbations.all_projections import all_pairs_projection
 from spectra_jax.perturbations.geometry import relative_logits, safe_norm
@@ -227,13 +228,13 @@ def _samples(head, attributes, norms, bounds, predicted, margin, mutable, spread
     num_classes, num_attributes = head.weights.shape
     others = _all_targets(head) != predicted[:, None]
     unresolved = others & jnp.isnan(norms)
-    reach = jnp.where(unresolved, bounds if one_facet else jnp.inf, jnp.where(others, norms, jnp.inf))
-    distance, length = jnp.min(reach, axis=-1), safe_norm(attributes)
+    distances = jnp.where(unresolved, bounds if one_facet else jnp.inf, jnp.where(others, norms, jnp.inf))
+    distance, length = jnp.min(distances, axis=-1), safe_norm(attributes)
     # No answer is not "out of reach": the class may be the nearest unless its lower bound says otherwise.
     told = one_facet | ~jnp.any(unresolved & ~(bounds >= distance[:, None]), axis=-1)
     distance = jnp.where(told, distance, jnp.nan)
     known = jnp.isfinite(distance)
-    nearest = jnp.argmin(reach, axis=-1).astype(jnp.int32)
+    nearest = jnp.argmin(distances, axis=-1).astype(jnp.int32)
     spread = jnp.ones(num_attributes, attributes.dtype) if spread is None else spread
     unit = jnp.where(spread > 0, spread, 1)
 
@@ -256,13 +257,12 @@ def _samples(head, attributes, norms, bounds, predicted, margin, mutable, spread
         one_sample, (attributes, nearest, predicted, distance), batch_size=at_once
     )
     alone, moves = alone & known, moves & known
-    on_boundary = distance == 0
     return SampleAnswers(
         predicted=predicted,
         length=length,
         nearest=jnp.where(known, nearest, -1),
         distance=distance,
-        attackability=jnp.where(on_boundary, jnp.inf, length / jnp.where(on_boundary, 1, distance)),
+        attackability=formulas.attackability(distance, length),
         single_attribute=jnp.where(alone, best, -1),
         single_delta=jnp.where(alone, single, jnp.nan),
         largest_attribute=jnp.where(moves, largest, -1),

@@ -59,7 +59,7 @@ def all_pairs_norms(
         check_array("logits", logits)
         wanted = (attributes.shape[0], head.weights.shape[0])
         if logits.shape != wanted:
-            raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row a sample")
+            raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row per sample")
         logits = jnp.asarray(logits, attributes.dtype)
     return _norms(head, attributes, jnp.asarray(margin, attributes.dtype), mutable, logits, method=method)
 

@@ -1,9 +1,12 @@
-"""Pairs of samples and targets given to the exact search: rows are differences of one matrix of weights."""
+"""Pairs of samples and targets given to the exact search: constraint normals are differences of one head's weights."""
+
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.perturbations.dual_events import Problem
+from spectra_jax.perturbations import formulas
+from spectra_jax.perturbations.dual_events import Queue
 from spectra_jax.perturbations.dual_path import Answers, solve_exactly
 from spectra_jax.perturbations.float64 import in_float64
 from spectra_jax.perturbations.geometry import HIGHEST, squared_distances
@@ -54,28 +57,28 @@ def exact_pairs(
         if mutable is not None:
             weights = jnp.where(mutable[None, :], weights, 0)
 
-        def lead(problem, delta):
+        def products(index, delta):
             reached = jnp.matmul(delta, weights.T, precision=HIGHEST)
-            return jnp.take_along_axis(reached, pick(targets, problem)[:, None], axis=1) - reached
+            return jnp.take_along_axis(reached, pick(targets, index)[:, None], axis=1) - reached
 
-        def heights(problem):
-            sample, target = pick(samples, problem), pick(targets, problem)
-            offsets = None if from_logits else (equal, bias)
-            return _gaps(pick(logits, sample), target, pick(margins, sample), offsets)
+        def offsets(index):
+            sample, target = pick(samples, index), pick(targets, index)
+            same = None if from_logits else pick(equal, target)
+            return offsets_and_rounding(pick(logits, sample), target, pick(margins, sample), same, bias)
 
-        def limits(problem):
-            return pick(ranges[0], pick(samples, problem)), pick(ranges[1], pick(samples, problem))
+        def limits(index):
+            return pick(ranges[0], pick(samples, index)), pick(ranges[1], pick(samples, index))
 
-        problem = Problem(
-            difference=lambda problem, rival: pick(weights, pick(targets, problem)) - pick(weights, rival),
-            lead=lead,
-            lengths=lambda problem: jnp.sqrt(pick(squares, pick(targets, problem))),
-            heights=heights,
+        queue = Queue(
+            normals=lambda index, rival: pick(weights, pick(targets, index)) - pick(weights, rival),
+            products=products,
+            lengths=lambda index: jnp.sqrt(pick(squares, pick(targets, index))),
+            offsets=offsets,
             ranges=None if ranges is None else limits,
         )
         rank = min(num_attributes, num_classes - 1)
         return solve_exactly(
-            *(problem, waiting),
+            *(queue, waiting),
             num_attributes=num_attributes,
             rank=rank,
             usual=usual,
@@ -112,28 +115,28 @@ def exact_on_supports(
         weights, bias = head
         logits = head_logits64(head, attributes)
 
-        def rows(problem):
-            """(p, k, c) columns of w_target - w_k."""
-            columns = pick(weights.T, pick(supports, problem))
-            return jnp.take_along_axis(columns, pick(targets, problem)[:, None, None], axis=2) - columns
+        def all_normals(index):
+            """(p, k, c) on the support, one column per rival."""
+            columns = pick(weights.T, pick(supports, index))
+            return jnp.take_along_axis(columns, pick(targets, index)[:, None, None], axis=2) - columns
 
-        def heights(problem):
-            sample = pick(samples, problem)
-            return _gaps(pick(logits, sample), pick(targets, problem), pick(margins, sample), (equal, bias))
+        def offsets(index):
+            sample, target = pick(samples, index), pick(targets, index)
+            return offsets_and_rounding(pick(logits, sample), target, pick(margins, sample), pick(equal, target), bias)
 
-        def difference(problem, rival):
-            support = pick(supports, problem)
-            return pick(weights, pick(targets, problem)[:, None], support) - pick(weights, rival[:, None], support)
+        def normals(index, rival):
+            support = pick(supports, index)
+            return pick(weights, pick(targets, index)[:, None], support) - pick(weights, rival[:, None], support)
 
-        problem = Problem(
-            difference=difference,
-            lead=lambda problem, delta: jnp.sum(rows(problem) * delta[:, :, None], axis=1),
-            lengths=lambda problem: jnp.sqrt(jnp.sum(jnp.square(rows(problem)), axis=1)),
-            heights=heights,
+        queue = Queue(
+            normals=normals,
+            products=lambda index, delta: jnp.sum(all_normals(index) * delta[:, :, None], axis=1),
+            lengths=lambda index: jnp.sqrt(jnp.sum(jnp.square(all_normals(index)), axis=1)),
+            offsets=offsets,
             ranges=None,
         )
         rank = min(count, num_classes - 1)
-        return solve_exactly(problem, waiting, num_attributes=count, rank=rank, num_slots=rank + 1)
+        return solve_exactly(queue, waiting, num_attributes=count, rank=rank, num_slots=rank + 1)
 
     return in_float64(solve)(head, attributes, margins)
 
@@ -143,23 +146,35 @@ def head_logits64(head: Head, attributes: Float[Array, "b n"]) -> Float[Array, "
     return logits if head.bias is None else logits + head.bias[None, :]
 
 
-def _gaps(logits: Float[Array, "p c"], targets: Int[Array, "p"], margins: Float[Array, "p"], offsets):
-    """l_k - l_target + margin, -inf for the target itself, and the rounding error to expect in it.
+def offsets_and_rounding(
+    logits: Float[Any, "p c"],
+    targets: Int[Any, "p"],
+    margins: Float[Any, "p"],
+    same: Bool[Any, "p c"] | None,
+    bias: Float[Any, "c"] | None,
+) -> tuple[Float[Any, "p c"], Float[Any, "p c"]]:
+    """The offsets of many pairs, and the rounding error to expect in them; of arrays of JAX or NumPy.
 
-    Two sums of the same products need not round alike: classes of equal rows differ by their bias only. `offsets` says
-    which rows are equal, (c, c), and the bias; None for logits that need not be the head's own.
+    Two sums of the same products need not round alike: classes of equal weights differ by their bias only.
+
+    Args:
+        logits: of each pair.
+        targets: of each pair.
+        margins: of each pair.
+        same: classes of the target's own weights; None for logits that need not be the head's own.
+        bias: of the head.
+
+    Returns:
+        The offsets, -inf for the target itself, and their rounding.
     """
-    own = jnp.take_along_axis(logits, targets[:, None], axis=1)
-    gaps = logits - own
-    if offsets is not None:
-        equal, bias = offsets
-        apart = 0 if bias is None else bias[None, :] - pick(bias, targets)[:, None]
-        gaps = jnp.where(pick(equal, targets), apart, gaps)
-    margins = margins[:, None]
-    sizes = jnp.abs(logits) + jnp.abs(own) + margins
-    rounding = jnp.where(jnp.isfinite(sizes), 2e-16 * sizes, 0)
-    classes = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :]
-    return jnp.where(classes == targets[:, None], -jnp.inf, gaps + margins), rounding
+    xp = logits.__array_namespace__()
+    offsets = formulas.offsets(logits, targets, margins)
+    if same is not None:
+        of_bias = xp.zeros_like(logits) if bias is None else xp.broadcast_to(bias[None, :], logits.shape)
+        by_bias = formulas.offsets(of_bias, targets, margins)
+        offsets = xp.where(same, by_bias, offsets)
+    own = xp.take_along_axis(logits, targets[:, None], axis=1)
+    return offsets, formulas.offset_rounding(logits, own, margins[:, None])
 
 
 def max_slots(head: Head) -> int:
