@@ -34,8 +34,11 @@ from safetensors.numpy import save_file
 
 from data_prep import cub200
 from data_prep.commands import ended
-from experiments import invert, saliency, sweep_attackability, train
-from experiments._folder import UserError
+from experiments.cli.command import UserError
+from experiments.invert import __main__ as invert
+from experiments.saliency import __main__ as saliency
+from experiments.sweep_attackability import __main__ as sweep_attackability
+from experiments.train import __main__ as train
 
 SECONDS = 60
 WORDS = [b"", b"nan", b"-1", b"1e999", b"9" * 25, b"0", b"1.5", b"null", b"true", b'"x"', b"[]", b"{}", b"//etc/passwd",

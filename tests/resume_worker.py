@@ -10,8 +10,9 @@ import threading
 import time
 from pathlib import Path
 
-from experiments import _command, _folder
-from experiments.train import main
+from experiments.cli.command import run_main
+from experiments.runs.folder import METRICS
+from experiments.train.__main__ import main
 
 
 def signal_at(number: int, lines: int, delay: float, metrics: Path) -> None:
@@ -24,6 +25,6 @@ def signal_at(number: int, lines: int, delay: float, metrics: Path) -> None:
 if __name__ == "__main__":
     number, lines, delay, run_dir, *options = sys.argv[1:]
     if int(number):
-        arguments = (int(number), int(lines), float(delay), Path(run_dir) / _folder.METRICS)
+        arguments = (int(number), int(lines), float(delay), Path(run_dir) / METRICS)
         threading.Thread(target=signal_at, args=arguments, daemon=True).start()
-    _command.run_main(lambda: main(["--run-dir", run_dir, *options]))
+    run_main(lambda: main(["--run-dir", run_dir, *options]))

@@ -11,8 +11,10 @@ import pytest
 from training_tools import CONFIG, EndlessBatches, examples, make_problem
 
 from data_prep.synthetic_birds import generate
-from experiments import _folder, _run
-from experiments.train import main
+from experiments.cli.command import UserError
+from experiments.runs import loading
+from experiments.runs.folder import METRICS
+from experiments.train.__main__ import main
 from spectra_jax.losses import consistency_loss, loss_terms
 from spectra_jax.models import build_model
 from spectra_jax.sharding import data_mesh, place_batch, replicate, replicated
@@ -290,7 +292,7 @@ def test_frozen_backbones_have_no_images_to_attack(tmp_path, birds):
     with pytest.raises(ValueError, match=r"adversarial_radius=1 needs images.*'cnn' is frozen"):
         make_train_step(model, make_optimizer(model, CONFIG, 10), MADRY["l2"])
     arguments = ["--model", "efficientnet_lite0", "--data-dir", str(birds), "--run-dir", str(tmp_path / "run")]
-    with pytest.raises(_folder.UserError, match="needs images, but the backbone of 'efficientnet_lite0' is frozen"):
+    with pytest.raises(UserError, match="needs images, but the backbone of 'efficientnet_lite0' is frozen"):
         main([*arguments, "--adversarial-radius", "1", "--image-size", "32", "--quiet"])
 
 
@@ -299,11 +301,11 @@ def test_command_line_trains_against_attacks_and_its_folder_says_so(tmp_path, bi
     options += ["--data-dir", str(birds), "--run-dir", str(tmp_path / "run"), "--log-every", "1"]
     attack = ["--adversarial-radius", "0.5", "--adversarial-steps", "2", "--lambda-consistency", "0.5"]
     assert main([*options, *attack]) == 0
-    records = [json.loads(line) for line in (tmp_path / "run" / _folder.METRICS).read_text().splitlines()]
+    records = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
     assert all(record["consistency_loss"] >= 0 for record in records if record["split"] == "train")
-    config = _run.load_run(tmp_path / "run").config
+    config = loading.load_run(tmp_path / "run").config
     assert (config.adversarial_radius, config.adversarial_steps, config.lambda_consistency) == (0.5, 2, 0.5)
-    with pytest.raises(_folder.UserError, match=r"train.adversarial_radius: 0.5 there, 1.0 now"):
+    with pytest.raises(UserError, match=r"train.adversarial_radius: 0.5 there, 1.0 now"):
         main([*options, *attack, "--adversarial-radius", "1"])
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,10 +134,36 @@ def test_no_file_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
 
 
-def test_scripts_are_thin():
-    scripts = [path for path in (ROOT / "experiments").glob("*.py") if not path.name.startswith("_")]
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in scripts}
-    assert not {name: length for name, length in lengths.items() if length > 150}
+# What the commands share, lowest first. Every other folder of experiments/ is a command: python -m experiments.NAME.
+ROOMS = ("cli", "runs", "counterfactuals", "reporting", "attacks", "training")
+SCRIPTS = [
+    path for path in CODE if path.relative_to(ROOT).parts[0] == "experiments" and path.parent.name != "experiments"
+]
+
+
+def room(name: str) -> str:
+    return name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=module_name)
+def test_commands_share_what_lies_below_them_and_nothing_sideways(path):
+    own = room(module_name(path))
+    others = {room(name) for name in imports(path) if name.startswith("experiments.")} - {own}
+    below = ROOMS[: ROOMS.index(own)] if own in ROOMS else ROOMS
+    if own != "benchmarks":  # they measure the commands
+        assert others <= set(below)
+
+
+def test_every_command_is_a_package_that_can_be_run():
+    folders = {path.parent for path in SCRIPTS if room(module_name(path)) not in ROOMS}
+    assert {folder.name for folder in folders if not (folder / "__main__.py").exists()} == {"tools"}
+
+
+@pytest.mark.parametrize("path", CODE, ids=module_name)
+def test_an_underscore_module_is_known_in_its_folder_alone(path):
+    folder = module_name(path.parent / "__init__.py") + "."
+    known = [name.removeprefix(folder) for name in imports(path)]
+    assert not [name for name in known if re.search(r"\._[a-z]", name)]
 
 
 def repository_texts() -> list[Path]:

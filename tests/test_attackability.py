@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import spectra_jax as sj
-from experiments._tail import mean_note
+from experiments.reporting.tail import mean_note
 
 attack = jax.jit(sj.attackability, static_argnames="method")
 

@@ -12,10 +12,12 @@ import pytest
 
 import spectra_jax as sj
 from data_prep.synthetic_birds import generate
-from experiments import invert, saliency, train
-from experiments._folder import UserError
-from experiments._run import load_run
-from experiments._run import test_attributes as stored_attributes
+from experiments.cli.command import UserError
+from experiments.invert import __main__ as invert
+from experiments.runs.loading import load_run
+from experiments.runs.loading import test_attributes as stored_attributes
+from experiments.saliency import __main__ as saliency
+from experiments.train import __main__ as train
 from spectra_jax import InversionReason
 
 RANDOM = np.random.default_rng(0)
@@ -179,7 +181,7 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad-input")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments._run.use_compilation_cache", lambda: None)
+        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         birds = generate(folder / "birds", num_classes=3, images_per_class=12, workers=1, progress=False)
         command = ["--model", "linear", "--data-dir", str(birds), "--run-dir", str(folder / "run"), "--epochs", "1"]
         assert train.main([*command, "--quiet"]) == 0

@@ -11,8 +11,11 @@ import tyro
 from cub_folder import write_cub_folder
 
 from data_prep.commands import ended
-from experiments import invert, reconstruct, saliency, train
-from experiments._folder import UserError
+from experiments.cli.command import UserError
+from experiments.invert import __main__ as invert
+from experiments.reconstruct import __main__ as reconstruct
+from experiments.saliency import __main__ as saliency
+from experiments.train import __main__ as train
 
 ROOT = Path(__file__).resolve().parents[1]
 

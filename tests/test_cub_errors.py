@@ -15,8 +15,8 @@ from PIL import Image
 
 from data_prep.cub200 import CubError, prepare
 from data_prep.cub_files import locate, read_cub
-from experiments._folder import UserError
-from experiments._run import DataConfig, prepare_data
+from experiments.cli.command import UserError
+from experiments.runs.loading import DataConfig, prepare_data
 from spectra_jax.data import open_dataset
 from spectra_jax.logging import Console
 

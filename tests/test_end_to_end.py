@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from data_prep.synthetic_birds import generate
-from experiments import _pages, invert, quickstart
-from experiments._counterfactuals import Counterfactuals, PairConfig, choose_pairs, pair_metrics, pair_options
-from experiments._folder import UserError
-from experiments._run import load_run
-from experiments._run import test_attributes as stored_attributes
+from experiments.cli.command import UserError
+from experiments.counterfactuals.find import Counterfactuals, choose_pairs, pair_metrics, pair_options
+from experiments.counterfactuals.options import PairConfig
+from experiments.invert import __main__ as invert
+from experiments.quickstart import __main__ as quickstart
+from experiments.reporting import pages
+from experiments.runs.loading import load_run
+from experiments.runs.loading import test_attributes as stored_attributes
 from spectra_jax import InversionConfig, head_logits
 
 
@@ -22,7 +25,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments._run.use_compilation_cache", lambda: None)
+        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         birds = generate(folder / "birds", num_classes=4, images_per_class=16, workers=1, progress=False)
         command = [
             *("--data-dir", str(birds), "--run-dir", str(folder / "run"), "--model", "linear"),
@@ -97,7 +100,7 @@ def test_repeating_the_command_changes_no_result(finished):
 
 def test_invert_takes_classes_by_name_and_suggests_near_ones(finished, tmp_path, monkeypatch):
     folder, _ = finished
-    monkeypatch.setattr("experiments._run.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
     names = load_run(folder / "run").info.class_names
     base = ["--run-dir", str(folder / "run"), "--num-pairs", "2", "--batch-size", "2", "--quiet"]
     out = tmp_path / "out"
@@ -106,7 +109,7 @@ def test_invert_takes_classes_by_name_and_suggests_near_ones(finished, tmp_path,
         assert np.all(found["label"] == 0) and np.all(found["target"] == 1)
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert read_summary(out)["invert/num_pairs"] == len(records)
-    assert all(_pages.MEASURED.keys() <= record.keys() for record in records)
+    assert all(pages.MEASURED.keys() <= record.keys() for record in records)
     with pytest.raises(UserError, match=names[0]):
         invert.main([*base, "--out", str(tmp_path / "other"), "--source", names[0][:-1] + "x"])
     with pytest.raises(UserError, match="folder of a training run"):
@@ -159,13 +162,13 @@ def test_figures_count_failures_in_rates_and_successes_in_medians(finished):
     found = found._replace(success=won, psnr=np.array([30.0, 1, 32, 1, 1, 40]), num_steps=np.array([3, 200] * 3))
     run = load_run(folder / "run")
     measured = pair_metrics(run.model.head(run.params), found, found.before.std(axis=0))
-    figures = _pages.inversion_figures(found, measured)
+    figures = pages.inversion_figures(found, measured)
     assert figures["invert/success_rate"] == 0.5 and figures["invert/psnr_median"] == 32
     assert figures["invert/steps_median"] == 3
     ratio = [np.linalg.norm(found.results[k] - found.images[k] / np.float32(255)) / np.linalg.norm(found.requested[k])
              for k in np.flatnonzero(won)]  # fmt: skip
     assert figures["invert/noise_ratio_requested_median"] == pytest.approx(np.median(ratio), rel=1e-5)
-    none = _pages.inversion_figures(found._replace(success=np.zeros(6, bool)), measured)
+    none = pages.inversion_figures(found._replace(success=np.zeros(6, bool)), measured)
     assert none["invert/success_rate"] == 0 and np.isnan(none["invert/psnr_median"])
 
 
@@ -192,15 +195,15 @@ def test_every_pair_carries_what_changed_in_it(finished):
     broken = pair_metrics(run.model.head(run.params), impossible, spread)
     assert np.isnan([broken["attribute_cosine"], broken["attribute_share"]]).all() and np.isfinite(broken["l2"]).all()
     summary = read_summary(folder / "run")
-    assert {f"invert/{name}_median" for name in _pages.MEASURED} <= summary.keys()
+    assert {f"invert/{name}_median" for name in pages.MEASURED} <= summary.keys()
 
 
 def test_margins_count_ties_as_zero_and_pass_over_the_unresolved():
     norms = np.array([[0, 0, 3], [2, 0, np.nan], [np.inf, 0, np.inf]])
     predicted, lengths = np.array([0, 1, 1]), np.array([1.0, 4.0, 1.0])
-    np.testing.assert_array_equal(_pages.relative_margins(norms, lengths, predicted), [0, 0.5, np.inf])
+    np.testing.assert_array_equal(pages.relative_margins(norms, lengths, predicted), [0, 0.5, np.inf])
     other = np.array([[0, 0, 6], [np.inf, 0, 1], [1, 0, 1]])
-    assert _pages.ratio_median(other, norms, predicted) == 2  # of 1 (a tie), 2 and inf (only the other cannot)
+    assert pages.ratio_median(other, norms, predicted) == 2  # of 1 (a tie), 2 and inf (only the other cannot)
 
 
 def test_none_of_something_is_refused(tmp_path):

@@ -14,8 +14,7 @@ from starlette.testclient import TestClient
 
 import spectra_jax as sj
 from data_prep.synthetic_birds import generate
-from experiments import train
-from experiments._command import UserError
+from experiments.cli.command import UserError
 from experiments.explore.__main__ import listen, main
 from experiments.explore.images import difference
 from experiments.explore.making import Maker
@@ -24,6 +23,7 @@ from experiments.explore.runs import check_same_pictures, open_run, warm_up
 from experiments.explore.security import kept_token
 from experiments.explore.server import make_app
 from experiments.explore.turns import Turns
+from experiments.train import __main__ as train
 from spectra_jax.logging import Console
 
 HOST = "127.0.0.1:8765"
@@ -343,7 +343,7 @@ def run_dir(tmp_path_factory):
     """The smallest model, trained for an instant on a few drawn birds."""
     folder = tmp_path_factory.mktemp("explore")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments._devices.use_compilation_cache", lambda: None)
+        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         birds = generate(folder / "birds", num_classes=4, images_per_class=16, workers=1, progress=False)
         command = ["--model", "linear", "--data-dir", str(birds), "--run-dir", str(folder / "run"), "--epochs", "2"]
         assert train.main([*command, "--quiet"]) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from explore_session import CLASSES, NAMES, TOKEN, make_session
 
-from experiments.benchmarks._chromium import EXECUTABLE, PageError, chromium
+from experiments.benchmarks.tools.chromium import EXECUTABLE, PageError, chromium
 from experiments.explore.questions import Question
 
 PICTURES = 10_000

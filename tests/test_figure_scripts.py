@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 
 from data_prep.synthetic_birds import generate
-from experiments import _paper_figures, _parts, _saliency_page, paper_figures, saliency, train
-from experiments._cases import CASES
-from experiments._few_pixels import fewest_pixels
-from experiments._folder import UserError
-from experiments._paper_figures import Figure, judge
-from experiments._paper_requests import FORCED, Case, Choice, intervals, request
-from experiments._run import load_run
-from experiments._run import test_attributes as stored_attributes
+from experiments.cli.command import UserError
+from experiments.counterfactuals import parts as part_module
+from experiments.counterfactuals.few_pixels import fewest_pixels
+from experiments.paper_figures import __main__ as paper_figures
+from experiments.paper_figures import measure as figure_search
+from experiments.paper_figures.cases import CASES
+from experiments.paper_figures.measure import Figure, judge
+from experiments.paper_figures.requests import FORCED, Case, Choice, intervals, request
+from experiments.runs.loading import load_run
+from experiments.runs.loading import test_attributes as stored_attributes
+from experiments.saliency import __main__ as saliency
+from experiments.saliency.page import Map, figures, verdict
+from experiments.train import __main__ as train
 from spectra_jax import Head, InversionReason, activation_map, head_logits, single_attribute_perturbations
 from spectra_jax.names import readable_attribute
 
@@ -26,7 +31,7 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments._run.use_compilation_cache", lambda: None)
+        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         birds = generate(folder / "birds", num_classes=4, images_per_class=16, workers=1, progress=False)
         command = ["--model", "linear", "--data-dir", str(birds), "--run-dir", str(folder / "run"), "--epochs", "6"]
         assert train.main([*command, "--quiet"]) == 0
@@ -34,46 +39,46 @@ def run_dir(tmp_path_factory):
 
 
 def test_parts_follow_the_group_of_the_attribute():
-    assert _parts.part_names("has_nape_color::purple") == ("nape",)
-    assert _parts.part_names("has_under_tail_color::white") == ("tail",)
-    assert _parts.part_names("has_underparts_color::black") == ("belly", "breast")
+    assert part_module.part_names("has_nape_color::purple") == ("nape",)
+    assert part_module.part_names("has_under_tail_color::white") == ("tail",)
+    assert part_module.part_names("has_underparts_color::black") == ("belly", "breast")
     for whole in ("has_size::very_small_(3_-_5_in)", "has_shape::duck-like", "has_primary_color::red"):
-        assert _parts.part_names(whole) == ()
+        assert part_module.part_names(whole) == ()
     assert readable_attribute("has_bill_length::about_the_same_as_head") == "bill length: about the same as head"
 
 
 def test_every_attribute_of_cub_has_a_part_or_none_on_purpose(cub_dir):
     lines = (cub_dir / "attributes.txt").read_text().splitlines()
     groups = {line.split()[1].partition("::")[0] for line in lines}
-    without = {group for group in groups if not _parts.part_names(group)}
+    without = {group for group in groups if not part_module.part_names(group)}
     assert without == {"has_size", "has_shape", "has_primary_color"}
     parts = {line.split(" ", 1)[1] for line in (cub_dir / "CUB_200_2011/parts/parts.txt").read_text().splitlines()}
-    assert {name for names in _parts.PARTS.values() for name in names} <= parts
+    assert {name for names in part_module.PARTS.values() for name in names} <= parts
 
 
 def test_lift_is_one_by_chance_and_one_over_the_area_at_best():
     inside = np.zeros((10, 10), bool)
     inside[:2, :5] = True
-    assert _parts.lift(np.ones((10, 10)), inside) == pytest.approx(1)
-    assert _parts.lift(inside * 3.0, inside) == pytest.approx(10)
-    assert _parts.lift(~inside * 1.0, inside) == 0
-    assert np.isnan(_parts.lift(np.zeros((10, 10)), inside))
+    assert part_module.lift(np.ones((10, 10)), inside) == pytest.approx(1)
+    assert part_module.lift(inside * 3.0, inside) == pytest.approx(10)
+    assert part_module.lift(~inside * 1.0, inside) == 0
+    assert np.isnan(part_module.lift(np.zeros((10, 10)), inside))
 
 
 def test_discs_lie_at_the_parts_of_the_picture(run_dir):
     run = load_run(run_dir)
     example = run.dataset.example("test", 0)
     side = 50
-    discs = _parts.part_discs(run.info, example, "has_nape_color::purple", side)
+    discs = part_module.part_discs(run.info, example, "has_nape_color::purple", side)
     x, y, visible = example["parts"][run.info.part_names.index("nape")]
     assert visible
     height, width = example["image"].shape[:2]
     np.testing.assert_allclose(discs.centres, [[x * side / width, y * side / height]])
     assert discs.inside[int(y * side / height), int(x * side / width)]
-    assert discs.inside.mean() == pytest.approx(np.pi * _parts.RADIUS**2, rel=0.2)
+    assert discs.inside.mean() == pytest.approx(np.pi * part_module.RADIUS**2, rel=0.2)
     hidden = example | {"parts": example["parts"] * np.array([1, 1, 0], np.float32)}
-    assert _parts.part_discs(run.info, hidden, "has_nape_color::purple", side) is None
-    assert _parts.part_discs(run.info, example, "has_size::small", side) is None
+    assert part_module.part_discs(run.info, hidden, "has_nape_color::purple", side) is None
+    assert part_module.part_discs(run.info, example, "has_size::small", side) is None
 
 
 def test_pictures_show_marks_heat_and_rings():
@@ -81,14 +86,14 @@ def test_pictures_show_marks_heat_and_rings():
     strength = np.zeros((112, 112))
     strength[50, 60] = 2.0
     inside = np.zeros((112, 112), bool)
-    discs = _parts.PartDiscs(("nape",), np.array([[20.0, 20.0]]), 8.0, inside)
-    large = _parts.marked(image, strength, discs)
+    discs = part_module.PartDiscs(("nape",), np.array([[20.0, 20.0]]), 8.0, inside)
+    large = part_module.marked(image, strength, discs)
     assert large.shape == (448, 448, 3)
     bright = np.any(large[:, :, 0] > 200, axis=-1) if large.ndim == 4 else large[..., 0] > 200
     assert bright[4 * 49 : 4 * 52, 4 * 59 : 4 * 62].all() and not bright[4 * 53 :].any()
     assert (large[78:84, 46:52] == 255).all(axis=-1).any()  # the ring passes the left end of the disc
-    np.testing.assert_array_equal(_parts.heat(image, np.ones((112, 112)), None)[..., 0], 60)  # even: no colour
-    assert _parts.heat(image, strength, None)[4 * 50, 4 * 60, 0] > 150
+    np.testing.assert_array_equal(part_module.heat(image, np.ones((112, 112)), None)[..., 0], 60)  # even: no colour
+    assert part_module.heat(image, strength, None)[4 * 50, 4 * 60, 0] > 150
 
 
 def test_saliency_writes_maps_that_are_those_of_the_library(run_dir, tmp_path):
@@ -101,9 +106,9 @@ def test_saliency_writes_maps_that_are_those_of_the_library(run_dir, tmp_path):
     f = run.info.find_attribute("has_nape_color::blue")
     images = jnp.asarray(run.dataset.images("test", np.array([5]), image_size=32), jnp.float32) / 255
     kept = activation_map(functools.partial(run.model.encode, run.params), images, f, top_k=40)[0] > 0
-    discs = _parts.part_discs(run.info, run.dataset.example("test", 5), "has_nape_color::blue", 32)
-    assert records[2]["lift"] == pytest.approx(_parts.lift(np.asarray(kept), discs.inside))
-    assert "nape" not in _parts.part_names(records[2]["control_attribute"])
+    discs = part_module.part_discs(run.info, run.dataset.example("test", 5), "has_nape_color::blue", 32)
+    assert records[2]["lift"] == pytest.approx(part_module.lift(np.asarray(kept), discs.inside))
+    assert "nape" not in part_module.part_names(records[2]["control_attribute"])
     summary = json.loads((out / "summary.json").read_text())
     assert summary["saliency/num_maps"] == 4
     page = (out / "report.html").read_text()
@@ -141,12 +146,12 @@ def test_saliency_explains_what_is_not_there(run_dir, tmp_path):
 )
 def test_saliency_verdict_follows_from_the_numbers(own, control, start):
     rng = np.random.default_rng(0)
-    discs = _parts.PartDiscs(("nape",), np.zeros((1, 2)), 1.0, np.zeros((2, 2), bool))
+    discs = part_module.PartDiscs(("nape",), np.zeros((1, 2)), 1.0, np.zeros((2, 2), bool))
     blank = np.zeros((2, 2, 3), np.uint8)
     pairs = [(own + rng.normal() * 1.0, control + rng.normal() * 1.0) for _ in range(100)]
-    maps = [_saliency_page.Map(0, 0, 0, 1.0, blank, blank[..., 0], discs, a, 1, b) for a, b in pairs]
-    assert _saliency_page.verdict(_saliency_page.figures(maps)).startswith(start)
-    assert "nothing can be said" in _saliency_page.verdict(_saliency_page.figures([maps[0]._replace(control=None)]))
+    maps = [Map(0, 0, 0, 1.0, blank, blank[..., 0], discs, a, 1, b) for a, b in pairs]
+    assert verdict(figures(maps)).startswith(start)
+    assert "nothing can be said" in verdict(figures([maps[0]._replace(control=None)]))
 
 
 def test_intervals_are_those_of_the_library_and_name_the_rivals():
@@ -205,7 +210,7 @@ def test_requests_go_from_the_papers_to_the_next_best(run_dir):
     weights[1, f - 1] = 1.0
     group = request(plain_run(run, weights), case, choice, before, spread, 0.5)
     names = [run.info.attribute_names[k] for k in np.flatnonzero(np.abs(group.delta) > 1e-6)]
-    assert group.kind == "group" and {_parts.group_of(name) for name in names} == {"has_nape_color"}
+    assert group.kind == "group" and {part_module.group_of(name) for name in names} == {"has_nape_color"}
     rival = run.info.class_names[2].replace("_", " ")
     assert f"{rival} is ahead" in group.explanation or f"overtake {rival}" in group.explanation
 
@@ -309,7 +314,7 @@ def test_the_page_of_figures_and_its_repetition(run_dir, tmp_path, monkeypatch):
         assert changed == row["l0"]
     assert summary["figures/reached"] == sum(row["reached"] for row in records)
 
-    monkeypatch.setattr(_paper_figures, "find_figure", lambda *_, **__: pytest.fail("a figure was searched for again"))
+    monkeypatch.setattr(figure_search, "find_figure", lambda *_, **__: pytest.fail("a figure was searched for again"))
     paper_figures.paper_figures(args, cases)
     assert {**json.loads((tmp_path / "out" / "summary.json").read_text()), "seconds": 0} == {**summary, "seconds": 0}
 

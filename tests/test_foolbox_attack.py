@@ -10,11 +10,11 @@ from training_tools import NUM_CLASSES, examples, make_problem, plain_step
 
 import spectra_jax as sj
 from data_prep.synthetic_birds import generate
-from experiments.train import main as train
+from experiments.train.__main__ import main as train
 from spectra_jax.inversion import InversionConfig
 from spectra_jax.training import forward
 
-bridge = pytest.importorskip("experiments.foolbox_attack", reason="needs the extra 'bench'", exc_type=ImportError)
+bridge = pytest.importorskip("experiments.attacks.foolbox", reason="needs the extra 'bench'", exc_type=ImportError)
 foolbox = bridge.foolbox
 CONFIG = InversionConfig(step_size=0.02, max_steps=100, margin=0.01, ssim_weight=0.0)
 

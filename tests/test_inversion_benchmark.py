@@ -6,9 +6,10 @@ import pytest
 pytest.importorskip("foolbox", reason="the benchmark compares with Foolbox")
 
 from data_prep.synthetic_birds import generate
-from experiments import _run, train
-from experiments._folder import UserError
 from experiments.benchmarks.inversion import compaction, main, summarise
+from experiments.cli.command import UserError
+from experiments.runs import loading
+from experiments.train import __main__ as train
 
 
 def test_lanes_are_counted_as_they_are_refilled():
@@ -54,7 +55,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inversion-benchmark")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr(_run, "use_compilation_cache", lambda: None)
+        patch.setattr(loading, "use_compilation_cache", lambda: None)
         birds = generate(folder / "birds", num_classes=3, images_per_class=12, workers=1, progress=False)
         for seed in ("0", "1"):
             command = ["--model", "linear", "--data-dir", str(birds), "--run-dir", str(folder / seed), "--epochs", "1"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import spectra_jax as sj
-from experiments import _pages
+from experiments.reporting import pages
 
 NAN, INF = np.nan, np.inf
 TABLE = np.array(
@@ -74,7 +74,7 @@ def test_attackability_does_not_pass_over_a_class_that_may_be_the_nearest(monkey
 
 def test_pages_pass_over_the_unresolved_and_say_nan_where_nothing_is_left():
     norms = np.array([[0, NAN, 3], [NAN, 0, NAN]])
-    found = _pages.relative_margins(norms, np.array([1.0, 1.0]), np.array([0, 1]))
+    found = pages.relative_margins(norms, np.array([1.0, 1.0]), np.array([0, 1]))
     np.testing.assert_array_equal(found, [3, NAN])
 
 

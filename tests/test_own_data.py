@@ -17,11 +17,15 @@ from data_prep import digits
 from data_prep.image_table import read_image_table
 from data_prep.problems import DataError
 from data_prep.sources import find_table, prepare_source
-from experiments import invert, quickstart, saliency, sweep_attackability, train
-from experiments._counterfactuals import PairConfig
-from experiments._folder import UserError
-from experiments._options import DataConfig, preset
-from experiments._run import default_model
+from experiments.cli.command import UserError
+from experiments.cli.options import DataConfig, preset
+from experiments.counterfactuals.options import PairConfig
+from experiments.invert import __main__ as invert
+from experiments.quickstart import __main__ as quickstart
+from experiments.runs.loading import default_model
+from experiments.saliency import __main__ as saliency
+from experiments.sweep_attackability import __main__ as sweep_attackability
+from experiments.train import __main__ as train
 from spectra_jax.data import open_dataset
 from spectra_jax.logging import Console
 from spectra_jax.training import PRESETS
@@ -309,7 +313,7 @@ def run_dir(data_dir, tmp_path_factory):
         *("--model", "linear", "--epochs", "4", "--num-pairs", "4", "--batch-size", "4"),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments._run.use_compilation_cache", lambda: None)
+        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         assert quickstart.main(command) == 0
         yield folder / "run"
 
@@ -364,8 +368,8 @@ def test_sweep(run_dir, tmp_path):
 
 
 def test_robustness(run_dir, tmp_path):
-    pytest.importorskip("experiments.foolbox_attack", reason="needs the extra 'bench'", exc_type=ImportError)
-    from experiments import robustness
+    pytest.importorskip("experiments.attacks.foolbox", reason="needs the extra 'bench'", exc_type=ImportError)
+    from experiments.robustness import __main__ as robustness
 
     command = ["--run-dirs", str(run_dir), "--out", str(tmp_path / "out"), "--quiet", "--num-images", "4"]
     short = ["--pgd-steps", "2", "--ddn-steps", "3", "--carlini-steps", "0", "--batch-size", "4"]

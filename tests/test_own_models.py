@@ -12,8 +12,10 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from test_first_ten_minutes import MODEL
 
-from experiments import explain, invert, saliency
-from experiments._command import UserError
+from experiments.cli.command import UserError
+from experiments.explain import __main__ as explain
+from experiments.invert import __main__ as invert
+from experiments.saliency import __main__ as saliency
 
 NNX = MODEL + "\n\nmodel = load(60)\n"
 EQUINOX = """
@@ -145,7 +147,7 @@ def test_another_head_starts_afresh(own):
 
 def test_robustness_takes_the_same_options(own):
     pytest.importorskip("foolbox", reason="needs the extra 'bench'")
-    from experiments import robustness
+    from experiments.robustness import __main__ as robustness
 
     folder, options = own
     short = ["--num-images", "8", "--pgd-steps", "4", "--ddn-steps", "8", "--carlini-steps", "0", "--batch-size", "8"]

@@ -10,15 +10,17 @@ import pytest
 
 from data_prep.synthetic.vocabulary import RGB
 from data_prep.synthetic_birds import generate
-from experiments import _claims_measure as measure
-from experiments import paper_claims, train
-from experiments._claims_images import FlipChecks, Singles
-from experiments._claims_measure import Material
-from experiments._claims_pages import examples
-from experiments._claims_pruning import make_pruner
-from experiments._claims_regions import Regions
-from experiments._claims_run import run_names
-from experiments._claims_statistics import (
+from experiments.cli.command import UserError
+from experiments.counterfactuals.find import Counterfactuals
+from experiments.paper_claims import __main__ as paper_claims
+from experiments.paper_claims import measure
+from experiments.paper_claims.images import FlipChecks, Singles
+from experiments.paper_claims.measure import Material
+from experiments.paper_claims.page import examples
+from experiments.paper_claims.pruning import make_pruner
+from experiments.paper_claims.regions import Regions
+from experiments.paper_claims.solve import run_names
+from experiments.paper_claims.statistics import (
     Comparison,
     agreement,
     clustered_interval,
@@ -29,10 +31,9 @@ from experiments._claims_statistics import (
     percentile_of,
     read_interval,
 )
-from experiments._counterfactuals import Counterfactuals
-from experiments._folder import UserError
-from experiments._run import load_run
-from experiments._run import test_attributes as stored_attributes
+from experiments.runs.loading import load_run
+from experiments.runs.loading import test_attributes as stored_attributes
+from experiments.train import __main__ as train
 from spectra_jax import Head
 
 CLASSES = 6
@@ -151,7 +152,7 @@ def birds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("claims")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments._run.use_compilation_cache", lambda: None)
+        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         source = generate(folder / "birds", num_classes=CLASSES, images_per_class=10, workers=1, progress=False)
         for seed in (0, 1):
             command = ["--model", "linear", "--data-dir", str(source), "--run-dir", str(folder / f"run{seed}")]

@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 
 from data_prep.synthetic_birds import generate
-from experiments import _counterfactuals, _paper_table, _record, paper_table
-from experiments._counterfactuals import PairConfig
-from experiments._folder import UserError
-from experiments._paper_table import PLANS, Row, list_rows, median_interval, rate
-from experiments._paper_table_pages import IMAGES, QUALITY, over_seeds, table_markdown
-from experiments._run import DataConfig
+from experiments.cli.command import UserError
+from experiments.counterfactuals import find
+from experiments.counterfactuals.options import PairConfig
+from experiments.paper_table import __main__ as paper_table
+from experiments.paper_table import measure as paper_measure
+from experiments.paper_table.measure import PLANS, Row, list_rows
+from experiments.paper_table.page import IMAGES, QUALITY, over_seeds, table_markdown
+from experiments.reporting.intervals import median_interval, rate
+from experiments.runs.loading import DataConfig
+from experiments.runs.record import Record
 from spectra_jax.logging import read_metrics
 
 COMPILATION_CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
@@ -51,7 +55,7 @@ def finished(tmp_path_factory):
         jax.config.update(name, value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments._run.use_compilation_cache", lambda: None)
+        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         # In place of the network, a second linear model on smaller images: it compiles in a fraction of the time.
         small = dataclasses.replace(PLANS["linear"].train, image_size=16)
         patch.setitem(PLANS, "cnn", PLANS["cnn"]._replace(train=small))
@@ -61,11 +65,11 @@ def finished(tmp_path_factory):
             *("--epochs-scale", "0.3", "--num-pairs", "4", "--batch-size", "2", "--inversion.max-steps", "4"),
             *("--foolbox-images", "4", "--lambda-stability", "0.5"),
         ]
-        with interrupted_in(_record.Record, "log"):
+        with interrupted_in(Record, "log"):
             assert paper_table.main(command) == 130
         assert not (out / "summary.json").exists()
         pairs = out / "linear-plain-seed0" / "counterfactuals"
-        with interrupted_in(_counterfactuals, "kept_arrays"), pytest.raises(KeyboardInterrupt):
+        with interrupted_in(find, "kept_arrays"), pytest.raises(KeyboardInterrupt):
             paper_table.main(command)
         kept = {path.name: path.stat().st_mtime_ns for path in pairs.glob("pairs-*.npz")}
         assert paper_table.main(command) == 0
@@ -154,7 +158,7 @@ def test_tables_agree_with_the_summary(finished):
 def test_repeating_the_command_computes_nothing(finished, monkeypatch):
     out, command = finished
     before, table = read_summary(out), (out / "table.md").read_text()
-    for module, name in ((paper_table, "train"), (_paper_table, "measure_row")):
+    for module, name in ((paper_table, "train"), (paper_measure, "measure_row")):
         monkeypatch.setattr(module, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
     assert paper_table.main(command) == 0
     assert read_summary(out) == before and (out / "table.md").read_text() == table
@@ -164,13 +168,13 @@ def test_another_budget_measures_again(finished, monkeypatch):
     out, command = finished
     measured = []
     monkeypatch.setattr(paper_table, "train", lambda *_: pytest.fail("the trainings are the same"))
-    real = _paper_table.measure_row
+    real = paper_measure.measure_row
 
     def measure(row, *others, **options):
         measured.append(row.name)
         return real(row, *others, **options)
 
-    monkeypatch.setattr(_paper_table, "measure_row", measure)
+    monkeypatch.setattr(paper_measure, "measure_row", measure)
     changed = [word if word != "cnn" else "linear" for word in command]
     place = changed.index("linear")
     del changed[place]

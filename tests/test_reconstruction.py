@@ -13,9 +13,12 @@ from sklearn.preprocessing import StandardScaler
 from training_tools import CONFIG, SIDE, EndlessBatches, examples, make_problem, plain_step
 
 from data_prep.synthetic_birds import generate
-from experiments import _folder, _reconstruction, _run
-from experiments.reconstruct import main as reconstruct
-from experiments.train import main as train
+from experiments.cli.command import UserError
+from experiments.reconstruct import solve
+from experiments.reconstruct.__main__ import main as reconstruct
+from experiments.runs import folder as run_folder
+from experiments.runs import loading
+from experiments.train.__main__ import main as train
 from spectra_jax.logging import read_metrics
 from spectra_jax.losses import reconstruction_loss
 from spectra_jax.models import build_decoder, build_model
@@ -75,20 +78,20 @@ def test_ridge_penalty_is_the_best_on_held_out_examples(noise):
     signal = 0.5 + np.tensordot(attributes - 1, rng.normal(0, 0.02, (6, 8, 8, 3)), 1)
     images = np.clip(signal + 0.1 * noise * rng.normal(size=signal.shape), 0, 1).astype(np.float32)
     labels = np.zeros(90, int)
-    train, held_out = _reconstruction.set_aside(_reconstruction.Examples(attributes, images, labels, labels))
+    train, held_out = solve.set_aside(solve.Examples(attributes, images, labels, labels))
     assert (len(train.labels), len(held_out.labels)) == (81, 9)
     decoder = build_decoder(num_attributes=6, image_size=8, widths=(8,) * 2)
-    params = _reconstruction.linear_decoder(decoder, train, held_out, seed=0)
+    params = solve.linear_decoder(decoder, train, held_out, seed=0)
 
     def quality(images):
-        return _reconstruction.mean_psnr(np.clip(images, 0, 1), held_out.images)
+        return solve.mean_psnr(np.clip(images, 0, 1), held_out.images)
 
     fits = [
         make_pipeline(StandardScaler(), Ridge(alpha=penalty * 81)).fit(train.attributes, train.images.reshape(81, -1))
-        for penalty in _reconstruction.PENALTIES
+        for penalty in solve.PENALTIES
     ]
     drawn = [fit.predict(held_out.attributes).reshape(-1, 8, 8, 3).astype(np.float32) for fit in fits]
-    decoded = _reconstruction.decode_all(decoder, params, held_out.attributes)
+    decoded = solve.decode_all(decoder, params, held_out.attributes)
     np.testing.assert_allclose(decoded, np.clip(max(drawn, key=quality), 0, 1), atol=0.5 / 255 + 1e-4)
 
 
@@ -158,11 +161,11 @@ def test_frozen_backbone_has_no_images_to_reconstruct():
 def test_class_means_and_their_psnr():
     images = np.zeros((4, 2, 2, 3), np.float32)
     images[2:] = 0.5
-    split = _reconstruction.Examples(np.zeros((4, 1)), images, np.array([0, 0, 2, 2]), np.array([0, 0, 2, 2]))
-    overall, own = _reconstruction.class_means(split, 3)
+    split = solve.Examples(np.zeros((4, 1)), images, np.array([0, 0, 2, 2]), np.array([0, 0, 2, 2]))
+    overall, own = solve.class_means(split, 3)
     np.testing.assert_allclose(overall, 0.25)
     np.testing.assert_allclose(own[:, 0, 0, 0], [0, 0.25, 0.5])  # class 1 has no image
-    assert _reconstruction.mean_psnr(np.broadcast_to(overall, images.shape), images) == pytest.approx(12.0412, abs=1e-3)
+    assert solve.mean_psnr(np.broadcast_to(overall, images.shape), images) == pytest.approx(12.0412, abs=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -180,37 +183,37 @@ STEPS = ["--steps", "40", "--image-size", "16", "--batch-size", "16", "--quiet"]
 
 
 def test_decoder_of_a_finished_run(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(_reconstruction, "EVERY", 20)
+    monkeypatch.setattr(solve, "EVERY", 20)
     arguments = ["--run-dir", str(runs / "plain"), "--out", str(tmp_path / "out"), *STEPS]
     assert reconstruct(arguments) == 0
-    summary = _folder.read_json(tmp_path / "out" / _folder.SUMMARY)
+    summary = run_folder.read_json(tmp_path / "out" / run_folder.SUMMARY)
     assert summary["test/reconstruction_psnr"] > summary["test/reconstruction_psnr_baseline"] > 5
     assert summary["test/reconstruction_psnr_linear"] > summary["test/reconstruction_psnr_baseline"]
-    looks = [row for row in read_metrics(tmp_path / "out" / _folder.METRICS) if row["split"] == "validation"]
+    looks = [row for row in read_metrics(tmp_path / "out" / run_folder.METRICS) if row["split"] == "validation"]
     best = max(looks, key=lambda row: row["reconstruction_psnr"])
     assert [row["step"] for row in looks] == [0, 20, 40] and summary["best_step"] == best["step"]
     assert 0 <= summary["test/reconstruction_class_accuracy"] <= 1 and summary["test/shrunk_class_accuracy"] > 0.25
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Held-out images" in page and "One attribute changed" in page and "Mean image PSNR" in page
     assert "skipped" not in page  # bookkeeping has no curve
-    before = read_metrics(tmp_path / "out" / _folder.METRICS)
+    before = read_metrics(tmp_path / "out" / run_folder.METRICS)
     assert reconstruct([*arguments, "--attributes", "has_crown_color::red"]) == 0  # finished: not trained again
-    assert read_metrics(tmp_path / "out" / _folder.METRICS) == before
+    assert read_metrics(tmp_path / "out" / run_folder.METRICS) == before
     assert "has_crown_color::red" in (tmp_path / "out" / "report.html").read_text()
-    with pytest.raises(_folder.UserError, match="has_crown_color"):
+    with pytest.raises(UserError, match="has_crown_color"):
         reconstruct([*arguments, "--attributes", "has_crown_colour::red"])
-    with pytest.raises(_folder.UserError, match=r"--image-size: .*at least 4 pixels"):
+    with pytest.raises(UserError, match=r"--image-size: .*at least 4 pixels"):
         reconstruct([*arguments[:2], "--out", str(tmp_path / "small"), "--image-size", "3"])
 
 
 def test_stopped_decoder_resumes_bitwise(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(_reconstruction, "EVERY", 10)
-    run = _run.load_run(runs / "plain")
+    monkeypatch.setattr(solve, "EVERY", 10)
+    run = loading.load_run(runs / "plain")
     decoder = build_decoder(num_attributes=run.info.num_attributes, image_size=16, widths=(8, 8))
-    split = _reconstruction.load_examples(run, 16, console=_reconstruction.Console(quiet=True))("train")
-    split, held_out = _reconstruction.set_aside(split)
-    config = _reconstruction.DecoderConfig(image_size=16, steps=30, batch_size=8)
-    start = _reconstruction.linear_decoder(decoder, split, held_out, seed=0)
+    split = solve.load_examples(run, 16, console=solve.Console(quiet=True))("train")
+    split, held_out = solve.set_aside(split)
+    config = solve.DecoderConfig(image_size=16, steps=30, batch_size=8)
+    start = solve.linear_decoder(decoder, split, held_out, seed=0)
 
     class Interrupted(Exception):
         pass
@@ -220,11 +223,11 @@ def test_stopped_decoder_resumes_bitwise(runs, tmp_path, monkeypatch):
             if step == stop_at:
                 raise Interrupted
 
-        original = _reconstruction.fit
+        original = solve.fit
         with monkeypatch.context() as patch:
-            patch.setattr(_reconstruction, "fit", lambda *a, **k: original(*a, **{**k, "on_step": fail}))
-            return _reconstruction.train_decoder(
-                decoder, start, split, held_out, config, out, seed=0, console=_reconstruction.Console(quiet=True)
+            patch.setattr(solve, "fit", lambda *a, **k: original(*a, **{**k, "on_step": fail}))
+            return solve.train_decoder(
+                decoder, start, split, held_out, config, out, seed=0, console=solve.Console(quiet=True)
             )
 
     for name in ("whole", "pieces"):
@@ -235,23 +238,25 @@ def test_stopped_decoder_resumes_bitwise(runs, tmp_path, monkeypatch):
         once(tmp_path / "pieces", stop_at=17)
     resumed, step_after_resuming, _ = once(tmp_path / "pieces")
     assert step_after_resuming == step
-    looks = [row for row in read_metrics(tmp_path / "pieces" / _folder.METRICS) if row["split"] == "validation"]
+    looks = [row for row in read_metrics(tmp_path / "pieces" / run_folder.METRICS) if row["split"] == "validation"]
     assert [row["step"] for row in looks] == [0, 10, 20, 30]
-    kept = _reconstruction.mean_psnr(_reconstruction.decode_all(decoder, resumed, held_out.attributes), held_out.images)
+    kept = solve.mean_psnr(solve.decode_all(decoder, resumed, held_out.attributes), held_out.images)
     assert kept == pytest.approx(max(row["reconstruction_psnr"] for row in looks), abs=1e-4)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_decoder_that_came_with_its_run_is_measured_as_it_is(runs, tmp_path):
-    assert set(json.loads((runs / "joint" / _folder.CONFIG).read_text())["run"]["train"]) >= {"lambda_reconstruction"}
-    logged = [row for row in read_metrics(runs / "joint" / _folder.METRICS) if row["split"] == "train"]
+    assert set(json.loads((runs / "joint" / run_folder.CONFIG).read_text())["run"]["train"]) >= {
+        "lambda_reconstruction"
+    }
+    logged = [row for row in read_metrics(runs / "joint" / run_folder.METRICS) if row["split"] == "train"]
     assert logged[0].keys() >= {"reconstruction_loss", "sparsity_loss"}
     assert reconstruct(["--run-dir", str(runs / "joint"), "--out", str(tmp_path / "out"), "--quiet"]) == 0
-    summary = _folder.read_json(tmp_path / "out" / _folder.SUMMARY)
+    summary = run_folder.read_json(tmp_path / "out" / run_folder.SUMMARY)
     assert summary["test/reconstruction_psnr"] > summary["test/reconstruction_psnr_baseline"]
-    assert not (tmp_path / "out" / _folder.METRICS).exists()
-    run = _run.load_run(runs / "joint")
+    assert not (tmp_path / "out" / run_folder.METRICS).exists()
+    run = loading.load_run(runs / "joint")
     assert "decoder" in run.params and run.config.lambda_reconstruction == 5
     encoded = run.model.encode(run.params, np.zeros((2, 16, 16, 3), np.float32))  # the model itself is as before
     assert encoded.shape == (2, run.info.num_attributes)

@@ -14,8 +14,10 @@ import pytest
 from training_tools import examples
 
 from data_prep.synthetic_birds import generate
-from experiments import _folder, _run
-from experiments.train import main
+from experiments.cli.command import UserError
+from experiments.runs import folder as run_folder
+from experiments.runs import loading
+from experiments.train.__main__ import main
 from spectra_jax.features import SAVE_SECONDS, FeatureSet, cached_features, fingerprint, standardization
 from spectra_jax.logging import Console, read_metrics
 from spectra_jax.models import build_model
@@ -75,15 +77,15 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, cache, birds, monke
         expected = -signal.SIGKILL if number == 9 else 130
         assert died.returncode == expected, (died.returncode, died.stderr)
     assert "repeat the command to go on" in died.stderr
-    assert not (tmp_path / "killed" / _folder.SUMMARY).exists()
+    assert not (tmp_path / "killed" / run_folder.SUMMARY).exists()
     resumed = launch(cache, tmp_path / "killed", birds)
     assert resumed.returncode == 0 and "resuming" in resumed.stderr, resumed.stderr
 
-    lines = (tmp_path / "killed" / _folder.METRICS).read_text().splitlines()
+    lines = (tmp_path / "killed" / run_folder.METRICS).read_text().splitlines()
     records = [without_timings(json.loads(line)) for line in lines]
-    assert records == [without_timings(record) for record in read_metrics(tmp_path / "whole" / _folder.METRICS)]
+    assert records == [without_timings(record) for record in read_metrics(tmp_path / "whole" / run_folder.METRICS)]
     assert len({(record["step"], record["split"]) for record in records}) == len(records)
-    summaries = [json.loads((tmp_path / name / _folder.SUMMARY).read_text()) for name in ("whole", "killed")]
+    summaries = [json.loads((tmp_path / name / run_folder.SUMMARY).read_text()) for name in ("whole", "killed")]
     assert without_timings(summaries[0]) == without_timings(summaries[1])
     assert {"test/class_accuracy", "test/attribute_map", "test/attackability_median", "train/seconds"} <= set(
         summaries[0]
@@ -91,7 +93,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, cache, birds, monke
 
     monkeypatch.setenv("SPECTRA_JAX_CACHE", str(cache))
     assert all(0 < summary["train/seconds"] < summary["seconds"] for summary in summaries)
-    runs = [_run.load_run(tmp_path / name) for name in ("whole", "killed")]
+    runs = [loading.load_run(tmp_path / name) for name in ("whole", "killed")]
     for a, b in zip(*(jax.tree.leaves(run.params) for run in runs), strict=True):
         np.testing.assert_array_equal(a, b)
     assert runs[0].config.image_size == 16 and runs[0].info.num_classes == 4 and runs[0].step == runs[1].step
@@ -100,43 +102,43 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, cache, birds, monke
 
     # The same folder does not take another run, and a finished one is finished.
     arguments = ["--run-dir", str(tmp_path / "whole"), *OPTIONS, *OFTEN, "--data-dir", str(birds)]
-    with pytest.raises(_folder.UserError, match=r"train.seed: 0 there, 1 now\n.*resume, or choose another --run-dir"):
+    with pytest.raises(UserError, match=r"train.seed: 0 there, 1 now\n.*resume, or choose another --run-dir"):
         main([*arguments, "--seed", "1"])
     assert main(arguments) == 0
-    assert len(read_metrics(tmp_path / "whole" / _folder.METRICS)) == len(records)
+    assert len(read_metrics(tmp_path / "whole" / run_folder.METRICS)) == len(records)
 
 
 def test_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(_folder.UserError, match=r"not empty .thesis.tex.*not the folder of a run"):
-        _folder.RunFolder(tmp_path, {"seed": 0})
-    with pytest.raises(_folder.UserError, match="is a file"):
-        _folder.RunFolder(tmp_path / "thesis.tex", {"seed": 0})
-    with pytest.raises(_folder.UserError, match=r"no config\.json"):
-        _run.load_run(tmp_path)
+    with pytest.raises(UserError, match=r"not empty .thesis.tex.*not the folder of a run"):
+        run_folder.RunFolder(tmp_path, {"seed": 0})
+    with pytest.raises(UserError, match="is a file"):
+        run_folder.RunFolder(tmp_path / "thesis.tex", {"seed": 0})
+    with pytest.raises(UserError, match=r"no config\.json"):
+        loading.load_run(tmp_path)
 
 
 def test_config_of_something_else_is_refused(tmp_path):
     for text in ('{"architecture": "gpt"}', "[1, 2]", "not JSON"):
-        (tmp_path / _folder.CONFIG).write_text(text)
-        for read in (lambda path: _folder.RunFolder(path, {"seed": 0}), _run.load_run):
-            with pytest.raises(_folder.UserError, match=r"config\.json"):
+        (tmp_path / run_folder.CONFIG).write_text(text)
+        for read in (lambda path: run_folder.RunFolder(path, {"seed": 0}), loading.load_run):
+            with pytest.raises(UserError, match=r"config\.json"):
                 read(tmp_path)
-        assert (tmp_path / _folder.CONFIG).read_text() == text
+        assert (tmp_path / run_folder.CONFIG).read_text() == text
 
 
 def test_one_process_decides_on_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(_folder.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(run_folder.jax, "process_index", lambda: 1)
     (tmp_path / "half made by process 0").touch()
-    _folder.RunFolder(tmp_path, {"seed": 0}).close()
+    run_folder.RunFolder(tmp_path, {"seed": 0}).close()
     assert len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr(_folder, "any_process", lambda flag: True)
-    with pytest.raises(_folder.UserError, match="Process 0 refuses"):
-        _folder.RunFolder(tmp_path, {"seed": 0})
+    monkeypatch.setattr(run_folder, "any_process", lambda flag: True)
+    with pytest.raises(UserError, match="Process 0 refuses"):
+        run_folder.RunFolder(tmp_path, {"seed": 0})
 
 
-def make_results(path, options, names=("pairs-00000.npz", _folder.SUMMARY)):
-    with _folder.owned_folder(path, "a script", options):
+def make_results(path, options, names=("pairs-00000.npz", run_folder.SUMMARY)):
+    with run_folder.owned_folder(path, "a script", options):
         for name in names:
             (path / name).parent.mkdir(exist_ok=True)
             (path / name).touch()
@@ -148,15 +150,15 @@ def listing(path):
 
 def test_results_are_kept_for_the_same_options_and_made_again_for_others(tmp_path):
     path = tmp_path / "out"
-    names = ("pairs-00000.npz", "pairs/pairs-00008.npz", *_folder.RESULTS)
+    names = ("pairs-00000.npz", "pairs/pairs-00008.npz", *run_folder.RESULTS)
     make_results(path, {"seed": 0}, names)
     (path / "notes.txt").touch()
     before = listing(path)
-    with _folder.owned_folder(path, "a script", {"seed": 0}):
+    with run_folder.owned_folder(path, "a script", {"seed": 0}):
         assert listing(path) == before
-    with _folder.owned_folder(path, "a script", {"seed": 1}):
-        assert listing(path) == {_folder.CONFIG, _folder.LOCK, "notes.txt"}
-    assert _folder.read_json(path / _folder.CONFIG) == {"made_by": "a script", "options": {"seed": 1}}
+    with run_folder.owned_folder(path, "a script", {"seed": 1}):
+        assert listing(path) == {run_folder.CONFIG, run_folder.LOCK, "notes.txt"}
+    assert run_folder.read_json(path / run_folder.CONFIG) == {"made_by": "a script", "options": {"seed": 1}}
 
 
 def test_only_checkpoints_are_deleted_from_the_folder_of_checkpoints(tmp_path):
@@ -171,9 +173,9 @@ def test_only_checkpoints_are_deleted_from_the_folder_of_checkpoints(tmp_path):
     for name in (*ours, *theirs):
         (tmp_path / "out" / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / "out" / name).touch()
-    with _folder.owned_folder(tmp_path / "out", "a script", {"seed": 1}):
+    with run_folder.owned_folder(tmp_path / "out", "a script", {"seed": 1}):
         left = {name for name in listing(tmp_path / "out") if (tmp_path / "out" / name).is_file()}
-    assert left == {_folder.CONFIG, _folder.LOCK, *theirs}
+    assert left == {run_folder.CONFIG, run_folder.LOCK, *theirs}
 
 
 @pytest.mark.parametrize("config", ['{"architecture": "gpt"}', '{"made_by": "another script"}', "[]", "nonsense", None])
@@ -181,11 +183,11 @@ def test_folder_of_a_stranger_survives(tmp_path, config):
     (tmp_path / "weights.bin").touch()
     (tmp_path / "report.html").touch()
     if config is not None:
-        (tmp_path / _folder.CONFIG).write_text(config)
+        (tmp_path / run_folder.CONFIG).write_text(config)
     before = listing(tmp_path)
     with (
-        pytest.raises(_folder.UserError, match=r"config\.json"),
-        _folder.owned_folder(tmp_path, "a script", {"seed": 0}),
+        pytest.raises(UserError, match=r"config\.json"),
+        run_folder.owned_folder(tmp_path, "a script", {"seed": 0}),
     ):
         pytest.fail("entered")
     assert listing(tmp_path) == before
@@ -193,22 +195,22 @@ def test_folder_of_a_stranger_survives(tmp_path, config):
 
 def test_results_are_written_by_one_process_at_a_time(tmp_path):
     make_results(tmp_path / "out", {"seed": 0})
-    with _folder.owned_folder(tmp_path / "out", "a script", {"seed": 0}):
+    with run_folder.owned_folder(tmp_path / "out", "a script", {"seed": 0}):
         before = listing(tmp_path)
         with (
-            pytest.raises(_folder.UserError, match="Another process is writing"),
-            _folder.owned_folder(tmp_path / "out", "a script", {"seed": 1}),
+            pytest.raises(UserError, match="Another process is writing"),
+            run_folder.owned_folder(tmp_path / "out", "a script", {"seed": 1}),
         ):
             pytest.fail("entered")
         assert listing(tmp_path) == before
 
 
 def test_folder_is_held_by_one_run_at_a_time(tmp_path):
-    held = _folder.RunFolder(tmp_path / "run", {"seed": 0})
-    with pytest.raises(_folder.UserError, match="Another process is training"):
-        _folder.RunFolder(tmp_path / "run", {"seed": 0})
+    held = run_folder.RunFolder(tmp_path / "run", {"seed": 0})
+    with pytest.raises(UserError, match="Another process is training"):
+        run_folder.RunFolder(tmp_path / "run", {"seed": 0})
     held.close()
-    _folder.RunFolder(tmp_path / "run", {"seed": 0}).close()
+    run_folder.RunFolder(tmp_path / "run", {"seed": 0}).close()
 
 
 @pytest.mark.parametrize(
@@ -222,32 +224,32 @@ def test_folder_is_held_by_one_run_at_a_time(tmp_path):
     ],
 )
 def test_wrong_input_is_explained_at_the_edge(arguments, message, tmp_path):
-    with pytest.raises(_folder.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         main([*arguments, "--run-dir", str(tmp_path / "run")])
 
 
 def test_no_interval_means_only_at_the_end(tmp_path, birds):
     options = [*OPTIONS[:-4], "--epochs", "3", "--checkpoint-every", "0", "--evaluate-every", "0", "--quiet"]
     assert main([*options, "--run-dir", str(tmp_path / "run"), "--data-dir", str(birds)]) == 0
-    records = read_metrics(tmp_path / "run" / _folder.METRICS)
+    records = read_metrics(tmp_path / "run" / run_folder.METRICS)
     assert [record["epoch"] for record in records if record["split"] == "validation"] == [3]
-    assert [path.name for path in (tmp_path / "run" / _folder.CHECKPOINTS).iterdir()] == [str(records[-1]["step"])]
-    assert [_run.every(epochs, 10) for epochs in (0, 0.01, 0.5, 2)] == [0, 1, 5, 20]
+    assert [path.name for path in (tmp_path / "run" / run_folder.CHECKPOINTS).iterdir()] == [str(records[-1]["step"])]
+    assert [loading.every(epochs, 10) for epochs in (0, 0.01, 0.5, 2)] == [0, 1, 5, 20]
 
 
 def test_model_options_are_parsed():
-    parsed = _run.parse_options(("depth=34", "norm=group", "head_bias=True", "widths=[8, 8]", "dropout_rate=0.5"))
+    parsed = loading.parse_options(("depth=34", "norm=group", "head_bias=True", "widths=[8, 8]", "dropout_rate=0.5"))
     assert parsed == {"depth": 34, "norm": "group", "head_bias": True, "widths": (8, 8), "dropout_rate": 0.5}
-    with pytest.raises(_folder.UserError, match=r"depth34.*name=value"):
-        _run.parse_options(("depth34",))
+    with pytest.raises(UserError, match=r"depth34.*name=value"):
+        loading.parse_options(("depth34",))
 
 
 def test_cache_folder_follows_the_environment(monkeypatch):
     monkeypatch.setenv("SPECTRA_JAX_CACHE", "/somewhere")
-    assert _run.cache_dir() == Path("/somewhere")
+    assert loading.cache_dir() == Path("/somewhere")
     monkeypatch.delenv("SPECTRA_JAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert _run.cache_dir() == Path("/elsewhere/spectra_jax")
+    assert loading.cache_dir() == Path("/elsewhere/spectra_jax")
 
 
 class OnePass:

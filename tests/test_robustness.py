@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 
 from data_prep.synthetic_birds import generate
-from experiments import _folder
-from experiments.train import main as train
+from experiments.attacks.options import AttackConfig
+from experiments.cli.command import UserError
+from experiments.runs import folder as run_folder
+from experiments.train.__main__ import main as train
 
-bridge = pytest.importorskip("experiments.foolbox_attack", reason="needs the extra 'bench'", exc_type=ImportError)
+bridge = pytest.importorskip("experiments.attacks.foolbox", reason="needs the extra 'bench'", exc_type=ImportError)
 
-from experiments import _robustness, robustness  # noqa: E402  (they import foolbox)
-from experiments._robustness import AttackConfig, Attacked, attacks, compare, figures  # noqa: E402
-from experiments._robustness_pages import verdict  # noqa: E402
+from experiments.robustness import __main__ as robustness  # noqa: E402  (they import foolbox)
+from experiments.robustness import measure as attacking  # noqa: E402  (they import foolbox)
+from experiments.robustness.measure import Attacked, attacks, compare, figures  # noqa: E402
+from experiments.robustness.page import verdict  # noqa: E402
 
 CONFIG = AttackConfig(num_images=4, l2_radii=(1.0, 2.0), linf_levels=(8.0,), pgd_steps=2, ddn_steps=3, carlini_steps=0)
 
@@ -87,7 +90,7 @@ def test_the_broken_attack_is_not_used():
     ],
 )
 def test_wrong_settings_are_named(wrong, message):
-    with pytest.raises(_folder.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         AttackConfig(**wrong)
 
 
@@ -112,7 +115,7 @@ def run_it(runs, out, *names, **more):
 def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monkeypatch):
     out = tmp_path / "out"
     made: list[str] = []
-    write_arrays = _folder.write_arrays
+    write_arrays = run_folder.write_arrays
 
     def stop_at_third(path, **arrays):
         if len(made) == 3:
@@ -121,7 +124,7 @@ def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monk
         write_arrays(path, **arrays)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_folder, "write_arrays", stop_at_third)
+        patch.setattr(run_folder, "write_arrays", stop_at_third)
         with pytest.raises(KeyboardInterrupt):
             run_it(runs, out, "plain", "robust")
     kept = {path.name: path.stat().st_mtime_ns for path in (out / "attacks").glob("*.npz")}
@@ -130,7 +133,7 @@ def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monk
     after = {path.name: path.stat().st_mtime_ns for path in (out / "attacks").glob("*.npz")}
     assert {name: after[name] for name in kept} == kept and len(after) > 3
 
-    summary = json.loads((out / _folder.SUMMARY).read_text())
+    summary = json.loads((out / run_folder.SUMMARY).read_text())
     for name in ("plain", "robust"):
         values = {key.removeprefix(f"{name}/"): value for key, value in summary.items() if key.startswith(f"{name}/")}
         assert values["num_images"] == 6
@@ -147,14 +150,14 @@ def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monk
 
 def test_attacks_of_a_run_are_those_of_foolbox(runs, tmp_path):
     """The flags of the command, found again by hand."""
-    from experiments import _run
+    from experiments.runs import loading
     from spectra_jax.logging import Console
 
     config = AttackConfig(num_images=5, l2_radii=(0.3,), linf_levels=(8.0,), pgd_steps=3, ddn_steps=20, carlini_steps=0)
-    run = _run.load_run(runs / "plain")
-    one = _robustness.attack_run(run, config, tmp_path, name="plain", console=Console(quiet=True))
+    run = loading.load_run(runs / "plain")
+    one = attacking.attack_run(run, config, tmp_path, name="plain", console=Console(quiet=True))
     model = bridge.foolbox_model(run)
-    np.testing.assert_array_equal(one.labels, _run.test_attributes(runs / "plain")[1][one.places])
+    np.testing.assert_array_equal(one.labels, loading.test_attributes(runs / "plain")[1][one.places])
     named = np.asarray(model(one.originals)).argmax(axis=-1)
     np.testing.assert_array_equal(one.correct, named == one.labels)
     lengths = np.linalg.norm((one.pictures - one.originals).reshape(5, -1), axis=1)
@@ -168,10 +171,10 @@ def test_attacks_of_a_run_are_those_of_foolbox(runs, tmp_path):
 
 
 def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
-    with pytest.raises(_folder.UserError, match=r"--names: 1 for 2 models"):
+    with pytest.raises(UserError, match=r"--names: 1 for 2 models"):
         run_it(runs, tmp_path / "out", "plain", "robust", extra=["--names", "a"])
-    with pytest.raises(_folder.UserError, match="plain, plain: give every run a --names of its own"):
+    with pytest.raises(UserError, match="plain, plain: give every run a --names of its own"):
         run_it(runs, tmp_path / "out", "plain", "plain")
-    with pytest.raises(_folder.UserError, match="not the folder of a run"):
+    with pytest.raises(UserError, match="not the folder of a run"):
         run_it(runs, tmp_path / "out", "birds")
     assert not (tmp_path / "out").exists()

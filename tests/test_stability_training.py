@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from training_tools import CONFIG, EndlessBatches, examples, make_problem
 
-from experiments import _folder, _run
+from experiments.cli.command import UserError
+from experiments.runs.folder import CONFIG as CONFIG_FILE
+from experiments.runs.folder import RunFolder, read_config
+from experiments.runs.loading import load_run
 from spectra_jax.attackability import attackability
 from spectra_jax.losses import loss_terms, stability_loss, total_loss
 from spectra_jax.sharding import data_mesh, place_batch, replicate, replicated
@@ -243,13 +246,13 @@ def test_run_folders_from_before_these_settings_are_still_read(tmp_path):
     new = json.loads(json.dumps(dataclasses.asdict(TrainConfig())))
     old = {name: value for name, value in new.items() if not name.startswith(("stability", "lambda_s", "lambda_r"))}
     assert len(old) < len(new)
-    (tmp_path / _folder.CONFIG).write_text(json.dumps({"run": {"train": old, "data": "x"}, "prepared": "gone"}))
-    assert _folder.read_config(tmp_path)["run"]["train"] == new
-    _folder.RunFolder(tmp_path, {"train": new, "data": "x"}).close()  # a repeated command resumes it
-    with pytest.raises(_folder.UserError, match="lambda_stability"):
-        _folder.RunFolder(tmp_path, {"train": {**new, "lambda_stability": 0.1}, "data": "x"})
-    (tmp_path / _folder.CONFIG).write_text(
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({"run": {"train": old, "data": "x"}, "prepared": "gone"}))
+    assert read_config(tmp_path)["run"]["train"] == new
+    RunFolder(tmp_path, {"train": new, "data": "x"}).close()  # a repeated command resumes it
+    with pytest.raises(UserError, match="lambda_stability"):
+        RunFolder(tmp_path, {"train": {**new, "lambda_stability": 0.1}, "data": "x"})
+    (tmp_path / CONFIG_FILE).write_text(
         json.dumps({"run": {"train": {**old, "flux": 1}, "data": "x"}, "prepared": "gone"})
     )
-    with pytest.raises(_folder.UserError, match=r"another version.*flux"):
-        _run.load_run(tmp_path)
+    with pytest.raises(UserError, match=r"another version.*flux"):
+        load_run(tmp_path)

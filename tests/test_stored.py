@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from cub_folder import write_cub_folder
 
-from experiments import invert, reconstruct, saliency, sweep_attackability, train
-from experiments._folder import UserError, kept_arrays
-from experiments._run import load_run
-from experiments._stored import read_records, read_summary
+from experiments.cli.command import UserError
+from experiments.invert import __main__ as invert
+from experiments.reconstruct import __main__ as reconstruct
+from experiments.runs.folder import kept_arrays
+from experiments.runs.loading import load_run
+from experiments.runs.stored import read_records, read_summary
+from experiments.saliency import __main__ as saliency
+from experiments.sweep_attackability import __main__ as sweep_attackability
+from experiments.train import __main__ as train
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +28,8 @@ def trained(tmp_path_factory):
     command = ["--model", "linear", "--epochs", "1", "--image-size", "12", "--data-dir", str(birds), "--quiet"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments._run.use_compilation_cache", lambda: None)
-        patch.setattr("experiments._devices.use_compilation_cache", lambda: None)
+        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
+        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         assert train.main([*command, "--run-dir", str(folder / "run")]) == 0
         yield folder / "run", command
 

@@ -15,11 +15,12 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import _nearest, _sweep, _sweep_inputs
-from experiments._folder import UserError
-from experiments._sweep import SolveConfig
-from experiments._sweep_inputs import InputConfig
-from experiments.sweep_attackability import Args, sweep
+from experiments.cli.command import UserError
+from experiments.sweep_attackability import inputs, nearest
+from experiments.sweep_attackability import solve as solving
+from experiments.sweep_attackability.__main__ import Args, sweep
+from experiments.sweep_attackability.inputs import InputConfig
+from experiments.sweep_attackability.solve import SolveConfig
 from spectra_jax import Head, all_pairs_norms, attackability, attackability_summary, head_logits
 from spectra_jax.logging import read_metrics
 
@@ -147,7 +148,7 @@ def test_a_finished_partition_is_never_computed_again(tmp_path, source, monkeypa
     assert run(out, source) == 0
     before, files = tables(out), {path: path.stat().st_mtime_ns for path in out.glob("*s/*.parquet")}
     records = read_metrics(out / "metrics.jsonl")
-    monkeypatch.setattr(_sweep, "make_sweep", lambda *args, **options: pytest.fail("solved again"))
+    monkeypatch.setattr(solving, "make_sweep", lambda *args, **options: pytest.fail("solved again"))
     assert run(out, source) == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("*s/*.parquet")} == files
     assert read_metrics(out / "metrics.jsonl") == records
@@ -168,14 +169,14 @@ def test_a_finished_partition_is_never_computed_again(tmp_path, source, monkeypa
 def test_stop_keeps_what_is_finished_and_goes_on(tmp_path, source, monkeypatch):
     whole = tmp_path / "whole"
     assert run(whole, source) == 0
-    out, write = tmp_path / "out", _sweep.write_partition
+    out, write = tmp_path / "out", solving.write_partition
 
     def stop_after_two(folder, partition, **options):
         write(folder, partition, **options)
         if partition.number == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(_sweep, "write_partition", stop_after_two)
+    monkeypatch.setattr(solving, "write_partition", stop_after_two)
     assert run(out, source) == 130
     together = max(2, min(jax.device_count(), 4))  # what was solved side by side is written before it stops
     assert len(list(out.glob("pairs/*.parquet"))) == together and not (out / "summary.json").exists()
@@ -298,7 +299,7 @@ def test_immutable_attributes_by_name_and_no_labels(tmp_path, source):
 
 def nearest_only(monkeypatch) -> None:
     """Makes any number of pairs too many to be solved unasked."""
-    monkeypatch.setattr(_sweep, "_SOON_PAIRS", 0)
+    monkeypatch.setattr(solving, "_SOON_PAIRS", 0)
 
 
 def test_the_nearest_classes_come_without_pairs(tmp_path, source, monkeypatch, capsys):
@@ -351,9 +352,9 @@ def test_all_pairs_follow_in_the_same_folder_when_they_are_asked_for(tmp_path, s
 @pytest.mark.parametrize("asked", [{"margin": 0.5}, {"immutable": ("1",)}, {"methods": ("pinv",)}])
 def test_options_of_all_pairs_ask_for_them(tmp_path, source, monkeypatch, asked):
     nearest_only(monkeypatch)
-    assert _sweep.with_methods(SolveConfig(), _sweep_inputs.open_problem(source, "float32")).methods == ()
-    problem = _sweep_inputs.open_problem(source, "float32")
-    assert _sweep.with_methods(SolveConfig(**asked), problem).methods == asked.get("methods", _sweep.ALL_PAIRS)
+    assert solving.with_methods(SolveConfig(), inputs.open_problem(source, "float32")).methods == ()
+    problem = inputs.open_problem(source, "float32")
+    assert solving.with_methods(SolveConfig(**asked), problem).methods == asked.get("methods", solving.ALL_PAIRS)
 
 
 def test_samples_have_the_ids_of_their_file_or_of_a_list(tmp_path, source, monkeypatch):
@@ -376,7 +377,7 @@ def test_samples_have_the_ids_of_their_file_or_of_a_list(tmp_path, source, monke
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8])
 def test_features_of_any_type_in_blocks_and_twin_classes(tmp_path, source, monkeypatch, dtype):
     nearest_only(monkeypatch)
-    monkeypatch.setattr(_nearest, "_NUMBERS_AT_ONCE", 10 * NUM_ATTRIBUTES)
+    monkeypatch.setattr(nearest, "_NUMBERS_AT_ONCE", 10 * NUM_ATTRIBUTES)
     attributes, _, weights = arrays()
     stored = (attributes * 20).astype(dtype)
     weights[3] = weights[2] * np.float32(1 + 1e-6)  # nearly equal rows: found on the way, then summed exactly
@@ -392,9 +393,9 @@ def test_features_of_any_type_in_blocks_and_twin_classes(tmp_path, source, monke
 
 def test_one_command_at_a_time(tmp_path):
     with (
-        _sweep.sweep_folder(tmp_path / "out", {"a": 1}),
+        solving.sweep_folder(tmp_path / "out", {"a": 1}),
         pytest.raises(UserError, match="Another process is writing"),
-        _sweep.sweep_folder(tmp_path / "out", {"a": 1}),
+        solving.sweep_folder(tmp_path / "out", {"a": 1}),
     ):
         pass
 

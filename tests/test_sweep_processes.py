@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from test_multiprocess import ENVIRONMENT, HERE, free_port
 
-from experiments._run import num_cores
 from experiments.benchmarks.sweep_kills import Args, command, differences, kills
+from experiments.cli.devices import num_cores
 
 
 def written(folder: Path, args: Args) -> None:
@@ -65,7 +65,7 @@ def test_two_processes_and_four_devices_equal_one(tmp_path):
 )
 def test_a_cpu_is_one_device_a_core_unless_the_user_says_otherwise(chosen, expected):
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "XLA_FLAGS"} | chosen
-    text = "import jax; from experiments import _run; _run.one_device_a_core(); print(jax.device_count())"
+    text = "import jax; from experiments.cli import devices; devices.one_device_a_core(); print(jax.device_count())"
     said = subprocess.run(
         [sys.executable, "-c", text], env=environment, cwd=HERE.parent, capture_output=True, text=True
     )

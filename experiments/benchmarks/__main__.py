@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments._command import check_run_folder, parse, run_main
 from experiments.benchmarks import (
     attackability,
     constraints,
@@ -18,6 +17,7 @@ from experiments.benchmarks import (
     sweep_growth,
     sweep_kills,
 )
+from experiments.cli.command import check_run_folder, parse, run_main
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def measure(args: Args) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     args = parse(Args, arguments, "benchmarks")
-    from experiments._devices import one_device_a_core
+    from experiments.cli.devices import one_device_a_core
     from spectra_jax.reporting.page import write_atomically
     from spectra_jax.reporting.provenance import device, versions
 

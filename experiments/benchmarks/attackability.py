@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments._command import run_main
-from experiments._options import Seed
-from experiments.benchmarks._command import run
+from experiments.benchmarks.tools.command import run
+from experiments.cli.command import run_main
+from experiments.cli.options import Seed
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def measure(args: Args) -> dict[str, float]:
     import jax.numpy as jnp
 
     import spectra_jax as sj
-    from experiments.benchmarks._timing import interleaved
+    from experiments.benchmarks.tools.timing import interleaved
     from spectra_jax.perturbations.geometry import squared_distances
 
     rng = np.random.default_rng(args.seed)

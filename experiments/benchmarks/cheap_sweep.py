@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments._command import run_main
-from experiments._options import Seed
-from experiments.benchmarks._command import run
+from experiments.benchmarks.tools.command import run
+from experiments.cli.command import run_main
+from experiments.cli.options import Seed
 
 ROOT = Path(__file__).resolve().parents[2]
 # What somebody would write who has no library; right where no two rows are nearly equal.

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments._command import check_run_folder, run_main
-from experiments._options import Seed
-from experiments.benchmarks._command import run
+from experiments.benchmarks.tools.command import run
+from experiments.cli.command import check_run_folder, run_main
+from experiments.cli.options import Seed
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Args:
 
 def problem(args: Args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, samples, and the group of each attribute."""
-    from experiments._parts import group_of
-    from experiments._stored import open_prepared, read_run_config, read_test_split
+    from experiments.counterfactuals.parts import group_of
+    from experiments.runs.stored import open_prepared, read_run_config, read_test_split
 
     if args.run_dir is None:
         rng = np.random.default_rng(args.seed)
@@ -68,7 +68,7 @@ def measure(args: Args) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import spectra_jax as sj
-    from experiments.benchmarks._timing import interleaved
+    from experiments.benchmarks.tools.timing import interleaved
 
     weights, samples, groups = problem(args)
     head, rng = sj.Head(jnp.asarray(weights)), np.random.default_rng(args.seed)

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from experiments._command import check_file, run_main
-from experiments._options import Seed
-from experiments.benchmarks._command import run
+from experiments.benchmarks.tools.command import run
+from experiments.cli.command import check_file, run_main
+from experiments.cli.options import Seed
 
 WRONG = 1e-4  # relative error of a norm that counts as wrong
 # A certificate stands if any answer would have to be this many times as long as the sample and the farthest boundary.
@@ -129,8 +129,15 @@ def compare(family: Family, pairs: int, dtype: type, seed: int, *, show: bool = 
     import jax.numpy as jnp
 
     import spectra_jax as sj
-    from experiments.benchmarks import _exact
-    from experiments.benchmarks._projections import project, project_into_ranges
+    from experiments.benchmarks.tools.exact import (
+        farthest,
+        fractions,
+        least_norm_by_certificate,
+        nearest,
+        problem,
+        shortfall,
+    )
+    from experiments.benchmarks.tools.projections import project, project_into_ranges
 
     rng = np.random.default_rng(seed)
     weights: np.ndarray = family.weights.astype(dtype)
@@ -146,16 +153,16 @@ def compare(family: Family, pairs: int, dtype: type, seed: int, *, show: bool = 
     result = project_into_ranges(*arguments, *map(jnp.asarray, ends)) if ends else project(*arguments)
     norms, multipliers = np.asarray(result.norm, np.float64), np.asarray(result.multipliers, np.float64)
     deltas = np.asarray(result.delta, np.float64)
-    logits = _exact.fractions(samples).dot(_exact.fractions(weights).T)
-    logits = logits if bias is None else logits + _exact.fractions(bias)[None, :]
+    logits = fractions(samples).dot(fractions(weights).T)
+    logits = logits if bias is None else logits + fractions(bias)[None, :]
     predicted = [int(np.argmax(row)) for row in logits]
     # The sweep's own way to the norms must agree.
     whole = None if ends else np.asarray(sj.all_pairs_norms(head, jnp.asarray(samples), margin=margin), np.float64)
 
     counts, worst = dict.fromkeys(Count._fields[:-1], 0), 0.0
     for i in track(range(pairs), description="fractions", disable=not show, transient=True):
-        given = _exact.problem(weights, bias, samples[rows[i]], int(targets[i]), margin, *(end[i] for end in ends))
-        expected = _exact.nearest(given)
+        given = problem(weights, bias, samples[rows[i]], int(targets[i]), margin, *(end[i] for end in ends))
+        expected = nearest(given)
         if expected is None:
             counts["undecided"] += 1
             continue
@@ -167,16 +174,16 @@ def compare(family: Family, pairs: int, dtype: type, seed: int, *, show: bool = 
         counts["false_infeasible"] += bool(expected < np.inf and np.isinf(found).any())
         counts["false_feasible"] += bool(expected == np.inf and np.isfinite(found).any())
         if norms[i] == np.inf:
-            length = _exact.least_norm_by_certificate(given, np.delete(multipliers[i], targets[i]))
+            length = least_norm_by_certificate(given, np.delete(multipliers[i], targets[i]))
             size = float(np.linalg.norm(samples[rows[i]].astype(np.float64)))
-            counts["bad_certificates"] += not length >= OUT_OF_REACH * max(size, _exact.farthest(given))
+            counts["bad_certificates"] += not length >= OUT_OF_REACH * max(size, farthest(given))
         if expected == np.inf:
             continue
         errors = [
             abs(value - expected) / expected if expected else float(value > 0) for value in found if value < np.inf
         ]
         if norms[i] < np.inf:  # the change itself: as long as told, and nothing is violated
-            errors += [_exact.shortfall(given, deltas[i]) / (expected or 1.0)]
+            errors += [shortfall(given, deltas[i]) / (expected or 1.0)]
         error = max(errors, default=0.0)
         counts["wrong"] += error > WRONG
         worst = max(worst, error)

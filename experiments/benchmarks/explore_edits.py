@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments._command import UserError, check_run_folder, parse, run_main
-from experiments._options import Seed
-from experiments.benchmarks._chromium import PageError, Tab, chromium
+from experiments.benchmarks.tools.chromium import PageError, Tab, chromium
+from experiments.cli.command import UserError, check_run_folder, parse, run_main
+from experiments.cli.options import Seed
 
 _KINDS = ("picture", "target", "lock", "drag", "range", "most", "observed", "undo")
 _TIMED = """

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments._command import UserError, check_run_folder, parse, run_main
-from experiments._options import Seed
+from experiments.cli.command import UserError, check_run_folder, parse, run_main
+from experiments.cli.options import Seed
 from spectra_jax import InversionConfig
 from spectra_jax.logging import Console
 
 if TYPE_CHECKING:
-    from experiments import _run
-    from experiments.foolbox_attack import BottleneckModel
+    from experiments.attacks.foolbox import BottleneckModel
+    from experiments.runs.loading import LoadedRun
     from spectra_jax import InversionConfig
 
 OURS = {
@@ -79,7 +79,7 @@ def _split(name: str, most: int) -> tuple[str, int]:
 
 def peer(name: str) -> Any:
     """A Foolbox attack by its short name."""
-    from experiments.foolbox_attack import foolbox
+    from experiments.attacks.foolbox import foolbox
 
     kind, _, budget = name.partition("-")
     if kind == "ddn":
@@ -94,7 +94,7 @@ def attack(
     """Runs one method on one batch, by one step a pair if `least`; what `summarise` needs, one row a pair."""
     import jax.numpy as jnp
 
-    from experiments.foolbox_attack import foolbox
+    from experiments.attacks.foolbox import foolbox
     from spectra_jax import invert
 
     if name in OURS:
@@ -164,7 +164,7 @@ def step_cost(model: BottleneckModel, images: Any, targets: Any, wanted: Any) ->
     import jax
     import jax.numpy as jnp
 
-    from experiments.benchmarks._timing import interleaved
+    from experiments.benchmarks.tools.timing import interleaved
     from spectra_jax.inversion.encoder import as_partial
     from spectra_jax.inversion.search import search_step
 
@@ -212,18 +212,19 @@ def ssim_error(model: BottleneckModel, images: Any, targets: Any, wanted: Any) -
     return float(np.max(np.abs(np.asarray(found.ssim) - np.asarray(theirs))))
 
 
-def measure(run: _run.LoadedRun, args: Args, console: Console) -> dict[str, Any]:
+def measure(run: LoadedRun, args: Args, console: Console) -> dict[str, Any]:
     """All figures of one run."""
     import jax
     import jax.numpy as jnp
 
-    from experiments import _run
-    from experiments._counterfactuals import PairConfig, choose_pairs
-    from experiments._folder import write_arrays
-    from experiments.foolbox_attack import foolbox_model
+    from experiments.attacks.foolbox import foolbox_model
+    from experiments.counterfactuals.find import choose_pairs
+    from experiments.counterfactuals.options import PairConfig
+    from experiments.runs.folder import write_arrays
+    from experiments.runs.loading import test_attributes
     from spectra_jax import projection_perturbation
 
-    attributes, labels = _run.test_attributes(args.run_dir)
+    attributes, labels = test_attributes(args.run_dir)
     index, target = choose_pairs(run, attributes, labels, PairConfig(num_pairs=args.pairs), seed=args.seed)
     model = foolbox_model(run)
     solve = jax.jit(jax.vmap(functools.partial(projection_perturbation, model.head, margin=jnp.float32(1))))
@@ -328,15 +329,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(Args, arguments, "benchmarks.inversion")
     import jax
 
-    from experiments import _run
-    from experiments._folder import owned_folder
+    from experiments.cli.devices import use_compilation_cache
+    from experiments.runs.folder import owned_folder
+    from experiments.runs.loading import checksum, load_run, test_attributes
     from spectra_jax.reporting.page import write_atomically
 
-    _run.use_compilation_cache()
+    use_compilation_cache()
     _check_names(args)
-    run = _run.load_run(args.run_dir)
+    run = load_run(args.run_dir)
     options = {
-        "model": _run.checksum(run, *_run.test_attributes(args.run_dir)), "backend": jax.default_backend(),
+        "model": checksum(run, *test_attributes(args.run_dir)), "backend": jax.default_backend(),
         "pairs": args.pairs, "batch_size": args.batch_size, "seed": args.seed,
     }  # fmt: skip
     configs = {name: dataclasses.asdict(config) for name, config in OURS.items()}

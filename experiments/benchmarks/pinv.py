@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments._command import run_main
-from experiments._options import Seed
-from experiments.benchmarks._command import run
+from experiments.benchmarks.tools.command import run
+from experiments.cli.command import run_main
+from experiments.cli.options import Seed
 
 if TYPE_CHECKING:
     import jax
@@ -58,7 +58,7 @@ def measure(args: Args) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import spectra_jax as sj
-    from experiments.benchmarks._timing import interleaved
+    from experiments.benchmarks.tools.timing import interleaved
 
     rng = np.random.default_rng(args.seed)
     weights = rng.normal(size=(200, 312)).astype(np.float32)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments._command import check_run_folder, run_main
-from experiments._options import Seed
-from experiments.benchmarks._command import run
+from experiments.benchmarks.tools.command import run
+from experiments.cli.command import check_run_folder, run_main
+from experiments.cli.options import Seed
 
 if TYPE_CHECKING:
     import jax
@@ -81,7 +81,7 @@ def lockstep(head: sj.Head, samples: jax.Array, targets: jax.Array) -> jax.Array
 
 def problem(args: Args) -> tuple[np.ndarray, np.ndarray]:
     """Weights and samples."""
-    from experiments._stored import read_test_split
+    from experiments.runs.stored import read_test_split
 
     if args.run_dir is not None:
         samples, _, head = read_test_split(args.run_dir)
@@ -98,8 +98,8 @@ def measure(args: Args) -> dict[str, Any]:
     from jax.sharding import PartitionSpec
 
     import spectra_jax as sj
-    from experiments.benchmarks import _solvers
-    from experiments.benchmarks._timing import interleaved
+    from experiments.benchmarks.tools.solvers import block_pivoting, coordinate_ascent, pair, peers
+    from experiments.benchmarks.tools.timing import interleaved
     from spectra_jax.perturbations import all_pairs_projection
     from spectra_jax.perturbations.geometry import gram_matrix
     from spectra_jax.sharding import BATCH_AXIS, data_mesh, replicated, row_sharded
@@ -112,7 +112,7 @@ def measure(args: Args) -> dict[str, Any]:
     away = np.flatnonzero((samples @ weights.T).argmax(axis=1) != target)
     rows = rng.choice(away, size=min(args.pairs, len(away)), replace=False)
     exact = [weights.astype(np.float64), samples.astype(np.float64)]
-    pairs = [_solvers.pair(exact[0], exact[1][row], target) for row in rows]
+    pairs = [pair(exact[0], exact[1][row], target) for row in rows]
 
     head, batch = sj.Head(jnp.asarray(weights)), jnp.asarray(samples)
     solve = jax.jit(all_pairs_projection)
@@ -126,11 +126,11 @@ def measure(args: Args) -> dict[str, Any]:
         ONE: lambda: solve(head, batch),
         ALL: lambda: solve_spread(*everywhere),
         "same steps without the queue": functools.partial(jax.jit(lockstep), head, some, targets),
-        "coordinate ascent to 1e-5": functools.partial(jax.jit(_solvers.coordinate_ascent), gram, logits, targets),
-        "block pivoting": functools.partial(jax.jit(_solvers.block_pivoting), gram, logits, targets),
+        "coordinate ascent to 1e-5": functools.partial(jax.jit(coordinate_ascent), gram, logits, targets),
+        "block pivoting": functools.partial(jax.jit(block_pivoting), gram, logits, targets),
     }
     with jax.enable_x64(True):  # the peers' precision; qpax is traced under it
-        others = {name: solver(pairs) for name, solver in _solvers.peers().items()}
+        others = {name: solver(pairs) for name, solver in peers().items()}
         norms = {name: call() for name, call in others.items()}
     times = interleaved({**ours, **{name: _in_x64(call) for name, call in others.items()}}, repeats=args.repeats)
     count = dict.fromkeys(times, len(rows)) | dict.fromkeys((ONE, ALL), len(samples) * len(weights))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments._command import check_run_folder, run_main
-from experiments._options import Seed
-from experiments.benchmarks._command import run
+from experiments.benchmarks.tools.command import run
+from experiments.cli.command import check_run_folder, run_main
+from experiments.cli.options import Seed
 
 if TYPE_CHECKING:
     import jax
@@ -137,8 +137,8 @@ def measure(args: Args) -> dict[str, float | int]:
     import jax.numpy as jnp
 
     import spectra_jax as sj
-    from experiments._stored import read_test_split
-    from experiments.benchmarks._timing import interleaved
+    from experiments.benchmarks.tools.timing import interleaved
+    from experiments.runs.stored import read_test_split
     from spectra_jax.perturbations.geometry import relative_logits
 
     if args.run_dir is None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments._command import parse, run_main
-from experiments._options import Seed
+from experiments.cli.command import parse, run_main
+from experiments.cli.options import Seed
 
 ROOT = Path(__file__).resolve().parents[2]
 _SPARSE = """

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments._command import run_main
-from experiments._options import Seed
-from experiments.benchmarks._command import run
+from experiments.benchmarks.tools.command import run
+from experiments.cli.command import run_main
+from experiments.cli.options import Seed
 
 ROOT = Path(__file__).resolve().parents[2]
 _WRITTEN_AT_ONCE = 10_000
@@ -74,7 +74,7 @@ def write_features(path: Path, samples: int, attributes: int, seed: int) -> None
 
 def grow(args: Args, folder: Path, samples: int, classes: int) -> Growth:
     """Sweeps in a process of its own."""
-    from experiments._folder import SUMMARY, read_json
+    from experiments.runs.folder import SUMMARY, read_json
 
     features, head, out = folder / f"{samples}.npy", folder / f"{classes}.npz", folder / f"{samples}-{classes}"
     if not features.exists():

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments._command import parse, run_main
-from experiments._options import Seed
+from experiments.cli.command import parse, run_main
+from experiments.cli.options import Seed
 from spectra_jax.logging import read_metrics
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def tables(out: Path) -> dict[str, pa.Table]:
 
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between two finished sweeps, apart from times."""
-    from experiments._folder import METRICS, SUMMARY, read_json
+    from experiments.runs.folder import METRICS, SUMMARY, read_json
 
     first, second = tables(one), tables(other)
     found = [name for name in sorted(first.keys() | second.keys()) if first.get(name) != second.get(name)]
@@ -89,7 +89,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def kills(args: Args, folder: Path) -> tuple[list[str], int]:
     """Runs the whole comparison in `folder`; returns what differs, and how many files killed sweeps had finished."""
-    from experiments._folder import SUMMARY, read_json
+    from experiments.runs.folder import SUMMARY, read_json
 
     rng = np.random.default_rng(args.seed)
     attributes = rng.normal(size=(args.samples, args.attributes)).astype(np.float32)

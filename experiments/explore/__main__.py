@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments._command import UserError, check_run_folder, missing_library, parse, run_main
+from experiments.cli.command import UserError, check_run_folder, missing_library, parse, run_main
 
 HOST = "127.0.0.1"
 
@@ -62,7 +62,7 @@ def _serve(args: Args, listening: socket.socket) -> None:
         from experiments.explore.server import make_app
     except ImportError as error:
         raise missing_library(error.name or "starlette", "explore") from error
-    from experiments._devices import cache_dir, use_compilation_cache
+    from experiments.cli.devices import cache_dir, use_compilation_cache
     from experiments.explore.runs import check_same_pictures, open_run, warm_up
     from experiments.explore.turns import Turns
     from spectra_jax.logging import Console

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import _run
-from experiments._command import UserError
+from experiments.cli.command import UserError
 from experiments.explore.images import Pictures
 from experiments.explore.making import CONFIGS, search
 from experiments.explore.questions import MOST_CHANGES, Question
 from experiments.explore.session import Session
 from experiments.explore.turns import Turns
+from experiments.runs.loading import load_run, test_attributes
 from spectra_jax.logging import Console
 
 
@@ -21,8 +21,8 @@ def open_run(run_dir: Path, turns: Turns) -> Session:
     Raises:
         UserError: the run is not complete.
     """
-    run = _run.load_run(run_dir)
-    attributes, labels = _run.test_attributes(run_dir)
+    run = load_run(run_dir)
+    attributes, labels = test_attributes(run_dir)
     size = run.config.image_size
     columns = [np.asarray(record["label"]) for record in run.dataset.source("train")]
     return Session(

@@ -1,0 +1,45 @@
+"""The options of attacks; light imports only."""
+
+from dataclasses import dataclass
+
+from experiments.cli.command import UserError
+from experiments.cli.options import Seed
+from spectra_jax import InversionConfig
+
+NEAREST = InversionConfig(method="nearest", refine_steps=20)  # the smallest change of the image, as Foolbox wants it
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """What is attacked, and how hard.
+
+    Attributes:
+        num_images: test images, the same for all runs; those named wrongly count as lost and are not attacked.
+        l2_radii: for L2 projected gradient descent, Euclidean over all pixels and channels in [0, 1].
+        linf_levels: for L-infinity projected gradient descent, in grey levels of 255.
+        pgd_steps: of both.
+        ddn_steps: of DDN (Rony et al., 2019), which looks for the smallest L2 change.
+        carlini_steps: in each of 5 searches of Carlini and Wagner's L2 attack; 0 leaves it out.
+        batch_size: images attacked together.
+        image_seed: of the choice of images.
+    """
+
+    num_images: int = 128
+    l2_radii: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    linf_levels: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    pgd_steps: int = 40
+    ddn_steps: int = 100
+    carlini_steps: int = 100
+    batch_size: int = 32
+    image_seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "pgd_steps", "ddn_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
+        if self.carlini_steps < 0:
+            raise UserError(f"--carlini-steps {self.carlini_steps}: expected 0 or more")
+        for name in ("l2_radii", "linf_levels"):
+            radii = getattr(self, name)
+            if not radii or min(radii) <= 0 or list(radii) != sorted(set(radii)):
+                raise UserError(f"--{name.replace('_', '-')} {radii}: expected positive numbers in rising order")

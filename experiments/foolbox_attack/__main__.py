@@ -1,0 +1,51 @@
+"""Attacks test images of a run with SPECTRA and with DDN, side by side through Foolbox's interface."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.attacks.options import NEAREST
+from experiments.cli.command import check_run_folder, parse, run_main
+from spectra_jax import InversionConfig
+
+
+@dataclass(frozen=True)
+class Args:
+    """Attacks test images of a run with SPECTRA and with Foolbox's DDN, through Foolbox's interface, and compares.
+
+    python -m experiments.foolbox_attack --run-dir RUN
+        3 minutes on 2 busy CPU cores.
+    Needs the extra "bench". Never compare with L2FMNAttack of Foolbox 3.3.4: its projection divides norms by
+    themselves, so that its images are not within the distance it reports.
+
+    Attributes:
+        run_dir: folder of a trained run.
+        num_images: test images, spread evenly over the test split.
+        epsilon: L2 radius for the last column.
+    """
+
+    run_dir: Path
+    num_images: int = 32
+    epsilon: float = 0.5
+    inversion: Annotated[InversionConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: NEAREST)
+
+    def check(self) -> None:
+        check_run_folder(self.run_dir)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    args = parse(Args, arguments, "foolbox_attack")
+    from experiments.cli.devices import use_compilation_cache
+    from experiments.foolbox_attack.measure import compare
+
+    use_compilation_cache()
+    compare(args.run_dir, args.num_images, args.epsilon, args.inversion)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,212 @@
+"""Attacks written by others on the images of a run, and what of its accuracy is left."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.attacks.foolbox import BottleneckModel, foolbox, foolbox_model
+from experiments.attacks.options import AttackConfig
+from experiments.reporting.intervals import rate
+from experiments.runs.folder import kept_arrays
+from experiments.runs.loading import LoadedRun, checksum
+from spectra_jax.logging import Console
+
+RESAMPLES = 2000
+
+
+class Attacked(NamedTuple):
+    """What the attacks did to the chosen images of one run.
+
+    Attributes:
+        places: (N,) of the images in the test split, the same for all runs.
+        labels: (N,) true classes.
+        correct: (N,) whether the image is named correctly before any attack.
+        l2_flipped: (N, R) whether PGD within a radius, or a smaller one, changed that; False where not correct.
+        linf_flipped: (N, S) the same in L-infinity.
+        ddn, carlini: (N,) smallest L2 change found that does; inf where none was found, 0 where not correct.
+        originals, pictures: (N, h, w, 3) float32 before and after DDN's attack; the same where not correct.
+        named_after: (N,) class of `pictures`.
+    """
+
+    places: np.ndarray
+    labels: np.ndarray
+    correct: np.ndarray
+    l2_flipped: np.ndarray
+    linf_flipped: np.ndarray
+    ddn: np.ndarray
+    carlini: np.ndarray
+    originals: np.ndarray
+    pictures: np.ndarray
+    named_after: np.ndarray
+
+    @property
+    def smallest(self) -> np.ndarray:
+        """(N,) the smaller one of DDN's and Carlini and Wagner's changes."""
+        return np.minimum(self.ddn, self.carlini)
+
+    def holds_l2(self, radii: Sequence[float]) -> np.ndarray:
+        """(N, R) named correctly whatever any of the three L2 attacks does within the radius."""
+        return ~self.l2_flipped & (self.smallest[:, None] > np.asarray(radii)[None, :])
+
+    def holds_linf(self) -> np.ndarray:
+        """(N, S) named correctly whatever PGD does within the radius."""
+        return self.correct[:, None] & ~self.linf_flipped
+
+
+Attack = Callable[[BottleneckModel, Any, Any], dict[str, np.ndarray]]
+
+
+def _within(attack: Any, radii: Sequence[float], name: str) -> Attack:
+    """An attack on balls of rising radii; once flipped stays flipped, so a batch that is lost is not attacked again."""
+
+    def run(model: BottleneckModel, images: Any, labels: Any) -> dict[str, np.ndarray]:
+        flipped = np.zeros((len(images), len(radii)), bool)
+        for place, radius in enumerate(radii):  # before the first one stands the last column: False so far
+            if not flipped[:, place - 1].all():
+                flipped[:, place] = np.asarray(attack(model, images, labels, epsilons=radius)[2])
+            flipped[:, place] |= flipped[:, place - 1]
+        return {name: flipped}
+
+    return run
+
+
+def _smallest(attack: Any, name: str, *, keep: bool = False) -> Attack:
+    """An attack that looks for the smallest change."""
+
+    def run(model: BottleneckModel, images: Any, labels: Any) -> dict[str, np.ndarray]:
+        _, found, success = attack(model, images, labels, epsilons=None)
+        # Where Carlini and Wagner's attack fails it returns black images, which are another class by accident.
+        black = np.asarray(jnp.max(found, axis=(1, 2, 3)) == 0)
+        lengths = np.where(np.asarray(success) & ~black, np.asarray(foolbox.distances.l2(images, found)), np.inf)
+        named = np.asarray(model(found)).argmax(axis=-1)
+        return {name: lengths} | ({"pictures": np.asarray(found), "named_after": named} if keep else {})
+
+    return run
+
+
+def attacks(config: AttackConfig) -> dict[str, tuple[Attack, dict[str, Any]]]:
+    """Every attack by name, with the settings on which its results depend. None starts at random: repeatable.
+
+    L2FMNAttack of Foolbox 3.3.4 is not among them: its projection divides norms by themselves.
+    """
+    pgd: dict[str, Any] = {"steps": config.pgd_steps, "rel_stepsize": 2.5 / config.pgd_steps, "random_start": False}
+    l2, linf = list(config.l2_radii), [level / 255 for level in config.linf_levels]
+    carlini: dict[str, Any] = {
+        "binary_search_steps": 5,
+        "steps": config.carlini_steps,
+        "initial_const": 0.1,
+        "stepsize": 0.01,
+    }
+    ddn = {"steps": config.ddn_steps}
+    made: dict[str, tuple[Attack, dict[str, Any]]] = {
+        "ddn": (_smallest(foolbox.attacks.DDNAttack(**ddn), "ddn", keep=True), ddn),
+        "l2_pgd": (_within(foolbox.attacks.L2PGD(**pgd), l2, "l2_flipped"), pgd | {"radii": l2}),
+        "linf_pgd": (_within(foolbox.attacks.LinfPGD(**pgd), linf, "linf_flipped"), pgd | {"radii": linf}),
+    }
+    if config.carlini_steps:
+        made["carlini"] = (_smallest(foolbox.attacks.L2CarliniWagnerAttack(**carlini), "carlini"), carlini)
+    return made
+
+
+def attack_run(run: LoadedRun, config: AttackConfig, folder: Path, *, name: str, console: Console) -> Attacked:
+    """Attacks the chosen images batch by batch. A batch in `folder` that is of this very model, these images and
+    settings is not attacked again."""
+    count = run.dataset.num_examples("test")
+    index = np.sort(np.random.default_rng(config.image_seed).permutation(count)[: config.num_images])
+    labels = np.asarray([run.dataset.source("test")[int(i)]["label"] for i in index], np.int32)
+    model, folder = foolbox_model(run), folder / "attacks"
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = run.dataset.images("test", index, image_size=run.config.image_size)
+    starts = range(0, len(index), config.batch_size)
+
+    def batch(rows: np.ndarray) -> tuple[Any, Any]:
+        rows = np.resize(rows, config.batch_size)  # a last batch wraps: one compilation
+        return jnp.asarray(pixels[rows], jnp.float32) / 255, jnp.asarray(labels[rows])
+
+    every = np.arange(len(index))
+    logits = [np.asarray(model(batch(every[start : start + config.batch_size])[0])) for start in starts]
+    named = np.concatenate(logits)[: len(index)].argmax(axis=-1)
+    correct = named == labels
+    right = np.flatnonzero(correct)
+    found: dict[str, np.ndarray] = {
+        "l2_flipped": np.zeros((len(index), len(config.l2_radii)), bool),
+        "linf_flipped": np.zeros((len(index), len(config.linf_levels)), bool),
+        "ddn": np.zeros(len(index)),
+        "carlini": np.where(correct, np.inf, 0.0),
+        "pictures": pixels.astype(np.float32) / 255,
+        "named_after": named,
+    }
+    made, identity = attacks(config), checksum(run, index)
+    with console.progress(f"attacking {name}", len(made) * len(right), unit="images") as task:
+        for place, (kind, (attack, settings)) in enumerate(made.items()):
+            for start in range(0, len(right), config.batch_size):
+                rows = right[start : start + config.batch_size]
+                facts = json.dumps([identity, kind, settings, rows.tolist(), config.batch_size])
+                path = folder / f"{kind}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
+
+                def compute(attack: Any = attack, rows: np.ndarray = rows) -> dict[str, Any]:
+                    with jax.numpy_dtype_promotion("standard"):  # Foolbox mixes types freely
+                        return {key: array[: len(rows)] for key, array in attack(model, *batch(rows)).items()}
+
+                for key, array in kept_arrays(path, compute).items():
+                    found[key][rows] = array
+                task.update(place * len(right) + start + len(rows), kind)
+    originals = pixels.astype(np.float32) / 255
+    return Attacked(places=index, labels=labels, correct=correct, originals=originals, **found)
+
+
+def figures(attacked: Attacked, config: AttackConfig) -> dict[str, float]:
+    """Shares of all images with 95 % Wilson intervals; medians over those named correctly with bootstrap intervals."""
+    values = {"num_images": float(len(attacked.places))} | _share("clean_accuracy", attacked.correct)
+    for place, radius in enumerate(config.l2_radii):
+        values |= _share(f"l2_pgd_accuracy_at_{radius:g}", attacked.correct & ~attacked.l2_flipped[:, place])
+        values |= _share(f"l2_accuracy_at_{radius:g}", attacked.holds_l2(config.l2_radii)[:, place])
+    for place, level in enumerate(config.linf_levels):
+        values |= _share(f"linf_accuracy_at_{level:g}", attacked.holds_linf()[:, place])
+    for name in ("ddn", "carlini", "smallest"):
+        if name != "carlini" or config.carlini_steps:
+            values |= _median(f"{name}_l2_median", getattr(attacked, name)[attacked.correct])
+    return values
+
+
+def compare(first: Attacked, other: Attacked, config: AttackConfig) -> dict[str, float]:
+    """Differences of robust accuracy to the first run, image by image, with paired 95 % bootstrap intervals."""
+    pairs = {f"l2_accuracy_at_{r:g}": (a, b) for r, a, b in _columns(first, other, config.l2_radii, "l2")}
+    pairs |= {f"linf_accuracy_at_{r:g}": (a, b) for r, a, b in _columns(first, other, config.linf_levels, "linf")}
+    values: dict[str, float] = {}
+    for name, (before, after) in pairs.items():
+        difference = after.astype(float) - before
+        means = difference[_resamples(len(difference))].mean(axis=1)
+        values |= _interval(f"{name}_difference", float(difference.mean()), means)
+    return values
+
+
+def _columns(first: Attacked, other: Attacked, radii: Sequence[float], norm: str) -> Any:
+    both = [a.holds_l2(radii) if norm == "l2" else a.holds_linf() for a in (first, other)]
+    return zip(radii, both[0].T, both[1].T, strict=True)
+
+
+def _share(name: str, flags: np.ndarray) -> dict[str, float]:
+    return rate(name, int(flags.sum()), len(flags))
+
+
+def _median(name: str, values: np.ndarray) -> dict[str, float]:
+    if len(values) == 0:
+        return {name: float("nan"), f"{name}_low": float("nan"), f"{name}_high": float("nan")}
+    drawn = np.sort(values[_resamples(len(values))], axis=1)[:, len(values) // 2]  # an order statistic: inf stays inf
+    return _interval(name, float(np.sort(values)[len(values) // 2]), drawn)
+
+
+def _interval(name: str, value: float, drawn: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
+    return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _resamples(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))

@@ -1,0 +1,117 @@
+"""The nearest class of every sample, and every counterfactual where asked; a repeated command goes on."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes
+
+from experiments.cli.command import parse, run_main
+from experiments.cli.options import HostsConfig
+from experiments.sweep_attackability.options import InputConfig, SolveConfig
+
+
+@dataclass(frozen=True)
+class Args:
+    """Says how far every sample of a linear head is from another class, and solves all (sample, target) pairs.
+
+    python -m experiments.sweep_attackability --run-dir runs/quickstart-synthetic-cnn-seed0 --out runs/sweep
+        the test split of a finished run.
+    python -m experiments.sweep_attackability --features features.npy --head model.safetensors --head-weight fc.weight
+        --out runs/sweep
+        anybody's features, (samples, attributes), and linear head; no PyTorch needed.
+
+    First comes what costs as much as the logits: the nearest class of every sample, its distance and the
+    attackability, for which the boundary is EXACT (the nearest way out of a region is through one facet). Shown on the
+    terminal and left in nearest.parquet, summary.json and report.html. Then all pairs, where they take a minute or
+    two (up to 5 million) or are asked for, by --all-pairs or any option of theirs; else it says what they would cost.
+
+    Of all pairs it leaves pairs/*.parquet (a row a sample, target and method), samples/*.parquet (a row a sample) and
+    class_distances.parquet as well. Read them with any of
+        pandas.read_parquet("runs/sweep/pairs")   polars.scan_parquet("runs/sweep/pairs/*.parquet")
+        duckdb.sql("select * from 'runs/sweep/pairs/*.parquet'")
+
+    Memory does not depend on the number of pairs. On a CPU every core solves samples of its own, with the same
+    answers; JAX_NUM_CPU_DEVICES=1 makes one device of all cores. After Ctrl-C or a kill, repeat the command: finished
+    files are kept. On several hosts start it once on each with the same --out on a shared disk.
+
+    Attributes:
+        out: the folder to write; made if absent.
+        quiet: show errors only.
+    """
+
+    out: Path
+    source: OmitArgPrefixes[InputConfig] = field(default_factory=InputConfig)
+    questions: OmitArgPrefixes[SolveConfig] = field(default_factory=SolveConfig)
+    hosts: OmitArgPrefixes[HostsConfig] = field(default_factory=HostsConfig)
+    quiet: bool = False
+
+
+def sweep(args: Args) -> int:
+    """Runs or resumes a sweep; returns the exit code."""
+    import jax
+
+    from experiments.sweep_attackability.inputs import Problem, open_problem
+    from experiments.sweep_attackability.nearest import Nearest, estimate_cost, find_nearest
+    from experiments.sweep_attackability.nearest_page import cost_sentence, show_nearest, write_all
+    from experiments.sweep_attackability.solve import (
+        ALL_PAIRS,
+        cannot_write,
+        check_options,
+        nearest_options,
+        sweep_folder,
+        together,
+        with_methods,
+    )
+    from spectra_jax.logging import Console, duration
+
+    began = time.monotonic()
+    console = Console(quiet=args.quiet or jax.process_index() > 0)
+
+    def prepare() -> tuple[Problem, Nearest | None]:
+        problem = open_problem(args.source, args.questions.precision)
+        console.say(problem.sources)
+        check_options(args.questions, problem)
+        # Seconds of work: one process does it.
+        return problem, find_nearest(problem, console=console) if jax.process_index() == 0 else None
+
+    problem, found = together(prepare)
+    if found is not None:
+        show_nearest(problem, found, console)
+    config = with_methods(args.questions, problem)
+    if config.methods:
+        from experiments.sweep_attackability.all_pairs import solve_all
+
+        return solve_all(problem, config, found, args.out, console=console, began=began)
+    cost = estimate_cost(problem, ALL_PAIRS)
+    with sweep_folder(args.out, nearest_options(problem, found)) as folder:
+        if found is not None:
+            try:
+                path = write_all(problem, found, cost, folder, seconds=time.monotonic() - began)
+            except OSError as error:
+                raise cannot_write(folder, error) from error
+            console.say(cost_sentence(cost))
+            console.say(f"done in {duration(time.monotonic() - began)}; open {path.resolve().as_uri()}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    args = parse(Args, arguments, "sweep_attackability")
+    import jax
+
+    from experiments.cli.devices import join_hosts, one_device_a_core, use_compilation_cache
+
+    use_compilation_cache()
+    one_device_a_core()
+    join_hosts(args.hosts)
+    if args.questions.precision == "float64":
+        jax.config.update("jax_enable_x64", True)
+    code = sweep(args)
+    print(args.out)
+    return code
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,67 @@
+"""All pairs of a sweep, from the folder to the report."""
+
+import time
+from pathlib import Path
+
+from experiments.runs.folder import SUMMARY
+from experiments.sweep_attackability.inputs import Problem, Scan, scan
+from experiments.sweep_attackability.nearest import Nearest, estimate_cost, write_nearest
+from experiments.sweep_attackability.options import SolveConfig
+from experiments.sweep_attackability.page import analyse, write_report
+from experiments.sweep_attackability.solve import (
+    Plan,
+    cannot_write,
+    check_same_input,
+    make_plan,
+    seconds_solved,
+    solve,
+    sweep_folder,
+    together,
+)
+from spectra_jax.logging import Console, duration, write_json
+
+
+def solve_all(
+    problem: Problem,
+    config: SolveConfig,
+    nearest: Nearest | None,
+    out: Path,
+    *,
+    console: Console,
+    began: float,
+) -> int:
+    """Solves, or goes on solving, and reports; returns the exit code.
+
+    Args:
+        problem: what is swept.
+        config: the options, with methods.
+        nearest: the answers that came first, on process 0.
+        out: the folder to write.
+        console: told about progress.
+        began: time.monotonic() when the command did.
+    """
+    cost = estimate_cost(problem, config.methods)
+    console.say(f"all {cost.pairs:,} pairs, about {duration(cost.seconds)} and {cost.gigabytes:.2g} GB")
+
+    def prepare() -> tuple[Scan, Plan]:
+        found = scan(problem, config.precision)
+        return found, make_plan(problem, config, found.fingerprint)
+
+    found, plan = together(prepare)
+    check_same_input(plan)
+    with sweep_folder(out, plan.options) as folder:
+        earlier = seconds_solved(folder, plan)
+        try:
+            if nearest is not None:
+                write_nearest(problem, nearest, folder)
+            code = solve(problem, config, plan, found, folder, console=console)
+            if code == 0 and nearest is not None:
+                console.say("reading the answers")
+                answers = analyse(problem, config, plan, folder)
+                seconds = earlier + time.monotonic() - began
+                write_json(folder / SUMMARY, {**answers.summary, "seconds": seconds})
+                path = write_report(problem, config, plan, answers, nearest, folder, seconds=seconds)
+                console.say(f"done in {duration(time.monotonic() - began)}; open {path.resolve().as_uri()}")
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+    return code

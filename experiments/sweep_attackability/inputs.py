@@ -1,0 +1,225 @@
+"""What a sweep is asked about: a run folder of ours or anybody's features and head, opened and checked."""
+
+import dataclasses
+import difflib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.cli.command import UserError
+from experiments.sweep_attackability.options import InputConfig
+from spectra_jax import Head
+from spectra_jax.array_files import Rows, SourceError
+from spectra_jax.sweep_sources import (
+    ID_NAME,
+    NONE,
+    blocks,
+    check_floats,
+    check_labels,
+    open_features,
+    open_labels,
+    read_head,
+)
+from spectra_jax.sweep_statistics import Moments
+
+_SCANNED_BYTES = 1 << 25
+
+
+class Problem(NamedTuple):
+    """The input of a sweep.
+
+    Attributes:
+        features: (N, n).
+        labels: (N,), or None.
+        head: in the type to compute in.
+        class_names: (c,).
+        attribute_names: (n,).
+        title: what it is, for the report.
+        head_title: where the head comes from.
+        sources: which array of which file is what.
+        ids: (N,) what the samples are called, or None for their rows.
+    """
+
+    features: Rows
+    labels: Rows | None
+    head: Head
+    class_names: tuple[str, ...]
+    attribute_names: tuple[str, ...]
+    title: str
+    head_title: str
+    sources: str
+    ids: np.ndarray | None = None
+
+
+def open_problem(config: InputConfig, precision: str) -> Problem:
+    """Opens the input; reads the head and nothing else.
+
+    Raises:
+        UserError: it is not one that can be swept.
+    """
+    config.check()
+    try:
+        problem = _from_run(config, precision) if config.run_dir is not None else _from_files(config, precision)
+    except SourceError as error:
+        raise UserError(str(error)) from error
+    if problem.features.shape[0] < 1:
+        raise UserError(f"{problem.features.title} holds no samples.")
+    if problem.labels is not None and problem.labels.shape[0] != problem.features.shape[0]:
+        raise UserError(
+            f"{problem.labels.title} has {problem.labels.shape[0]} labels for the {problem.features.shape[0]} samples "
+            f"of {problem.features.title}."
+        )
+    return problem._replace(ids=_read_ids(config, problem.features))
+
+
+def _read_ids(config: InputConfig, features: Rows) -> np.ndarray | None:
+    """What the samples are called; None where nobody says."""
+    if config.ids is not None:
+        ids, title = np.asarray(_read_lines("--ids", config.ids)), f"--ids {config.ids}"
+    elif features.path.suffix == ".npz":
+        title = f"{features.path}: {ID_NAME}"
+        try:
+            with np.load(features.path) as arrays:
+                if ID_NAME not in arrays.files:
+                    return None
+                ids = arrays[ID_NAME]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{title} cannot be read ({error}); expected one text or integer a sample.") from error
+    else:
+        return None
+    if ids.shape != features.shape[:1] or ids.dtype.kind not in "iuU":
+        raise UserError(
+            f"{title} has {ids.size} entries of type {ids.dtype}; expected {features.shape[0]}, one text or integer a "
+            "sample."
+        )
+    return ids.astype(str)
+
+
+def _from_run(config: InputConfig, precision: str) -> Problem:
+    from experiments.runs.stored import open_prepared, read_run_config
+
+    assert config.run_dir is not None
+    run_dir, path = config.run_dir, config.run_dir / "test_attributes.npz"
+    prepared = read_run_config(run_dir).prepared
+    if not path.exists() or not (run_dir / "head.npz").exists():
+        raise UserError(f"{path} or head.npz is missing: training has not finished. Repeat its command.")
+    config = dataclasses.replace(config, features=path, head=run_dir / "head.npz")
+    problem = _from_files(config, precision)
+    if prepared.is_dir() and (config.class_names, config.attribute_names) == (None, None):
+        info = open_prepared(prepared).info
+        if (info.num_classes, info.num_attributes) == np.shape(problem.head.weights):
+            problem = problem._replace(class_names=info.class_names, attribute_names=info.attribute_names)
+    return problem._replace(title=f"test split of {run_dir.name}")
+
+
+def _from_files(config: InputConfig, precision: str) -> Problem:
+    assert config.features is not None and config.head is not None
+    if config.head_bias is not None and not config.bias:
+        raise UserError(f"--head-bias {config.head_bias} and --no-bias contradict each other: give one of them.")
+    features = open_features(config.features, config.feature_name)
+    head, head_title = read_head(
+        config.head,
+        width=features.shape[1],
+        dtype=precision,
+        weight=config.head_weight,
+        bias=config.head_bias if config.bias else NONE,
+    )
+    num_classes = head.weights.shape[0]
+    if config.labels is None:
+        labels = open_labels(config.features, num_classes=num_classes, name=config.label_name, features=features)
+    else:
+        labels = open_labels(config.labels, num_classes=num_classes, name=config.label_name)
+    names = [
+        _read_names(path, kind, count)
+        for path, kind, count in zip(
+            (config.class_names, config.attribute_names), ("class", "attribute"), head.weights.shape, strict=True
+        )
+    ]
+    label_title = "none" if labels is None else f"{labels.title} {labels.shape}"
+    sources = f"features: {features.title} {features.shape}; labels: {label_title}; head: {head_title}"
+    return Problem(features, labels, head, names[0], names[1], str(config.features), head_title, sources)
+
+
+def _read_names(path: Path | None, kind: str, count: int) -> tuple[str, ...]:
+    if path is None:
+        return tuple(f"{kind} {i}" for i in range(count))
+    names = tuple(_read_lines(f"--{kind}-names", path))
+    if len(names) != count:
+        raise UserError(f"--{kind}-names {path} has {len(names)} lines; expected {count}, one a {kind}.")
+    return names
+
+
+def _read_lines(option: str, path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option} {path} cannot be read: {error}") from error
+
+
+def mutable_mask(problem: Problem, immutable: Sequence[str]) -> np.ndarray | None:
+    """(n,) attributes that may change; None for all.
+
+    Raises:
+        UserError: there is no such attribute, or none is left.
+    """
+    if not immutable:
+        return None
+    mask = np.ones(len(problem.attribute_names), bool)
+    for name in immutable:
+        places = [i for i, known in enumerate(problem.attribute_names) if known == name]
+        if not places and name.isdecimal() and int(name) < len(mask):
+            places = [int(name)]
+        if not places:
+            near = difflib.get_close_matches(name, problem.attribute_names, 3, 0.4)
+            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            raise UserError(f"--immutable {name}: no such attribute, nor an index from 0 to {len(mask) - 1}.{hint}")
+        mask[places] = False
+    if not mask.any():
+        raise UserError("--immutable leaves no attribute that may change.")
+    return mask
+
+
+class Scan(NamedTuple):
+    """What one pass over the input found.
+
+    Attributes:
+        fingerprint: of every number of features, labels and head.
+        spread: (n,) standard deviation of each attribute.
+    """
+
+    fingerprint: str
+    spread: np.ndarray
+
+
+def scan(problem: Problem, precision: str) -> Scan:
+    """Reads the whole input once: every mistake in it is found before any work is done.
+
+    Raises:
+        UserError: a feature is NaN or infinite, a label is no class, or a file cannot be read; the message says where.
+    """
+    features, labels, head = problem.features, problem.labels, problem.head
+    count, width = features.shape
+    digest, moments = hashlib.sha256(repr((count, width, labels is not None)).encode()), Moments()
+    for array in (head.weights, head.bias):
+        digest.update(b"none" if array is None else np.asarray(array).tobytes())
+    try:
+        for start, stop in blocks(count, max(1, _SCANNED_BYTES // (8 * width))):
+            rows = check_floats(features.read(start, stop), start=start, dtype=precision, title=features.title)
+            moments.add(rows)
+            digest.update(np.ascontiguousarray(rows).data)
+            if labels is not None:
+                digest.update(read_labels(problem, start, stop).data)
+    except SourceError as error:
+        raise UserError(str(error)) from error
+    return Scan(digest.hexdigest(), moments.deviation)
+
+
+def read_labels(problem: Problem, start: int, stop: int) -> np.ndarray:
+    """Labels of the samples from `start` to `stop`, checked; the problem has some."""
+    labels = problem.labels
+    assert labels is not None
+    num_classes = problem.head.weights.shape[0]
+    return check_labels(labels.read(start, stop), start=start, num_classes=num_classes, title=labels.title)

@@ -1,0 +1,79 @@
+"""The options of experiments.sweep_attackability."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.cli.command import UserError, check_file, check_run_folder
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """Whose features.
+
+    Attributes:
+        run_dir: a finished run folder of experiments.train or experiments.quickstart: its test split and its head.
+        features: (N, n) in .npy, .npz or .safetensors, with --head.
+        head: (c, n) weights, optional (c,) bias, in .npy, .npz or .safetensors, e.g. a PyTorch state dict.
+        labels: class indices (N,), (N, 1) or one-hot, in a file of the same kinds; by default those in the features'
+            file, if any.
+        feature_name: of the array in the file; default attributes, features, embeddings or the only one that fits.
+        label_name: default labels, label, targets, target, y or the only one that fits; none for no labels.
+        head_weight: e.g. fc.weight; default weights, weight or the only one that fits.
+        head_bias: e.g. fc.bias; default the one that lies beside the weights and fits.
+        bias: --no-bias: the head has none, whatever lies beside the weights.
+        class_names: text file, a name a line; a run folder knows its own.
+        attribute_names: likewise.
+        ids: what the samples are called, in tables and files: a text file, an id a line; by default the array ids
+            beside the features in an .npz, else the row, counted from 0.
+    """
+
+    run_dir: Path | None = None
+    features: Path | None = None
+    head: Path | None = None
+    labels: Path | None = None
+    feature_name: str | None = None
+    label_name: str | None = None
+    head_weight: str | None = None
+    head_bias: str | None = None
+    bias: bool = True
+    class_names: Path | None = None
+    attribute_names: Path | None = None
+    ids: Path | None = None
+
+    def check(self) -> None:
+        """Raises UserError unless there is one input, and its files are there."""
+        given = (self.run_dir is not None, self.features is not None, self.head is not None)
+        if given not in ((True, False, False), (False, True, True)):
+            raise UserError("Name either --run-dir, or --features and --head.")
+        if self.run_dir is not None:
+            check_run_folder(self.run_dir)
+        for name in ("features", "head", "labels", "class_names", "attribute_names", "ids"):
+            check_file(name.replace("_", "-"), getattr(self, name))
+
+
+@dataclass(frozen=True)
+class SolveConfig:
+    """Which distances of all (sample, target) pairs, besides those to the nearest class.
+
+    Attributes:
+        all_pairs: also solve every pair, by projection and boundary. Done without asking where it takes a minute or
+            two: up to 5 million pairs of a head that is not too large. The options below speak of all pairs and ask
+            for them.
+        methods: which of projection (exact for every target), boundary (EXACT for attackability and the nearest class;
+            for a single target a lower bound) and pinv (the paper's all-way tie; cheap, except with a bias or a margin
+            and more classes than attributes: a factorisation a class and block); default projection and boundary.
+        margin: lead over every other class that a target must have, in logits.
+        immutable: names or indices of attributes that must not change; not with pinv.
+        deltas: also write the changes themselves, n numbers a row; with pinv a factorisation a class and block more.
+        precision: float32, or float64 for pairs that float32 leaves unresolved (about 2 times slower on a CPU).
+        samples_per_partition: 0 for files of about 262,144 pairs a method; Ctrl-C and kills cost at most those in work.
+    """
+
+    methods: tuple[Literal["projection", "boundary", "pinv"], ...] = ()
+    margin: float = 0.0
+    immutable: tuple[str, ...] = ()
+    deltas: bool = False
+    precision: Literal["float32", "float64"] = "float32"
+    samples_per_partition: int = 0
+    all_pairs: bool = False
