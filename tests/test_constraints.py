@@ -265,7 +265,7 @@ def test_few_changes_against_every_set_of_attributes(count):
                 continue
             assert result.feasible[i] and norm >= best * (1 - 1e-9)
             assert np.count_nonzero(delta) <= count and not delta[~mutable].any()
-            assert not np.any((delta != 0) & ~np.asarray(result.support[i]))
+            assert not np.any((delta != 0) & ~np.asarray(result.chosen[i]))
             logits = weights @ (attributes[i] + delta) + bias
             assert logits[targets[i]] - np.delete(logits, targets[i]).max() >= 0.1 - 1e-9
             assert not result.proven[i] or norm == pytest.approx(best, rel=1e-7, abs=1e-12)
@@ -315,7 +315,7 @@ def test_one_value_of_every_group_against_every_choice(threshold):
                 assert not result.feasible[i] and (norm == np.inf) == bool(result.proven[i])
                 continue
             assert result.feasible[i] and norm >= best * (1 - 1e-9)
-            after, active = attributes[i] + delta, np.asarray(result.active[i])
+            after, active = attributes[i] + delta, np.asarray(result.chosen[i])
             assert not delta[~mutable].any() and not active[3]
             for g in (0, 1):
                 members = g == GROUPS
@@ -336,7 +336,7 @@ def test_a_group_that_cannot_be_put_in_order_has_no_answer():
     frozen = np.isin(np.arange(N), [1, 3, 4, 5, 6])  # attributes 0 and 2 must stay: both on in the first sample
     result = one_hot(as_head(weights, bias), attributes, targets, GROUPS, 0.1, 0.0, frozen)
     assert not result.feasible[0] and result.norm[0] == np.inf and result.proven[0]
-    assert np.all(np.asarray(result.active)[1:][np.asarray(result.feasible)[1:], 0])
+    assert np.all(np.asarray(result.chosen)[1:][np.asarray(result.feasible)[1:], 0])
 
 
 @pytest.mark.usefixtures("x64")

@@ -9,7 +9,7 @@ import pytest
 
 import spectra_jax as sj
 from spectra_jax.constraints.options import make_options
-from spectra_jax.constraints.problem import make_problem
+from spectra_jax.constraints.programs import make_programs
 from spectra_jax.constraints.remaining import remaining_choices
 from spectra_jax.constraints.rules import as_constraints
 from spectra_jax.constraints.verify import keeps_rules
@@ -57,7 +57,7 @@ def best_by_enumeration(head, attributes, target, rules, margin: float) -> float
     constraints = as_constraints(rules, NUM_ATTRIBUTES)
     options = make_options(constraints, attributes[None])
     per_unit = [np.flatnonzero(options.option_unit == unit) for unit in range(options.num_units)]
-    problem = make_problem(head, attributes[None], np.array([target]), margin, constraints)
+    programs = make_programs(head, attributes[None], np.array([target]), margin, constraints)
     weights = np.asarray(head.weights, float)
     others = np.arange(NUM_CLASSES) != target
     rows = np.concatenate([(weights[target] - weights[others]), constraints.relations]) / constraints.costs
@@ -65,7 +65,7 @@ def best_by_enumeration(head, attributes, target, rules, margin: float) -> float
     wanted = np.concatenate(
         [logits[others] - logits[target] + margin, constraints.offsets - constraints.relations @ attributes]
     )
-    assert problem.gaps.shape == (1, NUM_CLASSES + len(constraints.relations))
+    assert programs.offsets.shape == (1, NUM_CLASSES + len(constraints.relations))
     best = np.inf
     for chosen in itertools.product(*per_unit):
         chosen = np.array(chosen)

@@ -28,8 +28,8 @@ class Nearest(NamedTuple):
         norm: (q,) inf where there is none, NaN where the search cannot tell.
         multipliers: (q, c + r) of the constraint normals. Where there is no point they are the certificate of that: no
             change within the ranges meets all constraints, so weighted.
-        shortfall: (q,) how far the certificate proves the constraints so weighted, as one of length 1 at most, to be out
-            of reach; 0 where there is a point, NaN where the search cannot tell.
+        shortfall: (q,) how far the certificate proves the constraints so weighted, as one of length 1 at most, to be
+            out of reach; 0 where there is a point, NaN where the search cannot tell.
     """
 
     delta: Float[np.ndarray, "q n"]

@@ -69,7 +69,7 @@ def single_attribute_perturbations(
 def feasible_intervals(problem: Problem) -> SingleAttributeResult:
     """`single_attribute_perturbations` of a problem; every attribute counts as mutable."""
     # A class that is masked by its bias never wins, and no number can be compared with its offsets.
-    masked, weights = problem.is_masked, problem.head.weights
+    masked, weights = problem.is_masked & problem.is_finite, problem.head.weights
     lower, upper = _intervals(jnp.where(masked, 0, problem.offsets), weights[problem.target][None, :] - weights)
     lower, upper = jnp.where(masked, jnp.inf, lower), jnp.where(masked, -jnp.inf, upper)
     feasible = (lower <= upper) & (lower < jnp.inf)
