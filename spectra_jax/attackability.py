@@ -11,7 +11,7 @@ from spectra_jax.buckets import in_buckets
 from spectra_jax.checks import as_problem, check_choice
 from spectra_jax.perturbations import formulas
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
-from spectra_jax.perturbations.geometry import of_unit_size, relative_logits, safe_norm
+from spectra_jax.perturbations.geometry import is_predicted, of_unit_size, relative_logits, safe_norm
 from spectra_jax.perturbations.nearest_class import nearest_class
 from spectra_jax.perturbations.nearest_target import nearest_target
 from spectra_jax.switches import public
@@ -54,9 +54,7 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
     head, _, _ = of_unit_size(head, jnp.zeros((), attributes.dtype))
     logits = relative_logits(head, attributes)
     norms = all_pairs_norms(head, attributes, method=method)
-    classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    others = classes[None, :] != jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
-    found = nearest_target(norms, allowed=others)
+    found = nearest_target(norms, allowed=~is_predicted(logits))
     nearest = jnp.where(found.num_unresolved > 0, jnp.nan, found.distance)  # the nearest may be one of those
     return formulas.attackability(nearest, safe_norm(attributes))
 

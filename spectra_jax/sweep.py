@@ -51,7 +51,7 @@ class PairAnswers(NamedTuple):
 
 
 class SampleAnswers(NamedTuple):
-    """What is said once a sample.
+    """What is said about each sample.
 
     Attributes:
         predicted: (b,) class with the largest logit.
@@ -85,7 +85,7 @@ class SweepAnswers(NamedTuple):
 
     Attributes:
         samples: per sample.
-        pairs: per (sample, target) pair, one entry a method, in the order they were asked for.
+        pairs: per (sample, target) pair, one entry per method, in the order they were asked for.
     """
 
     samples: SampleAnswers
@@ -195,7 +195,7 @@ def _pinv(head, attributes, predicted, margin, mutable, deltas) -> PairAnswers:
     def one_target(target):
         return jax.vmap(lambda sample: pinv_perturbation(head, sample, target, margin=margin))(attributes)
 
-    # One factorisation a target, shared by the samples.
+    # One factorisation per target, shared by the samples.
     delta = jnp.swapaxes(jax.lax.map(one_target, classes), 0, 1) if deltas else None
     return PairAnswers(
         norm=norm,
@@ -305,12 +305,12 @@ def make_sweep(
     check_mutable(head, mutable)
     mesh = data_mesh(jax.local_devices() if devices is None else devices)
     dtype = np.asarray(head.weights).dtype
-    fixed = (
+    given = (
         head,
         None if mutable is None else np.asarray(mutable),
         np.ones(head.weights.shape[1], dtype) if spread is None else np.asarray(spread, dtype),
     )
-    constants = jax.device_put(fixed, replicated(mesh))
+    constants = jax.device_put(given, replicated(mesh))
 
     def block(constants, attributes):
         head, mutable, spread = constants

@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from spectra_jax.constraints.programs import Programs
-from spectra_jax.perturbations.dual_events import Queue
 from spectra_jax.perturbations.dual_path import Answers, solve_exactly
-from spectra_jax.perturbations.geometry import HIGHEST
+from spectra_jax.perturbations.exact import make_queue
 from spectra_jax.perturbations.lanes import pick
 from spectra_jax.types import Status
 
@@ -111,54 +110,22 @@ def _shortfall(programs: Programs, low, high, found: Nearest) -> Float[np.ndarra
 @jax.jit
 def _solve(weights, relations, targets, offsets, rounding, low, high, waiting, support) -> Answers:
     """All arrays in float64, indices in int32; `support` (q, k) names the columns that low and high are about."""
-    num_classes, num_rows = len(weights), offsets.shape[1]
+    others = jnp.sqrt(jnp.sum(jnp.square(relations), axis=1))
 
-    def columns_of(matrix, index):
-        """(p, k, rows) the columns that may move."""
-        return pick(matrix.T, pick(support, index))
+    def of_target(target):
+        return jnp.concatenate([jnp.sqrt(jnp.sum(jnp.square(weights[target][None, :] - weights), axis=1)), others])
 
-    def all_normals(index):
-        """(p, k, rows) on the support, one column per constraint."""
-        ours = columns_of(weights, index)
-        own = jnp.take_along_axis(ours, pick(targets, index)[:, None, None], axis=2)
-        return jnp.concatenate([own - ours, columns_of(relations, index)], axis=2)
-
-    def normals(index, row):
-        rival, other = jnp.minimum(row, num_classes - 1), jnp.maximum(row - num_classes, 0)
-        target = pick(targets, index)
-        if support is None:
-            ours, theirs = pick(weights, target) - pick(weights, rival), pick(relations, other) if len(relations) else 0
-        else:
-            places = pick(support, index)
-            ours = pick(weights, target[:, None], places) - pick(weights, rival[:, None], places)
-            theirs = pick(relations, other[:, None], places) if len(relations) else 0
-        return jnp.where((row < num_classes)[:, None], ours, theirs)
-
-    def products(index, delta):
-        if support is not None:
-            return jnp.sum(all_normals(index) * delta[:, :, None], axis=1)
-        reached = jnp.matmul(delta, weights.T, precision=HIGHEST)
-        own = jnp.take_along_axis(reached, pick(targets, index)[:, None], axis=1)
-        return jnp.concatenate([own - reached, jnp.matmul(delta, relations.T, precision=HIGHEST)], axis=1)
-
-    if support is None:
-        others = jnp.sqrt(jnp.sum(jnp.square(relations), axis=1))
-
-        def of_target(target):
-            return jnp.concatenate([jnp.sqrt(jnp.sum(jnp.square(weights[target][None, :] - weights), axis=1)), others])
-
-        lengths = jax.lax.map(of_target, targets)
-
-    queue = Queue(
-        normals=normals,
-        products=products,
-        lengths=lambda index: (
-            pick(lengths, index) if support is None else jnp.sqrt(jnp.sum(jnp.square(all_normals(index)), axis=1))
-        ),
+    lengths = jax.lax.map(of_target, targets) if support is None else None
+    queue = make_queue(
+        weights,
+        targets,
+        lengths=lambda index: pick(lengths, index),
         offsets=lambda index: (pick(offsets, index), pick(rounding, index)),
         ranges=lambda index: (pick(low, index), pick(high, index)),
+        supports=support,
+        relations=relations,
     )
-    rank = min(low.shape[1], num_rows - 1)
+    rank = min(low.shape[1], offsets.shape[1] - 1)
     return solve_exactly(
         *(queue, waiting),
         num_attributes=low.shape[1],

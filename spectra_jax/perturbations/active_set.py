@@ -11,10 +11,10 @@ It starts at delta = 0, adds the most violated rival, and drops rivals whose mul
 negative: every iterate is optimal for its own active set, so it ends after finitely many steps.
 
 A pair occupies a lane: a few slots with its active rivals, their multipliers and the inverse of their Gram matrix.
-Only the search for the most violated rival looks at all classes, and it only adds up a few rows of K.
+Only the search for the most violated rival looks at all classes, and all it does is add up a few rows of K.
 
-This is the fast way for ordinary pairs. Classes with nearly equal weights, whose differences cancel in K, rivals that
-depend on each other and empty regions are found out and left to `dual_path`.
+This is the fast path for ordinary pairs. Classes with nearly equal weights, whose differences cancel in K, rivals that
+depend on each other and empty regions are recognised and left to `dual_path`.
 """
 
 from typing import NamedTuple
@@ -66,7 +66,7 @@ def make_regions(
     logits: Float[Array, "b c"],
     margins: Float[Array, "b"],
 ) -> Regions:
-    """The shared problem, from the Gram matrix of the centred rows and their squared distances."""
+    """What all pairs share, from the Gram matrix of the centred weight rows and their squared distances."""
     lengths = jnp.sqrt(squares)
     same = lengths <= 4 * float(jnp.finfo(gram.dtype).eps) * jnp.sqrt(jnp.max(jnp.diagonal(gram)))
     return Regions(gram, lengths, jnp.where(same, 0, 1 / jnp.where(same, 1, lengths)), logits, margins)
@@ -235,8 +235,8 @@ def conclude(regions: Regions, lanes: Lanes, tolerance: float) -> tuple[Lanes, C
     """Polishes and checks lanes that have CONVERGED.
 
     What rounding can have spoilt by more than the tolerance, relative to the norm, is UNRESOLVED: a norm that nearly
-    cancels, rivals whose lead is not known well enough to say that they are behind, rows that lie close to the
-    target's. So is every STUCK lane, whose candidate depends on the active rivals: whether its region is empty is not
+    cancels, rivals whose slack is not known well enough to say that they are behind, weights close to the target's. So
+    is every STUCK lane, whose candidate depends on the active rivals: whether its region is empty is not
     for this precision to say.
     """
     epsilon, _ = _precision(regions)
@@ -260,7 +260,7 @@ def conclude(regions: Regions, lanes: Lanes, tolerance: float) -> tuple[Lanes, C
 
     slack, rounding, _ = _slack(regions, ended)
     inverse_lengths = pick(regions.inverse_lengths, target)
-    # K cancels in the rows' differences: the rounding of a lead is that of the products of whole rows.
+    # K cancels in the normals: the rounding of a slack is that of the products of whole weight rows.
     sizes = jnp.sqrt(jnp.diagonal(regions.gram))
     terms = jnp.sum(multipliers * (pick(sizes, slots) + pick(sizes, target)[:, None]), axis=-1)
     noise = rounding + 4 * epsilon * (sizes[None, :] + pick(sizes, target)[:, None]) * terms[:, None]
@@ -296,7 +296,7 @@ def conclude(regions: Regions, lanes: Lanes, tolerance: float) -> tuple[Lanes, C
 
 
 def unit_inverse(regions: Regions, lanes: Lanes) -> Float[Array, "p m m"]:
-    """The inverse for rows of length 1."""
+    """The inverse for normals of length 1."""
     lengths = pick(regions.lengths, lanes.target[:, None], lanes.slots)
     return lanes.inverse * lengths[:, :, None] * lengths[:, None, :]
 
@@ -358,7 +358,7 @@ def _most_violated(regions: Regions, lanes: Lanes) -> tuple[Int[Array, "p"], Boo
     slack, _, noise = _slack(regions, lanes)
     inverse_lengths = pick(regions.inverse_lengths, lanes.target)
     violated = ~lanes.settled & (slack < -noise)
-    # Rivals whose row coincides with the target's come first: they decide feasibility.
+    # Rivals with the target's own weights come first: they decide feasibility.
     distance = jnp.where(inverse_lengths > 0, -slack * inverse_lengths, float(jnp.finfo(slack.dtype).max))
     distance = jnp.where(violated, distance, 0)
     num_classes = distance.shape[1]

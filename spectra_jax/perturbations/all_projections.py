@@ -13,6 +13,7 @@ from spectra_jax.perturbations.geometry import (
     HIGHEST,
     are_finite,
     gram_matrix,
+    is_predicted,
     of_unit_size,
     relative_logits,
     safe_norm,
@@ -78,7 +79,7 @@ def _project_all(head: Head, attributes: Array, margin: Array, mutable: Array | 
     head, margin, _ = of_unit_size(head, margin)
     logits = relative_logits(head, attributes)
     found = _all_targets(head, logits, attributes, margin, mutable)
-    predicted = _is_predicted(logits)
+    predicted = is_predicted(logits)
     relative = formulas.relative_residual(found.residual, safe_norm(attributes)[:, None], found.norm)
     status = jnp.where(predicted, Status.SOLVED, found.status)
     return AllPairsResult(
@@ -114,7 +115,7 @@ def projection_norms(
     Returns:
         (b, c); 0 for the predicted class, inf where the target's region is empty, NaN where nothing can be told.
     """
-    predicted = _is_predicted(logits)
+    predicted = is_predicted(logits)
     gram = gram_matrix(head.weights, mutable)
     norms = _norms(jax.lax.stop_gradient((head, attributes, mutable)), gram, logits, margin)
     return jnp.where(predicted, 0, norms)
@@ -144,11 +145,6 @@ def _norms_jvp(primals, tangents):
     moving = feasible & (found.norm > 0)
     change = (offsets_dot - product_dot / 2) / jnp.where(moving, found.norm, 1)
     return found.norm, jnp.where(moving, change, 0)
-
-
-def _is_predicted(logits: Float[Array, "b c"]) -> Bool[Array, "b c"]:
-    classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    return classes[None, :] == jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
 
 
 def _all_targets(head, logits, attributes, margin, mutable, *, want_multipliers: bool = False) -> Solutions:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from spectra_jax.perturbations import formulas
-from spectra_jax.perturbations.geometry import safe_norm, safe_sqrt
+from spectra_jax.perturbations.geometry import is_predicted, safe_norm, safe_sqrt
 from spectra_jax.perturbations.problem import Problem, make_problem
 from spectra_jax.switches import public
 from spectra_jax.types import Head
@@ -61,9 +61,9 @@ def boundary_norms(
         margin: required lead over the predicted class, in logits.
 
     Returns:
-        (b, c); 0 for the predicted class, inf where the two rows of weights coincide and a gap remains.
+        (b, c); 0 for the predicted class, inf where the two classes have equal weights and the target is behind.
     """
-    predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    predicted = jnp.argmax(logits, axis=-1)
     offsets = formulas.offset(jnp.max(logits, axis=-1, keepdims=True), logits, margin)
     norms = formulas.boundary_distance(offsets, safe_sqrt(squares)[predicted])
-    return jnp.where(jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] == predicted[:, None], 0, norms)
+    return jnp.where(is_predicted(logits), 0, norms)

@@ -93,7 +93,8 @@ def search_ranges(problem: Problem, ranges: Ranges, squares: Float[Array, "c c"]
         (head, squares), (attributes, targets, margins, low, high, waiting) = shared, members
         samples = jnp.arange(len(targets), dtype=jnp.int32)
         return exact_pairs(
-            *(head, squares, attributes, margins, samples, targets, waiting, (low, high)),
+            *(head, squares, attributes, margins, samples, targets, waiting),
+            ranges=(low, high),
             usual=_USUAL_ACTIVE,
             num_slots=max_slots(head),
         )

@@ -129,7 +129,7 @@ def solve_exactly(
         usual: as many active rivals are enough for most problems; those that need more queue again.
         num_slots: s, of the evidence, or None for none. The multipliers and the inverse of an answer with more active
             rivals are NaN.
-        want_pattern: whether the evidence has its pattern, n + s^2 numbers a problem.
+        want_pattern: whether the evidence has its pattern, n + s^2 numbers per problem.
 
     Returns:
         Answers.

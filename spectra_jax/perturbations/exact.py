@@ -1,5 +1,6 @@
 """Pairs of samples and targets given to the exact search: constraint normals are differences of one head's weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,10 +23,11 @@ def exact_pairs(
     samples: Int[Array, "q"],
     targets: Int[Array, "q"],
     waiting: Bool[Array, "q"],
-    ranges: tuple[Float[Array, "b n"], Float[Array, "b n"]] | None = None,
     *,
-    from_logits: bool = False,
+    ranges: tuple[Float[Array, "b n"], Float[Array, "b n"]] | None = None,
+    supports: Int[Array, "q k"] | None = None,
     mutable: Bool[Array, "n"] | None = None,
+    from_logits: bool = False,
     usual: int | None = None,
     num_slots: int | None = None,
     want_pattern: bool = True,
@@ -41,15 +43,15 @@ def exact_pairs(
         targets: (q,).
         waiting: (q,) which pairs to solve.
         ranges: (b, n) smallest and largest change of each attribute.
-        from_logits: whether the inputs are logits, which then need not be the head's own.
+        supports: (q, k) the only attributes that may change, others for each pair; delta is then (q, k).
         mutable: (n,) attributes that may change.
+        from_logits: whether the inputs are logits, which then need not be the head's own.
         usual, num_slots, want_pattern: see `solve_exactly`.
 
     Returns:
         Answers in the type of the weights.
     """
-    num_classes, num_attributes = head.weights.shape
-    equal = (squares if mutable is None else squared_distances(head.weights)) == 0
+    same = (squares if mutable is None else squared_distances(head.weights)) == 0
 
     def solve(head: Head, squares, inputs, margins, ranges) -> Answers:
         weights, bias = head
@@ -57,30 +59,27 @@ def exact_pairs(
         if mutable is not None:
             weights = jnp.where(mutable[None, :], weights, 0)
 
-        def products(index, delta):
-            reached = jnp.matmul(delta, weights.T, precision=HIGHEST)
-            return jnp.take_along_axis(reached, pick(targets, index)[:, None], axis=1) - reached
-
         def offsets(index):
             sample, target = pick(samples, index), pick(targets, index)
-            same = None if from_logits else pick(equal, target)
-            return offsets_and_rounding(pick(logits, sample), target, pick(margins, sample), same, bias)
+            own = None if from_logits else pick(same, target)
+            return offsets_and_rounding(pick(logits, sample), target, pick(margins, sample), own, bias)
 
         def limits(index):
             return pick(ranges[0], pick(samples, index)), pick(ranges[1], pick(samples, index))
 
-        queue = Queue(
-            normals=lambda index, rival: pick(weights, pick(targets, index)) - pick(weights, rival),
-            products=products,
+        queue = make_queue(
+            weights,
+            targets,
             lengths=lambda index: jnp.sqrt(pick(squares, pick(targets, index))),
             offsets=offsets,
             ranges=None if ranges is None else limits,
+            supports=supports,
         )
-        rank = min(num_attributes, num_classes - 1)
+        num_attributes = weights.shape[1] if supports is None else supports.shape[1]
         return solve_exactly(
             *(queue, waiting),
             num_attributes=num_attributes,
-            rank=rank,
+            rank=min(num_attributes, len(weights) - 1),
             usual=usual,
             num_slots=num_slots,
             want_pattern=want_pattern,
@@ -89,56 +88,60 @@ def exact_pairs(
     return in_float64(solve)(head, squares, inputs, margins, ranges)
 
 
-def exact_on_supports(
-    head: Head,
-    squares: Float[Array, "c c"],
-    attributes: Float[Array, "b n"],
-    margins: Float[Array, "b"],
-    samples: Int[Array, "q"],
+def make_queue(
+    weights: Float[Array, "c n"],
     targets: Int[Array, "q"],
-    supports: Int[Array, "q k"],
-    waiting: Bool[Array, "q"],
-) -> Answers:
-    """`exact_pairs` where only a few attributes may change, others for each problem.
+    *,
+    lengths: Callable[[Array], Array],
+    offsets: Callable[[Array], tuple[Array, Array]],
+    ranges: Callable[[Array], tuple[Array, Array]] | None = None,
+    supports: Int[Array, "q k"] | None = None,
+    relations: Float[Array, "r n"] | None = None,
+) -> Queue:
+    """Problems whose constraint normals are the target's weights less those of its rivals.
 
     Args:
-        head, squares, attributes, margins, samples, targets, waiting: see `exact_pairs`.
-        supports: (q, k) the attributes that may change.
+        weights: (c, n).
+        targets: (q,) of each problem.
+        lengths, offsets, ranges: see `Queue`; the lengths are not asked for where there are supports.
+        supports: (q, k) the only attributes that may change, others for each problem; delta is then (q, k).
+        relations: (r, n) further constraint normals, which follow those of the rivals.
 
     Returns:
-        Answers with evidence; delta is (q, k), on the support.
+        Queue.
     """
-    num_classes, count = len(head.weights), supports.shape[1]
-    equal = squares == 0
+    num_classes = len(weights)
+    rows = weights if relations is None else jnp.concatenate([weights, relations])
+    of_rival = jnp.arange(len(rows), dtype=jnp.int32) < num_classes
 
-    def solve(head: Head, attributes, margins) -> Answers:
-        weights, bias = head
-        logits = head_logits64(head, attributes)
+    def less_rivals(own, others, of_rival):
+        """The constraint normals, from the target's weights and the rows of the others."""
+        return own - others if relations is None else jnp.where(of_rival, own - others, others)
 
-        def all_normals(index):
-            """(p, k, c) on the support, one column per rival."""
-            columns = pick(weights.T, pick(supports, index))
-            return jnp.take_along_axis(columns, pick(targets, index)[:, None, None], axis=2) - columns
+    def normals(index, row):
+        target, own = pick(targets, index), (row < num_classes)[:, None]
+        if supports is None:
+            return less_rivals(pick(weights, target), pick(rows, row), own)
+        support = pick(supports, index)
+        return less_rivals(pick(weights, target[:, None], support), pick(rows, row[:, None], support), own)
 
-        def offsets(index):
-            sample, target = pick(samples, index), pick(targets, index)
-            return offsets_and_rounding(pick(logits, sample), target, pick(margins, sample), pick(equal, target), bias)
+    def on_supports(index):
+        """(p, k, c + r) all normals."""
+        columns = pick(rows.T, pick(supports, index))
+        own = jnp.take_along_axis(columns, pick(targets, index)[:, None, None], axis=2)
+        return less_rivals(own, columns, of_rival[None, None, :])
 
-        def normals(index, rival):
-            support = pick(supports, index)
-            return pick(weights, pick(targets, index)[:, None], support) - pick(weights, rival[:, None], support)
+    def products(index, delta):
+        if supports is not None:
+            return jnp.sum(on_supports(index) * delta[:, :, None], axis=1)
+        reached = jnp.matmul(delta, rows.T, precision=HIGHEST)
+        own = jnp.take_along_axis(reached, pick(targets, index)[:, None], axis=1)
+        return less_rivals(own, reached, of_rival[None, :])
 
-        queue = Queue(
-            normals=normals,
-            products=lambda index, delta: jnp.sum(all_normals(index) * delta[:, :, None], axis=1),
-            lengths=lambda index: jnp.sqrt(jnp.sum(jnp.square(all_normals(index)), axis=1)),
-            offsets=offsets,
-            ranges=None,
-        )
-        rank = min(count, num_classes - 1)
-        return solve_exactly(queue, waiting, num_attributes=count, rank=rank, num_slots=rank + 1)
+    def lengths_on_supports(index):
+        return jnp.sqrt(jnp.sum(jnp.square(on_supports(index)), axis=1))
 
-    return in_float64(solve)(head, attributes, margins)
+    return Queue(normals, products, lengths if supports is None else lengths_on_supports, offsets, ranges)
 
 
 def head_logits64(head: Head, attributes: Float[Array, "b n"]) -> Float[Array, "b c"]:

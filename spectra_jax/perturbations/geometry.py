@@ -118,6 +118,12 @@ def of_unit_size(head: Head, margin: Float[Array, "..."]) -> tuple[Head, Float[A
     return Head(head.weights * factor, bias), margin * factor, factor
 
 
+def is_predicted(logits: Float[Array, "b c"]) -> Bool[Array, "b c"]:
+    """Marks the class with the largest logit of each sample, the first among equals."""
+    classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    return classes[None, :] == jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
+
+
 def are_finite(head: Head, attributes: Float[Array, "... n"], margin: Float[Array, ""]) -> Bool[Array, "..."]:
     """Whether everything that a sample's answers depend on is a number; a bias of -inf only masks its class."""
     head, attributes, margin = jax.lax.stop_gradient((head, attributes, margin))

@@ -160,7 +160,7 @@ def _nearest(head: Head, samples: Float[Array, "m n"], logits: Float[Array, "m c
     least_offset = jnp.take_along_axis(offsets, nearest[:, None], axis=1)[:, 0]
     offset = offset + jax.lax.stop_gradient(jnp.where(least_offset == 0, 0, jnp.maximum(offset, 0)) - offset)
     distance = jnp.where(reachable, formulas.boundary_distance(offset, safe_norm(normal)), jnp.inf)
-    # A number that is none, in the head or the sample, is no proof that nothing can be reached.
+    # NaN in the head or the sample is no proof that nothing can be reached.
     distance = jnp.where(jnp.isfinite(best) & ~jnp.isnan(least), distance, jnp.nan)
     attackability = formulas.attackability(distance, safe_norm(samples))
     found = NearestClass(distance, jnp.where(distance < jnp.inf, nearest, -1), attackability)

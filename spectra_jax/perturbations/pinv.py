@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_pair
 from spectra_jax.perturbations import formulas
-from spectra_jax.perturbations.geometry import HIGHEST, head_logits, of_unit_size, safe_sqrt
+from spectra_jax.perturbations.geometry import HIGHEST, head_logits, is_predicted, of_unit_size, safe_sqrt
 from spectra_jax.switches import public
 from spectra_jax.types import Head
 
@@ -93,26 +93,20 @@ def _target_pinv(
 
 
 def pinv_norms(
-    head: Head,
-    logits: Float[Array, "b c"],
-    margin: Float[Array, ""],
-    *,
-    own_logits: bool = True,
-    rtol: float | None = None,
+    head: Head, logits: Float[Array, "b c"], margin: Float[Array, ""], *, own_logits: bool
 ) -> Float[Array, "b c"]:
     """||pinv_perturbation|| for all samples and targets from one factorisation of the centred weights.
 
     Where the equations are consistent, delta_j = -pinv(C W) C (l - margin 1_j), so one pseudoinverse
     serves every pair. They are inconsistent only if rank(C W) < c - 1 and the right-hand side leaves its
     column space (a bias, a margin, or logits that are not W e): then the least-squares solutions differ
-    and each target is factorised once, never each pair.
+    and each target is factorised once, not each pair.
 
     Args:
         head: weights (c, n), optional bias (c,).
         logits: (b, c).
         margin: added to every offset, in logits.
         own_logits: whether `logits` are the head's own W e + b.
-        rtol: see `pinv_perturbation`.
 
     Returns:
         (b, c); 0 for the predicted class, inf for classes that a bias of -inf rules out.
@@ -128,7 +122,7 @@ def pinv_norms(
         return jnp.where(out, 0, values - mean)
 
     rows = centre(weights, 0)
-    shared = jnp.linalg.pinv(rows, rtol=default_rtol(weights) if rtol is None else rtol)
+    shared = jnp.linalg.pinv(rows, rtol=default_rtol(weights))
 
     def from_shared(logits):
         tie = -jnp.matmul(centre(logits, 1), shared.T, precision=HIGHEST)
@@ -140,7 +134,7 @@ def pinv_norms(
     def per_target(logits):
         def one_target(target):
             offsets = jax.vmap(_finite_offsets, in_axes=(0, None, None, None))(logits, target, margin, masked)
-            deltas = jnp.matmul(offsets, _target_pinv(weights, target, masked, rtol).T, precision=HIGHEST)
+            deltas = jnp.matmul(offsets, _target_pinv(weights, target, masked, None).T, precision=HIGHEST)
             return jnp.sum(jnp.square(deltas), axis=-1)
 
         return jax.lax.map(one_target, jnp.arange(num_classes, dtype=jnp.int32)).T
@@ -149,6 +143,5 @@ def pinv_norms(
     rank = jnp.sum(shared.T * rows)
     always_consistent = jnp.asarray(own_logits and head.bias is None) & (margin == 0)
     squares = jax.lax.cond(always_consistent | (rank > num_kept - 1.5), from_shared, per_target, logits)
-    predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     norms = jnp.where(masked[None, :], jnp.inf, safe_sqrt(squares))
-    return jnp.where(jnp.arange(num_classes, dtype=jnp.int32)[None, :] == predicted[:, None], 0, norms)
+    return jnp.where(is_predicted(logits), 0, norms)

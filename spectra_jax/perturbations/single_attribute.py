@@ -17,7 +17,7 @@ from spectra_jax.perturbations.problem import Problem, make_problem
 from spectra_jax.switches import public
 from spectra_jax.types import Head
 
-# (target, rival) crossings of a few samples held at once.
+# (target, rival) crossings of a few samples in memory at once.
 _CROSSINGS_AT_ONCE = 2_000_000
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from spectra_jax.checks import check_count
 from spectra_jax.perturbations.batching import over_members
 from spectra_jax.perturbations.dual_path import Answers
-from spectra_jax.perturbations.exact import exact_on_supports
+from spectra_jax.perturbations.exact import exact_pairs
 from spectra_jax.perturbations.geometry import HIGHEST, safe_norm, squared_distances
 from spectra_jax.perturbations.lagrangian import raise_bound, unit_normals
 from spectra_jax.perturbations.lanes import scatter_slots
@@ -247,7 +247,11 @@ def _on_supports(problem: Problem):
         samples = jnp.repeat(jnp.arange(num_samples, dtype=jnp.int32), num_tries)
         supports, waiting = supports.reshape(-1, count), waiting.reshape(-1)
         head, squares = shared
-        found = exact_on_supports(head, squares, attributes, margins, samples, targets[samples], supports, waiting)
+        found = exact_pairs(
+            *(head, squares, attributes, margins, samples, targets[samples], waiting),
+            supports=supports,
+            num_slots=min(count, len(head.weights) - 1) + 1,
+        )
         return jax.tree.map(lambda leaf: leaf.reshape(num_samples, num_tries, *leaf.shape[1:]), found)
 
     shared = (problem.head, squared_distances(problem.head.weights))
