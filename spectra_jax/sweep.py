@@ -145,7 +145,7 @@ def check_methods(methods: Sequence[str], mutable: object) -> None:
     for method in methods:
         check_choice("methods", method, METHODS)
     if "pinv" in methods and mutable is not None:
-        raise ValueError('mutable does not apply to the method "pinv"; leave one of the two out')
+        raise ValueError('mutable is given with the method "pinv"; expected None there: leave one of the two out')
 
 
 def _projection(head, attributes, predicted, margin, mutable, deltas) -> PairAnswers:

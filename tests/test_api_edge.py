@@ -139,7 +139,7 @@ REFUSED = [
     (lambda: sj.all_pairs_norms(HEAD, BATCH, logits=[[0.0] * 5] * 6), "logits is of type list; expected an array"),
     (lambda: sj.all_pairs_norms(HEAD, BATCH, method="svd"), "'boundary', 'pinv', 'projection'"),
     (lambda: sj.attackability(HEAD, BATCH, method="exact"), "'boundary', 'pinv', 'projection'"),
-    (lambda: sj.all_pairs_norms(HEAD, BATCH, method="pinv", mutable=jnp.ones(4, bool)), "mutable does not apply"),
+    (lambda: sj.all_pairs_norms(HEAD, BATCH, method="pinv", mutable=jnp.ones(4, bool)), "mutable is given with method"),
     (lambda: sj.projection_perturbation(HEAD, E[:-1], 0), "last axis of 4"),
     (lambda: sj.attackability(HEAD, BATCH[:, :-1]), "last axis of 4"),
     (lambda: sj.projection_perturbation(HEAD, BATCH, 0), "use jax.vmap"),

@@ -119,13 +119,13 @@ def as_constraints(rules: Rules, num_attributes: int) -> Constraints:
     costs = array("costs", 1.0, float)
     if not (np.isfinite(costs).all() and (costs > 0).all()):
         raise ValueError(
-            "rules.costs has entries that are not positive and finite; to lock attributes use may_rise, may_fall"
+            "rules.costs has entries that are not positive and finite; expected prices > 0: lock by may_rise, may_fall"
         )
     switch_values = array("switch_values", np.nan, float, (num_attributes, 2))
     off, on = switch_values.T
     if not ((np.isnan(off) & np.isnan(on)) | (np.isfinite(off) & np.isfinite(on) & (off < on))).all():
         raise ValueError(
-            "rules.switch_values has other rows than expected: an off value below an on value, or NaN for both"
+            "rules.switch_values has an unordered pair; expected an off value below an on value, or NaN for both"
         )
     if not np.isfinite(rules.on_level):
         raise ValueError(f"rules.on_level is {rules.on_level}; expected a finite number, in the attributes' unit")

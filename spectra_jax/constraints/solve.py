@@ -77,7 +77,9 @@ def constrained_perturbations(
     check_max_choices(max_choices)
     shape = np.shape(attributes)
     if np.shape(targets) != shape[:1] or not shape[0]:
-        raise ValueError(f"targets has shape {np.shape(targets)}; expected ({shape[0]},), one for each of >= 1 samples")
+        raise ValueError(
+            f"targets has shape {np.shape(targets)}; expected ({shape[0]},), one per sample, for at least one"
+        )
     if locked is not None and (np.shape(locked) != shape or np.asarray(locked).dtype != bool):
         raise ValueError(f"locked has shape {np.shape(locked)}; expected {shape} booleans, to match attributes")
     constraints = as_constraints(rules, head.weights.shape[1])

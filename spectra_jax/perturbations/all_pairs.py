@@ -54,7 +54,7 @@ def all_pairs_norms(
     check_margin(margin)
     check_mutable(head, mutable)
     if method == "pinv" and mutable is not None:
-        raise ValueError('mutable does not apply to method="pinv"; use "boundary" or "projection"')
+        raise ValueError('mutable is given with method="pinv"; expected None there: use "boundary" or "projection"')
     if logits is not None:
         check_array("logits", logits)
         wanted = (attributes.shape[0], head.weights.shape[0])

@@ -16,7 +16,7 @@ from spectra_jax.perturbations.dual_path import Answers
 from spectra_jax.perturbations.exact import exact_pairs, max_slots
 from spectra_jax.perturbations.geometry import HIGHEST, safe_norm, squared_distances
 from spectra_jax.perturbations.lanes import scatter_slots
-from spectra_jax.perturbations.problem import Problem, Ranges, absent, make_problem
+from spectra_jax.perturbations.problem import Problem, absent, make_problem
 from spectra_jax.perturbations.result import RestrictedResult
 from spectra_jax.perturbations.smooth import nearest_on
 from spectra_jax.switches import public
@@ -61,27 +61,20 @@ def box_perturbation(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative, lower above upper or NaN.
     """
-    return _project(
-        make_problem(
-            *(head, attributes, target), margin=margin, mutable=mutable, lower=lower, upper=upper, bounded=True
-        )
-    )
+    return _project(make_problem(head, attributes, target, margin=margin, mutable=mutable, ranges=(lower, upper)))
 
 
 @jax.jit  # op by op it would be hundreds of programs, and the loops among them compiled anew at every call
 def _project(problem: Problem) -> RestrictedResult:
-    assert problem.ranges is not None
-    possible = ~jnp.any(problem.ranges.outside != 0)
-    found = search_ranges(problem, problem.ranges, squared_distances(problem.head.weights), possible)
-    return from_evidence(problem, problem.ranges, found)
+    possible = ~jnp.any(problem.limits.outside != 0)
+    return from_evidence(problem, search_ranges(problem, squared_distances(problem.head.weights), possible))
 
 
-def search_ranges(problem: Problem, ranges: Ranges, squares: Float[Array, "c c"], possible: Bool[Array, ""]) -> Answers:
-    """What the exact search finds within some ranges; all vmapped problems and ranges are searched together.
+def search_ranges(problem: Problem, squares: Float[Array, "c c"], possible: Bool[Array, ""]) -> Answers:
+    """What the exact search finds within the problem's ranges; all vmapped problems are searched together.
 
     Args:
-        problem: the pair.
-        ranges: how far its attributes may change.
+        problem: with ranges.
         squares: (c, c) squared distances of the rows of its weights.
         possible: whether to search at all.
 
@@ -99,22 +92,14 @@ def search_ranges(problem: Problem, ranges: Ranges, squares: Float[Array, "c c"]
             num_slots=max_slots(head),
         )
 
-    waiting = problem.is_open & possible
-    members = (problem.attributes, problem.target, problem.margin, ranges.low, ranges.high, waiting)
+    low, high, _ = problem.limits
+    members = (problem.attributes, problem.target, problem.margin, low, high, problem.is_open & possible)
     return over_members(search)(*stop_gradient(((problem.head, squares), members)))
 
 
-def from_evidence(problem: Problem, ranges: Ranges, found: Answers) -> RestrictedResult:
-    """The differentiable answer that the search's evidence stands for.
-
-    Args:
-        problem: the pair.
-        ranges: that were searched.
-        found: by `search_ranges`.
-
-    Returns:
-        RestrictedResult.
-    """
+def from_evidence(problem: Problem, found: Answers) -> RestrictedResult:
+    """The differentiable answer that the evidence of `search_ranges` stands for."""
+    ranges = problem.limits
     held_outside = stop_gradient(jnp.any(ranges.outside != 0))
     status = problem.status(jnp.where(held_outside, Status.INFEASIBLE, found.status))
     feasible, empty = status == Status.SOLVED, status == Status.INFEASIBLE

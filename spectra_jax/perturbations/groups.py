@@ -13,7 +13,7 @@ from spectra_jax.perturbations.dual_path import Answers
 from spectra_jax.perturbations.geometry import HIGHEST, squared_distances
 from spectra_jax.perturbations.lagrangian import raise_bound, unit_normals
 from spectra_jax.perturbations.lanes import scatter_slots
-from spectra_jax.perturbations.problem import Problem, Ranges, absent, make_problem
+from spectra_jax.perturbations.problem import Problem, Ranges, absent, make_problem, make_ranges
 from spectra_jax.perturbations.result import RestrictedResult
 from spectra_jax.switches import public
 from spectra_jax.types import Head, Status
@@ -99,7 +99,7 @@ def _solve(problem: Problem, threshold: Array, groups: Array) -> RestrictedResul
     problem = problem._replace(is_finite=problem.is_finite & stop_gradient(threshold < jnp.inf))
     found = _search(stop_gradient(problem), stop_gradient(changes), groups)
     # A class that is masked by its bias has no answer whatever the choice.
-    result = from_evidence(problem, changes.to(found.active), found.answer)
+    result = from_evidence(problem._replace(ranges=changes.to(found.active)), found.answer)
     none = problem.status(jnp.where(found.impossible, Status.INFEASIBLE, Status.BUDGET))
     status = jnp.where(result.feasible, Status.SOLVED, none).astype(jnp.int32)
     norm = jnp.where(result.feasible, result.norm, absent(status))
@@ -118,16 +118,15 @@ def _solve(problem: Problem, threshold: Array, groups: Array) -> RestrictedResul
 
 def _changes(problem: Problem, threshold: Float[Array, ""], grouped: Bool[Array, "n"]) -> _Changes:
     """What turning each value on or off means; ungrouped attributes may do as they like."""
-    attributes = problem.attributes
-    allowed = jnp.ones(grouped.shape, bool) if problem.mutable is None else problem.mutable
+    endless = jnp.full_like(problem.attributes, jnp.inf)
 
-    def within(lower, upper) -> Ranges:
-        low = jnp.where(grouped, lower - attributes, -jnp.inf)
-        high = jnp.where(grouped, upper - attributes, jnp.inf)
-        outside = jnp.where(allowed, 0, (low > 0).astype(low.dtype) - (high < 0).astype(low.dtype))
-        return Ranges(jnp.where(allowed, low, 0), jnp.where(allowed, high, 0), outside)
+    def between(lower, upper) -> Ranges:
+        return make_ranges(problem.attributes, problem.mutable, lower, upper)
 
-    return _Changes(on=within(threshold, jnp.inf), off=within(-jnp.inf, -threshold))
+    return _Changes(
+        on=between(jnp.where(grouped, threshold, -endless), endless),
+        off=between(-endless, jnp.where(grouped, -threshold, endless)),
+    )
 
 
 class _Found(NamedTuple):
@@ -188,6 +187,9 @@ def _search(problem: Problem, changes: _Changes, groups: Int[Array, "n"]) -> _Fo
     few = min(_TRIED, num_attributes)
     squares = squared_distances(weights)
 
+    def search(ranges: Ranges, worth: Bool[Array, ""]) -> Answers:
+        return search_ranges(problem._replace(ranges=ranges), squares, worth)
+
     def over_groups(function, values):
         return function(values, names, num_attributes + 1)
 
@@ -234,7 +236,7 @@ def _search(problem: Problem, changes: _Changes, groups: Int[Array, "n"]) -> _Fo
         worth = (round.worth & ~broken).at[-1].set(jnp.where(first, True, round.worth[-1] & ~broken[-1]))
         worth = worth & ~(round.done | round.impossible)  # one vmapped along with others that still search
 
-        found = jax.vmap(search_ranges, (None, 0, None, 0))(problem, tried, squares, worth)
+        found = jax.vmap(search)(tried, worth)
         impossible = round.impossible | (first & (found.status[-1] == Status.INFEASIBLE))
         norms = jnp.where((found.status == Status.SOLVED) & round.worth, found.norm, jnp.inf)
         winner = jnp.argmin(norms)
@@ -286,7 +288,7 @@ def _search(problem: Problem, changes: _Changes, groups: Int[Array, "n"]) -> _Fo
     patterns, worth = only(nearest)
     nothing = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(search_ranges, problem, changes.on, squares, grouped[0]),
+        jax.eval_shape(search, changes.on, grouped[0]),
     )
     start = _Round(
         patterns=patterns,

@@ -67,6 +67,12 @@ class Problem(NamedTuple):
         return self.head.weights if self.mutable is None else jnp.where(self.mutable[None, :], self.head.weights, 0)
 
     @property
+    def limits(self) -> Ranges:
+        """The ranges of a problem that has some."""
+        assert self.ranges is not None
+        return self.ranges
+
+    @property
     def is_open(self) -> Bool[Array, ""]:
         """Whether there is anything to search for."""
         return self.is_finite & ~self.is_masked
@@ -97,15 +103,13 @@ def make_problem(
     *,
     margin: Any,
     mutable: Any = None,
-    lower: Any = None,
-    upper: Any = None,
-    bounded: bool = False,
+    ranges: tuple[Any, Any] | None = None,
 ) -> Problem:
     """Validates what a public function was given and builds the problem.
 
     Args:
-        head, attributes, target, margin, mutable, lower, upper: see `box_perturbation`.
-        bounded: whether the problem has ranges, even if both ends are None.
+        head, attributes, target, margin, mutable: see `box_perturbation`.
+        ranges: its `lower` and `upper`; None for a problem without ranges.
 
     Returns:
         Problem.
@@ -115,29 +119,43 @@ def make_problem(
     """
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
     check_mutable(head, mutable)
-    ends = check_ranges(head, lower, upper) if bounded else None
-    return _build(head, attributes, target, margin, mutable, ends)
+    return _build(head, attributes, target, margin, mutable, None if ranges is None else check_ranges(head, *ranges))
 
 
-@jax.jit
+@jax.jit  # op by op it would be a hundred programs
 def _build(head: Head, attributes, target, margin, mutable, ends) -> Problem:
     head, margin, factor = of_unit_size(head, margin)
     logits = relative_logits(head, attributes[None])[0]
     is_finite = are_finite(head, attributes, margin)
-    is_masked = jnp.zeros((), bool) if head.bias is None else jax.lax.stop_gradient(head.bias[target]) == -jnp.inf
     ranges = None
     if ends is not None:
-        ranges = _ranges(attributes, mutable, *ends)
+        ranges = make_ranges(attributes, mutable, *ends)
         is_finite = is_finite & jnp.all(jax.lax.stop_gradient((ranges.low < jnp.inf) & (ranges.high > -jnp.inf)))
-    offsets = formulas.offsets(logits, target, margin)
-    return Problem(*(head, attributes, target, margin, mutable, ranges, logits, offsets, factor, is_finite, is_masked))
+    return Problem(
+        head=head,
+        attributes=attributes,
+        target=target,
+        margin=margin,
+        mutable=mutable,
+        ranges=ranges,
+        logits=logits,
+        offsets=formulas.offsets(logits, target, margin),
+        factor=factor,
+        is_finite=is_finite,
+        is_masked=jnp.zeros((), bool) if head.bias is None else jax.lax.stop_gradient(head.bias[target]) == -jnp.inf,
+    )
 
 
-def _ranges(attributes, mutable, lower, upper) -> Ranges:
+def make_ranges(
+    attributes: Float[Array, "n"],
+    mutable: Bool[Array, "n"] | None,
+    lower: Float[Array, "n"],
+    upper: Float[Array, "n"],
+) -> Ranges:
+    """The changes after which the attributes lie in [lower, upper]."""
     low, high = lower - attributes, upper - attributes
-    outside = jnp.zeros_like(low)
-    if mutable is not None:
-        # Immutable attributes stay where they are: their own range can then only be met or not.
-        outside = jnp.where(mutable, 0, (low > 0).astype(low.dtype) - (high < 0).astype(low.dtype))
-        low, high = jnp.where(mutable, low, 0), jnp.where(mutable, high, 0)
-    return Ranges(low, high, outside)
+    if mutable is None:
+        return Ranges(low, high, jnp.zeros_like(low))
+    # Immutable attributes stay where they are: their own range can then only be met or not.
+    outside = jnp.where(mutable, 0, (low > 0).astype(low.dtype) - (high < 0).astype(low.dtype))
+    return Ranges(jnp.where(mutable, low, 0), jnp.where(mutable, high, 0), outside)

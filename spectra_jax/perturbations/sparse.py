@@ -71,9 +71,8 @@ def sparse_perturbation(
     return _solve(problem, count=min(max_changes, head.weights.shape[1]))
 
 
-@functools.partial(
-    jax.jit, static_argnames="count"
-)  # op by op it would be hundreds of programs, compiled at every call
+# Op by op it would be hundreds of programs, compiled at every call.
+@functools.partial(jax.jit, static_argnames="count")
 def _solve(problem: Problem, *, count: int) -> RestrictedResult:
     (num_classes, num_attributes), dtype = problem.head.weights.shape, problem.attributes.dtype
     allowed = jnp.ones(num_attributes, bool) if problem.mutable is None else problem.mutable
