@@ -1,5 +1,6 @@
 """The exact nearest points of a batch of problems with ranges, by the dual path; see `perturbations.dual_path`."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -115,11 +116,10 @@ def _solve(weights, relations, targets, offsets, rounding, low, high, waiting, s
     def of_target(target):
         return jnp.concatenate([jnp.sqrt(jnp.sum(jnp.square(weights[target][None, :] - weights), axis=1)), others])
 
-    lengths = jax.lax.map(of_target, targets) if support is None else None
     queue = make_queue(
         weights,
         targets,
-        lengths=lambda index: pick(lengths, index),
+        lengths=functools.partial(pick, jax.lax.map(of_target, targets)) if support is None else None,
         offsets=lambda index: (pick(offsets, index), pick(rounding, index)),
         ranges=lambda index: (pick(low, index), pick(high, index)),
         supports=support,

@@ -42,7 +42,7 @@ class Lanes(NamedTuple):
     """Problems being solved, one in every lane.
 
     Attributes:
-        index: (p,) which problem of the queue.
+        which: (p,) problem of the queue.
         slots: (p, m) class index of the active rival in each slot.
         used: (p, m) which slots are occupied.
         normals: (p, m, n) constraint normals of the active rivals, of length 1.
@@ -61,7 +61,7 @@ class Lanes(NamedTuple):
         steps: (p,) events so far.
     """
 
-    index: Int[Array, "p"]
+    which: Int[Array, "p"]
     slots: Int[Array, "p m"]
     used: Bool[Array, "p m"]
     normals: Float[Array, "p m n"]
@@ -86,7 +86,7 @@ def empty_lanes(num_lanes: int, capacity: int, num_attributes: int) -> Lanes:
     shapes: dict[str, Any] = dict.fromkeys(("slots", "used", "lengths", "multipliers", "response"), slots)
     shapes |= dict.fromkeys(("pull", "place", "normal"), attributes)
     shapes |= dict(normals=slots + attributes, inverse=slots + slots)
-    integers = ("index", "slots", "candidate", "status", "steps")
+    integers = ("which", "slots", "candidate", "status", "steps")
     types: dict[str, Any] = dict(used=bool, polishing=bool, place=jnp.int8) | dict.fromkeys(integers, jnp.int32)
     return Lanes(
         *(jnp.zeros((num_lanes, *shapes.get(name, ())), types.get(name, jnp.float64)) for name in Lanes._fields)
@@ -98,7 +98,7 @@ def load(queue: Queue, lanes: Lanes, chosen: Bool[Array, "p"], index: Int[Array,
     low, high = ranges_of(queue, index)
     fresh = jax.tree.map(jnp.zeros_like, lanes)._replace(
         normals=lanes.normals,
-        index=index,
+        which=index,
         place=jnp.broadcast_to(_outside(jnp.zeros_like(lanes.pull), low, high), lanes.place.shape),
         candidate=jnp.full_like(lanes.candidate, -1),
         status=jnp.full_like(lanes.status, RUNNING),
@@ -119,7 +119,7 @@ def _outside(pull: Array, low: Array, high: Array) -> Array:
 
 def change_of(queue: Queue, lanes: Lanes) -> Float[Array, "p n"]:
     """delta of every lane."""
-    low, high = ranges_of(queue, lanes.index)
+    low, high = ranges_of(queue, lanes.which)
     return jnp.where(lanes.place == 0, lanes.pull, jnp.where(lanes.place > 0, high, low))
 
 
@@ -165,7 +165,7 @@ def event(
         The lanes; those that are not busy have not changed.
     """
     capacity, num_attributes = lanes.normals.shape[1:]
-    low, high = ranges_of(queue, lanes.index)
+    low, high = ranges_of(queue, lanes.which)
     way = _direction(lanes)
     response, turn, gain = way.response, way.pull, way.gain
     if complete:  # as many active rivals as can be independent: any other depends on them

@@ -205,8 +205,8 @@ class _Offsets(NamedTuple):
 
 
 def _offsets(queue: Queue, lanes: Lanes) -> _Offsets:
-    lengths = queue.lengths(lanes.index)
-    true, rounding = queue.offsets(lanes.index)
+    lengths = queue.lengths(lanes.which)
+    true, rounding = queue.offsets(lanes.which)
     apart = (lengths > 0) & (true > -jnp.inf)
     farthest = jnp.max(jnp.where(apart, formulas.boundary_distance(true, lengths), 0), axis=-1)
     scale = _EPSILON * jnp.max(jnp.where(apart, lengths, 0), axis=-1)
@@ -249,7 +249,7 @@ def _look(queue: Queue, lanes: Lanes, offsets: _Offsets, num_slots: int | None) 
     Lanes without a candidate take the most violated rival; where nothing is violated, the answer is polished on the
     true offsets and looked at once more. Lanes that are STUCK have a certificate, or are UNRESOLVED.
     """
-    index, num_classes = lanes.index, offsets.true.shape[1]
+    index, num_classes = lanes.which, offsets.true.shape[1]
     low, high = ranges_of(queue, index)
     choosing = (lanes.status == RUNNING) & (lanes.candidate < 0)
     stuck = lanes.status == STUCK
@@ -331,11 +331,11 @@ def _tightened(queue: Queue, lanes: Lanes, offsets: Float[Array, "p m"]) -> tupl
 
 def _loaded(queue: Queue, lanes: Lanes, candidate: Int[Array, "p"]) -> Lanes:
     """With this rival as the candidate."""
-    normal = queue.normals(lanes.index, candidate)
+    normal = queue.normals(lanes.which, candidate)
     length = jnp.sqrt(jnp.sum(jnp.square(normal), axis=-1))
     normal = normal / jnp.where(length > 0, length, 1)[:, None]
     # Without active rivals every attribute follows the candidate alone, from 0: one at an end stays if pushed outwards.
-    low, high = ranges_of(queue, lanes.index)
+    low, high = ranges_of(queue, lanes.which)
     at_end = jnp.where((normal < 0) & (low == 0), -1, jnp.where((normal > 0) & (high == 0), 1, 0)).astype(jnp.int8)
     inside = (low <= 0) & (high >= 0) & (low < high)
     alone = inside & ~jnp.any(lanes.used, axis=-1)[:, None]
@@ -367,7 +367,7 @@ def _certificate(queue: Queue, lanes: Lanes, offsets: _Offsets, rounding: Float[
     Every delta within the ranges has certificate . (G delta - h) <= bound - gain + ||open pull|| ||delta||, which is
     >= 0 where delta is an answer.
     """
-    low, high = ranges_of(queue, lanes.index)
+    low, high = ranges_of(queue, lanes.which)
     lengths = jnp.where(lanes.used, lanes.lengths, 1)
     noise = 1e-14 * (1 + jnp.sum(jnp.abs(lanes.response), axis=-1, keepdims=True))
     multipliers = jnp.where(lanes.used & (lanes.response < -noise), -lanes.response, 0)

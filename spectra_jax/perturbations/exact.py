@@ -70,7 +70,7 @@ def exact_pairs(
         queue = make_queue(
             weights,
             targets,
-            lengths=lambda index: jnp.sqrt(pick(squares, pick(targets, index))),
+            lengths=None if supports is not None else lambda index: jnp.sqrt(pick(squares, pick(targets, index))),
             offsets=offsets,
             ranges=None if ranges is None else limits,
             supports=supports,
@@ -92,7 +92,7 @@ def make_queue(
     weights: Float[Array, "c n"],
     targets: Int[Array, "q"],
     *,
-    lengths: Callable[[Array], Array],
+    lengths: Callable[[Array], Array] | None,
     offsets: Callable[[Array], tuple[Array, Array]],
     ranges: Callable[[Array], tuple[Array, Array]] | None = None,
     supports: Int[Array, "q k"] | None = None,
@@ -103,7 +103,7 @@ def make_queue(
     Args:
         weights: (c, n).
         targets: (q,) of each problem.
-        lengths, offsets, ranges: see `Queue`; the lengths are not asked for where there are supports.
+        lengths, offsets, ranges: see `Queue`; without lengths they are taken from the normals, on the supports.
         supports: (q, k) the only attributes that may change, others for each problem; delta is then (q, k).
         relations: (r, n) further constraint normals, which follow those of the rivals.
 
@@ -127,6 +127,7 @@ def make_queue(
 
     def on_supports(index):
         """(p, k, c + r) all normals."""
+        assert supports is not None
         columns = pick(rows.T, pick(supports, index))
         own = jnp.take_along_axis(columns, pick(targets, index)[:, None, None], axis=2)
         return less_rivals(own, columns, of_rival[None, None, :])
@@ -141,7 +142,7 @@ def make_queue(
     def lengths_on_supports(index):
         return jnp.sqrt(jnp.sum(jnp.square(on_supports(index)), axis=1))
 
-    return Queue(normals, products, lengths if supports is None else lengths_on_supports, offsets, ranges)
+    return Queue(normals, products, lengths or lengths_on_supports, offsets, ranges)
 
 
 def head_logits64(head: Head, attributes: Float[Array, "b n"]) -> Float[Array, "b c"]:
