@@ -14,8 +14,7 @@ import spectra_jax as sj
 from data_prep.synthetic_birds import generate
 from experiments.cli.command import UserError
 from experiments.invert import __main__ as invert
-from experiments.runs.loading import load_run
-from experiments.runs.loading import test_attributes as stored_attributes
+from experiments.runs.loading import load_run, load_test_split
 from experiments.saliency import __main__ as saliency
 from experiments.train import __main__ as train
 from spectra_jax import InversionReason
@@ -212,7 +211,7 @@ def test_scripts_name_a_folder_that_is_no_run(tmp_path):
 
 def test_invert_never_asks_for_the_predicted_class(run_dir, tmp_path):
     run = load_run(run_dir)
-    attributes, _ = stored_attributes(run_dir)
+    attributes = load_test_split(run_dir).attributes
     predicted = np.asarray(sj.head_logits(run.model.head(run.params), attributes)).argmax(-1)
     common = int(np.bincount(predicted).argmax())
     command = ["--run-dir", str(run_dir), "--out", str(tmp_path / "out"), "--quiet"]

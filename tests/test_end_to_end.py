@@ -14,8 +14,7 @@ from experiments.counterfactuals.options import PairConfig
 from experiments.invert import __main__ as invert
 from experiments.quickstart import __main__ as quickstart
 from experiments.reporting import pages
-from experiments.runs.loading import load_run
-from experiments.runs.loading import test_attributes as stored_attributes
+from experiments.runs.loading import load_run, load_test_split
 from spectra_jax import InversionConfig, head_logits
 
 
@@ -122,7 +121,7 @@ def test_invert_takes_classes_by_name_and_suggests_near_ones(finished, tmp_path,
 def test_pairs_of_another_model_are_not_used_again(finished):
     folder, _ = finished
     run = load_run(folder / "run")
-    attributes, labels = stored_attributes(folder / "run")
+    attributes, labels, _ = load_test_split(folder / "run")
     options = pair_options(run, PairConfig(), 0, attributes, labels)
     assert pair_options(load_run(folder / "run"), PairConfig(), 0, attributes, labels) == options
     other = run._replace(params=jax.tree.map(lambda leaf: leaf * 1.001, run.params))
@@ -139,7 +138,7 @@ def test_pairs_of_another_model_are_not_used_again(finished):
 def test_fixed_target_is_asked_of_images_that_are_not_classified_so(finished):
     folder, _ = finished
     run = load_run(folder / "run")
-    attributes, labels = stored_attributes(folder / "run")
+    attributes, labels, _ = load_test_split(folder / "run")
     predicted = np.asarray(head_logits(run.model.head(run.params), attributes)).argmax(-1)
     for k, name in enumerate(run.info.class_names):
         left = int((predicted != k).sum())
@@ -159,7 +158,9 @@ def test_figures_count_failures_in_rates_and_successes_in_medians(finished):
     stored = [dict(np.load(path)) for path in parts]
     found = Counterfactuals(**{name: np.concatenate([part[name] for part in stored]) for name in stored[0]})
     won = np.array([True, False, True, False, False, True])
-    found = found._replace(success=won, psnr=np.array([30.0, 1, 32, 1, 1, 40]), num_steps=np.array([3, 200] * 3))
+    found = dataclasses.replace(
+        found, success=won, psnr=np.array([30.0, 1, 32, 1, 1, 40]), num_steps=np.array([3, 200] * 3)
+    )
     run = load_run(folder / "run")
     measured = pair_metrics(run.model.head(run.params), found, found.before.std(axis=0))
     figures = pages.inversion_figures(found, measured)
@@ -168,7 +169,7 @@ def test_figures_count_failures_in_rates_and_successes_in_medians(finished):
     ratio = [np.linalg.norm(found.results[k] - found.images[k] / np.float32(255)) / np.linalg.norm(found.requested[k])
              for k in np.flatnonzero(won)]  # fmt: skip
     assert figures["invert/noise_ratio_requested_median"] == pytest.approx(np.median(ratio), rel=1e-5)
-    none = pages.inversion_figures(found._replace(success=np.zeros(6, bool)), measured)
+    none = pages.inversion_figures(dataclasses.replace(found, success=np.zeros(6, bool)), measured)
     assert none["invert/success_rate"] == 0 and np.isnan(none["invert/psnr_median"])
 
 
@@ -191,7 +192,7 @@ def test_every_pair_carries_what_changed_in_it(finished):
     for row, size in enumerate(np.abs(found.requested / spread)):
         share = np.abs(realised[row, np.argsort(-size)[:10]]).sum() / np.abs(realised[row]).sum()
         assert measured["attribute_share"][row] == pytest.approx(share, rel=1e-4)
-    impossible = found._replace(requested=np.full_like(found.requested, np.inf))
+    impossible = dataclasses.replace(found, requested=np.full_like(found.requested, np.inf))
     broken = pair_metrics(run.model.head(run.params), impossible, spread)
     assert np.isnan([broken["attribute_cosine"], broken["attribute_share"]]).all() and np.isfinite(broken["l2"]).all()
     summary = read_summary(folder / "run")

@@ -16,8 +16,7 @@ from experiments.paper_figures import measure as figure_search
 from experiments.paper_figures.cases import CASES
 from experiments.paper_figures.measure import Figure, judge
 from experiments.paper_figures.requests import FORCED, Case, Choice, intervals, request
-from experiments.runs.loading import load_run
-from experiments.runs.loading import test_attributes as stored_attributes
+from experiments.runs.loading import load_run, load_test_split
 from experiments.saliency import __main__ as saliency
 from experiments.saliency.page import Map, figures, verdict
 from experiments.train import __main__ as train
@@ -117,7 +116,7 @@ def test_saliency_writes_maps_that_are_those_of_the_library(run_dir, tmp_path):
     assert saliency.main([*base, "--num-images", "3", "--num-attributes", "2"]) == 0
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == 6
-    attributes, labels = stored_attributes(run_dir)
+    attributes, labels, _ = load_test_split(run_dir)
     head = run.model.head(run.params)
     predicted = np.asarray(head_logits(head, attributes)).argmax(-1)
     for row in records:
@@ -288,7 +287,7 @@ def test_verdicts_follow_from_the_numbers(change, short):
 def test_the_page_of_figures_and_its_repetition(run_dir, tmp_path, monkeypatch):
     run = load_run(run_dir)
     names = run.info.class_names
-    attributes, labels = stored_attributes(run_dir)
+    attributes, labels, _ = load_test_split(run_dir)
     right = np.asarray(head_logits(run.model.head(run.params), attributes)).argmax(-1) == labels
     source = names[int(np.bincount(labels[right]).argmax())]
     cases = (
@@ -305,7 +304,8 @@ def test_the_page_of_figures_and_its_repetition(run_dir, tmp_path, monkeypatch):
     page = path.read_text()
     for row, case in zip(records, cases, strict=True):
         assert row["reasons"] in page.replace("&#39;", "'").replace("&#43;", "+") and case.title in page
-        stored = dict(np.load(tmp_path / "out" / f"pairs-{case.key}.npz"))
+        [kept] = (tmp_path / "out" / "figures").glob(f"{case.key}-*.npz")
+        stored = dict(np.load(kept))
         images = jnp.asarray(np.stack([stored["image"], stored["result"]]), jnp.float32) / 255
         logits = np.asarray(head_logits(run.model.head(run.params), run.model.encode(run.params, images)))
         assert logits[0].argmax() == stored["source"] == labels[stored["row"]]

@@ -8,7 +8,6 @@ pytest.importorskip("foolbox", reason="the benchmark compares with Foolbox")
 from data_prep.synthetic_birds import generate
 from experiments.benchmarks.inversion import compaction, main, summarise
 from experiments.cli.command import UserError
-from experiments.runs import loading
 from experiments.train import __main__ as train
 
 
@@ -55,7 +54,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inversion-benchmark")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr(loading, "use_compilation_cache", lambda: None)
+        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         birds = generate(folder / "birds", num_classes=3, images_per_class=12, workers=1, progress=False)
         for seed in ("0", "1"):
             command = ["--model", "linear", "--data-dir", str(birds), "--run-dir", str(folder / seed), "--epochs", "1"]
@@ -65,10 +64,11 @@ def runs(tmp_path_factory):
 
 def test_results_of_another_run_in_the_same_folder_are_not_taken_over(runs, capsys):
     def lengths(run, out):
+        before = set((runs / out / "attacks").glob("*.npz"))
         options = ["--pairs", "4", "--batch-size", "4", "--ours", "spectra_jax nearest", "--peers", "ddn-2"]
         assert main(["--run-dir", str(runs / run), "--out", str(runs / out), *options]) == 0
-        files = sorted((runs / out).glob("*.npz"))
-        return {file.name: np.load(file)["l2"] for file in files}
+        files = sorted(set((runs / out / "attacks").glob("*.npz")) - before)
+        return {file.name.rpartition("-")[0]: np.load(file)["l2"] for file in files}
 
     first, other = lengths("0", "out"), lengths("1", "fresh")
     second = lengths("1", "out")

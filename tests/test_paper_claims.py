@@ -1,5 +1,6 @@
 """The claims of the paper: each statistic where the claim is planted and where it is not, and a whole small run."""
 
+import dataclasses
 import json
 
 import jax
@@ -31,8 +32,7 @@ from experiments.paper_claims.statistics import (
     percentile_of,
     read_interval,
 )
-from experiments.runs.loading import load_run
-from experiments.runs.loading import test_attributes as stored_attributes
+from experiments.runs.loading import load_run, load_test_split
 from experiments.train import __main__ as train
 from spectra_jax import Head
 
@@ -164,7 +164,7 @@ def birds(tmp_path_factory):
 def material(birds):
     """Six flips and twelve single-attribute pictures in which nothing has changed yet."""
     run = load_run(birds / "run0")
-    attributes, labels = stored_attributes(birds / "run0")
+    attributes, labels, _ = load_test_split(birds / "run0")
     regions = Regions(run, masks=birds / "birds", seed=0)
     assert "exact" in regions.kind
     names = run.info.attribute_names
@@ -180,7 +180,7 @@ def material(birds):
     count = len(labels)
     pictures = run.dataset.images("test", np.arange(count), image_size=run.config.image_size)
     target = (labels + 1) % CLASSES
-    values = dict.fromkeys(Counterfactuals._fields, np.zeros(count))
+    values = {field.name: np.zeros(count) for field in dataclasses.fields(Counterfactuals)}
     values |= {"index": np.arange(count), "label": labels, "predicted": labels, "target": target, "images": pictures,
                "results": pictures / np.float32(255), "before": attributes, "after": attributes,
                "requested": np.ones_like(attributes), "success": np.ones(count, bool)}  # fmt: skip
@@ -254,7 +254,7 @@ def test_meaning_holds_for_a_head_of_class_attributes_and_fails_for_its_negative
         own = np.eye(CLASSES, dtype=np.float32)[material.labels]
         attributes = (sign * own @ centred).astype(np.float32)  # each class's own attributes are classified as it
         planted = material._replace(
-            run=run, attributes=attributes, flips=material.flips._replace(requested=sign * change),
+            run=run, attributes=attributes, flips=dataclasses.replace(material.flips, requested=sign * change),
             witness=np.where(np.arange(change.shape[1]) == material.singles.attribute[:, None], sign, 0)
             * material.singles.sign[:, None] + np.random.default_rng(0).normal(size=(120, change.shape[1])) * 1e-3,
         )  # fmt: skip
@@ -279,15 +279,17 @@ def test_noise_pixels_and_inexactness_where_planted_and_where_not(material):
     assert set(verdicts(measure.pixels(many)).values()) == {"fails"}
 
     spread = np.ones(material.attributes.shape[1])
-    exact = material.flips._replace(after=material.flips.before + material.flips.requested)
+    exact = dataclasses.replace(material.flips, after=material.flips.before + material.flips.requested)
     noise = rng.normal(size=exact.before.shape)
     step = material.checks._replace(step=material.flips.before + noise)
     found = verdicts(measure.inexactness(material._replace(flips=exact, checks=step), spread))
     assert found["exact to a tenth"] == "fails" and found["direction: gradient step"] == "holds"
-    early = exact._replace(after=material.flips.before + 0.5 * material.flips.requested)  # stops short, but on the way
+    early = dataclasses.replace(
+        exact, after=material.flips.before + 0.5 * material.flips.requested
+    )  # stops short, but on the way
     found = verdicts(measure.inexactness(material._replace(flips=early, checks=step), spread))
     assert found["exact to a tenth"] == "fails"
-    missed = exact._replace(after=material.flips.before + noise)
+    missed = dataclasses.replace(exact, after=material.flips.before + noise)
     found = verdicts(measure.inexactness(material._replace(flips=missed, checks=step), spread))
     assert found == {
         "exact to a tenth": "holds",
@@ -334,9 +336,9 @@ def test_a_small_run_is_measured_reported_and_resumed(birds, tmp_path):
     page = (out / "report.html").read_text()
     assert all(text in page for text in measure.CLAIMS.values()) and page.count("<figure") > 30
 
-    files = {path: path.stat().st_mtime_ns for path in out.glob("runs/**/pairs-*.npz")}
+    files = {path: path.stat().st_mtime_ns for path in out.glob("runs/**/*.npz")}
     assert len(files) > 10
-    lost = next(path for path in files if "pairs-singles-00016" in path.name)
+    lost = next(path for path in files if path.match("runs/run0/singles-00016-*.npz"))
     before = dict(np.load(lost))
     lost.unlink()
     assert paper_claims.main(command) == 0

@@ -69,7 +69,7 @@ def finished(tmp_path_factory):
             assert paper_table.main(command) == 130
         assert not (out / "summary.json").exists()
         pairs = out / "linear-plain-seed0" / "counterfactuals"
-        with interrupted_in(find, "kept_arrays"), pytest.raises(KeyboardInterrupt):
+        with interrupted_in(find, "_one_batch"), pytest.raises(KeyboardInterrupt):
             paper_table.main(command)
         kept = {path.name: path.stat().st_mtime_ns for path in pairs.glob("pairs-*.npz")}
         assert paper_table.main(command) == 0

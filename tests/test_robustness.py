@@ -10,6 +10,7 @@ from data_prep.synthetic_birds import generate
 from experiments.attacks.options import AttackConfig
 from experiments.cli.command import UserError
 from experiments.runs import folder as run_folder
+from experiments.runs import store
 from experiments.train.__main__ import main as train
 
 bridge = pytest.importorskip("experiments.attacks.foolbox", reason="needs the extra 'bench'", exc_type=ImportError)
@@ -115,7 +116,7 @@ def run_it(runs, out, *names, **more):
 def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monkeypatch):
     out = tmp_path / "out"
     made: list[str] = []
-    write_arrays = run_folder.write_arrays
+    write_arrays = store.write_arrays
 
     def stop_at_third(path, **arrays):
         if len(made) == 3:
@@ -124,7 +125,7 @@ def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monk
         write_arrays(path, **arrays)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "write_arrays", stop_at_third)
+        patch.setattr(store, "write_arrays", stop_at_third)
         with pytest.raises(KeyboardInterrupt):
             run_it(runs, out, "plain", "robust")
     kept = {path.name: path.stat().st_mtime_ns for path in (out / "attacks").glob("*.npz")}
@@ -157,7 +158,7 @@ def test_attacks_of_a_run_are_those_of_foolbox(runs, tmp_path):
     run = loading.load_run(runs / "plain")
     one = attacking.attack_run(run, config, tmp_path, name="plain", console=Console(quiet=True))
     model = bridge.foolbox_model(run)
-    np.testing.assert_array_equal(one.labels, loading.test_attributes(runs / "plain")[1][one.places])
+    np.testing.assert_array_equal(one.labels, loading.load_test_split(runs / "plain").labels[one.places])
     named = np.asarray(model(one.originals)).argmax(axis=-1)
     np.testing.assert_array_equal(one.correct, named == one.labels)
     lengths = np.linalg.norm((one.pictures - one.originals).reshape(5, -1), axis=1)

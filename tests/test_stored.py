@@ -12,7 +12,6 @@ from cub_folder import write_cub_folder
 from experiments.cli.command import UserError
 from experiments.invert import __main__ as invert
 from experiments.reconstruct import __main__ as reconstruct
-from experiments.runs.folder import kept_arrays
 from experiments.runs.loading import load_run
 from experiments.runs.stored import read_records, read_summary
 from experiments.saliency import __main__ as saliency
@@ -214,20 +213,3 @@ def test_links_that_lead_nowhere_are_no_folder_to_write(trained, tmp_path):
         train.main([*trained[1], "--run-dir", str(tmp_path / "link")])
     with pytest.raises(UserError, match=r"link cannot be made \(it is a symbolic link that leads nowhere"):
         saliency.main(["--run-dir", str(trained[0]), "--out", str(tmp_path / "link"), "--quiet"])
-
-
-@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"", lambda data: data.replace(b"PK", b"KP")])
-def test_damaged_results_of_an_earlier_command_are_computed_anew(tmp_path, damage):
-    path, calls = tmp_path / "pairs-00000.npz", []
-
-    def compute():
-        calls.append(1)
-        return {"norm": np.arange(3.0), "reason": np.int32(7)}
-
-    for expected in (1, 1):
-        found = kept_arrays(path, compute)
-        np.testing.assert_array_equal(found["norm"], [0, 1, 2])
-        assert found["reason"][()] == 7 and len(calls) == expected
-    path.write_bytes(damage(path.read_bytes()))
-    assert kept_arrays(path, compute)["reason"] == 7 and len(calls) == 2
-    assert kept_arrays(path, compute)["reason"] == 7 and len(calls) == 2

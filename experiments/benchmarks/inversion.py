@@ -77,6 +77,11 @@ def _split(name: str, most: int) -> tuple[str, int]:
     return base, int(limit) if limit else most
 
 
+def _settings(name: str) -> dict[str, Any]:
+    """Of one of our searches; a peer's are in its name."""
+    return dataclasses.asdict(OURS[name]) if name in OURS else {}
+
+
 def peer(name: str) -> Any:
     """A Foolbox attack by its short name."""
     from experiments.attacks.foolbox import foolbox
@@ -220,15 +225,16 @@ def measure(run: LoadedRun, args: Args, console: Console) -> dict[str, Any]:
     from experiments.attacks.foolbox import foolbox_model
     from experiments.counterfactuals.find import choose_pairs
     from experiments.counterfactuals.options import PairConfig
-    from experiments.runs.folder import write_arrays
-    from experiments.runs.loading import test_attributes
+    from experiments.runs.loading import checksum, load_test_split
+    from experiments.runs.store import Store
     from spectra_jax import projection_perturbation
 
-    attributes, labels = test_attributes(args.run_dir)
+    attributes, labels, _ = load_test_split(args.run_dir)
     index, target = choose_pairs(run, attributes, labels, PairConfig(num_pairs=args.pairs), seed=args.seed)
     model = foolbox_model(run)
     solve = jax.jit(jax.vmap(functools.partial(projection_perturbation, model.head, margin=jnp.float32(1))))
 
+    @functools.lru_cache(maxsize=1)  # all methods are measured on one batch before the next
     def batch(start: int) -> tuple[Any, Any, Any]:
         rows = np.arange(start, start + args.batch_size) % args.pairs  # the last one wraps: one compilation
         pixels = run.dataset.images("test", index[rows], image_size=run.config.image_size)
@@ -236,8 +242,13 @@ def measure(run: LoadedRun, args: Args, console: Console) -> dict[str, Any]:
         before = model.attributes(images)
         return images, targets, before + solve(before, targets).delta
 
+    about = {
+        "model": checksum(run, attributes, labels), "backend": jax.default_backend(), "pairs": args.pairs,
+        "batch_size": args.batch_size, "seed": args.seed,
+    }  # fmt: skip
     limits = dict(_split(name, args.pairs) for name in (*args.ours, *args.peers))
     parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in limits}
+    stores = {name: Store(args.out / "attacks", about | {"config": _settings(name)}) for name in limits}
     first = batch(0)
     lanes = min(16 if jax.default_backend() == "cpu" else 256, args.batch_size)
     few = jax.tree.map(lambda column: column[:lanes], first)
@@ -249,19 +260,17 @@ def measure(run: LoadedRun, args: Args, console: Console) -> dict[str, Any]:
         attack(least, model, *first)
     with console.progress("attacking", args.pairs, unit="pairs") as task:
         for start in range(0, args.pairs, args.batch_size):
-            columns = None
             for name, limit in limits.items():
                 keep = min(args.batch_size, limit - start)
                 if keep <= 0:
                     continue
-                # The prefix is what `owned_folder` knows results by, which do not outlive their options.
-                path = args.out / f"pairs-{name.replace(' ', '_')}-{start:05d}.npz"
-                if not path.exists():
-                    columns = batch(start) if columns is None else columns
-                    found = measure_batch(name, model, *columns)
-                    write_arrays(path, **{key: value[: args.pairs - start] for key, value in found.items()})
-                with np.load(path) as stored:
-                    parts[name].append({key: stored[key][:keep] for key in stored})
+
+                def compute(name: str = name, start: int = start) -> dict[str, np.ndarray]:
+                    found = measure_batch(name, model, *batch(start))
+                    return {key: value[: args.pairs - start] for key, value in found.items()}
+
+                kept = stores[name].get(f"{name.replace(' ', '_')}-{start:05d}", compute)
+                parts[name].append({key: value[:keep] for key, value in kept.items()})
             task.update(min(start + args.batch_size, args.pairs))
     rows = {n: {key: np.concatenate([part[key] for part in each]) for key in each[0]} for n, each in parts.items()}
     figures: dict[str, Any] = {name: summarise(each) for name, each in rows.items()}
@@ -327,22 +336,15 @@ def _check_names(args: Args) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     args = parse(Args, arguments, "benchmarks.inversion")
-    import jax
-
     from experiments.cli.devices import use_compilation_cache
     from experiments.runs.folder import owned_folder
-    from experiments.runs.loading import checksum, load_run, test_attributes
+    from experiments.runs.loading import load_run
     from spectra_jax.reporting.page import write_atomically
 
     use_compilation_cache()
     _check_names(args)
     run = load_run(args.run_dir)
-    options = {
-        "model": checksum(run, *test_attributes(args.run_dir)), "backend": jax.default_backend(),
-        "pairs": args.pairs, "batch_size": args.batch_size, "seed": args.seed,
-    }  # fmt: skip
-    configs = {name: dataclasses.asdict(config) for name, config in OURS.items()}
-    with owned_folder(args.out, "experiments.benchmarks.inversion", options | {"ours": configs}) as out:
+    with owned_folder(args.out, "experiments.benchmarks.inversion", {"run": str(args.run_dir)}) as out:
         figures = measure(run, args, Console())
         write_atomically(out / "inversion.json", json.dumps(figures, indent=1) + "\n")
         write_atomically(out / "table.md", table(figures))

@@ -38,6 +38,43 @@ def parse(
     return args
 
 
+def command(
+    options: type[_T],
+    name: str,
+    work: Callable[[_T], Path | tuple[Path, int] | None],
+    *,
+    default: Callable[[Sequence[str]], _T] | None = None,
+) -> Callable[[Sequence[str] | None], int]:
+    """The `main` of `python -m experiments.NAME`: from the words of the command line to its exit code.
+
+    Args:
+        options: what `parse` reads.
+        name: of the command.
+        work: does it; returns the path to print, alone or with an exit code.
+        default: see `parse`.
+    """
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        args = parse(options, arguments, name, default=default)
+        from experiments.cli.devices import join_hosts, use_compilation_cache
+        from spectra_jax.checkpoint import CheckpointError
+        from spectra_jax.training import NonFiniteError
+
+        use_compilation_cache()
+        if hasattr(args, "hosts"):
+            join_hosts(args.hosts)
+        try:
+            done = work(args)
+        except (NonFiniteError, CheckpointError) as error:
+            raise UserError(str(error)) from error
+        path, code = done if isinstance(done, tuple) else (done, 0)
+        if path is not None:
+            print(path)
+        return code
+
+    return main
+
+
 def _check(options: Any) -> None:
     if getattr(getattr(options, "hosts", None), "several", False):
         return  # one that ended before it has joined would leave the others waiting: they check together
@@ -68,7 +105,7 @@ def missing_library(name: str, extra: str) -> BaseException:
     return SystemExit(f"error: {message}") if is_script else ImportError(message)
 
 
-def run_main(main: Callable[[], int]) -> None:
+def run_main(main: Callable[..., int]) -> None:
     """Runs a script's `main`, showing a UserError as a message and exit code 2, Ctrl-C as exit code 130."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about options that we set on purpose
     sys.unraisablehook = _show_unraisable

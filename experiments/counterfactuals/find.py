@@ -2,17 +2,18 @@
 
 import dataclasses
 import functools
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
 
 from experiments.cli.command import UserError
 from experiments.counterfactuals.options import PairConfig
-from experiments.runs.folder import kept_arrays, stop_on_signals
 from experiments.runs.loading import LoadedRun, checksum
+from experiments.runs.store import Store
 from spectra_jax import (
     Head,
     InversionReason,
@@ -46,43 +47,49 @@ def all_norms(head: Head, attributes: np.ndarray) -> dict[str, np.ndarray]:
     return {method: np.asarray(solve(head, jnp.asarray(attributes), method=method)) for method in SOLVERS}
 
 
-class Counterfactuals(NamedTuple):
-    """One row a pair; the keys of counterfactuals.npz.
+@dataclass(frozen=True)
+class Counterfactuals:
+    """What was asked and found, a row per pair; the keys of counterfactuals.npz.
 
     Attributes:
-        index: position of the image in the test split.
+        index: row of the image in the test split, see `TestSplit`.
         label, predicted, target: classes.
-        images, results: (p, h, w, 3) uint8 before, float32 after; on 256 levels where the target survives that.
-        before, after: (p, n) attributes of both.
-        requested: (p, n) change that was asked for; inf where the target cannot be reached.
-        norms: (p, 3) ||delta|| of boundary, pinv and projection.
-        reached: (p, 3) whether that delta alone makes the classifier name the target.
-        single_attribute, single_delta: (p,) the best single attribute and its change, -1 and inf where there is none.
-        kkt_residual: (p,) of the projection.
-        success, survives_rounding, num_steps, reason: how the inversion ended.
-        psnr, ssim: (p,) of the result against the original.
+        images: before, 8-bit.
+        results: after, in [0, 1]; on 256 levels where the target survives that.
+        before, after: attributes of both.
+        requested: change that was asked for; inf where the target cannot be reached.
+        norms: ||delta|| of each of SOLVERS.
+        reached: whether that delta alone makes the classifier name the target.
+        single_attribute, single_delta: the best single attribute and its change, -1 and inf where there is none.
+        kkt_residual: of the projection.
+        success, survives_rounding, num_steps, reason: how the search for the image ended.
+        psnr, ssim: of the result against the original.
     """
 
-    index: Any
-    label: Any
-    predicted: Any
-    target: Any
-    images: Any
-    results: Any
-    before: Any
-    after: Any
-    requested: Any
-    norms: Any
-    reached: Any
-    single_attribute: Any
-    single_delta: Any
-    kkt_residual: Any
-    success: Any
-    survives_rounding: Any
-    num_steps: Any
-    reason: Any
-    psnr: Any
-    ssim: Any
+    index: Int[np.ndarray, "p"]
+    label: Int[np.ndarray, "p"]
+    predicted: Int[np.ndarray, "p"]
+    target: Int[np.ndarray, "p"]
+    images: UInt8[np.ndarray, "p h w 3"]
+    results: Float[np.ndarray, "p h w 3"]
+    before: Float[np.ndarray, "p n"]
+    after: Float[np.ndarray, "p n"]
+    requested: Float[np.ndarray, "p n"]
+    norms: Float[np.ndarray, "p 3"]
+    reached: Bool[np.ndarray, "p 3"]
+    single_attribute: Int[np.ndarray, "p"]
+    single_delta: Float[np.ndarray, "p"]
+    kkt_residual: Float[np.ndarray, "p"]
+    success: Bool[np.ndarray, "p"]
+    survives_rounding: Bool[np.ndarray, "p"]
+    num_steps: Int[np.ndarray, "p"]
+    reason: Int[np.ndarray, "p"]
+    psnr: Float[np.ndarray, "p"]
+    ssim: Float[np.ndarray, "p"]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By name, as they are stored."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 @jax.jit
@@ -174,42 +181,40 @@ def _class(run: LoadedRun, name: str, *, besides: tuple[str, ...] = ()) -> int:
 
 
 def find_counterfactuals(
-    run: LoadedRun, labels: np.ndarray, index: np.ndarray, target: np.ndarray, config: PairConfig, folder: Path,
+    run: LoadedRun, labels: np.ndarray, index: np.ndarray, target: np.ndarray, config: PairConfig, store: Store,
     *, console: Console,
 ) -> Counterfactuals:  # fmt: skip
-    """Solves and inverts the pairs batch by batch; a batch already in `folder` is not computed again."""
-    model, params = run.model, run.params
-    head = model.head(params)
-    encode = functools.partial(model.encode, params)
-    size = run.config.image_size
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    starts = range(0, len(index), config.batch_size)
-    # A Ctrl-C is taken between two batches: JAX may lose one that comes while it traces a function.
-    with stop_on_signals() as stop, console.progress("inverting", len(index), unit="pairs") as task:
-        for start in starts:
-            path = folder / f"pairs-{start:05d}.npz"
-            rows = np.arange(start, start + config.batch_size) % len(index)  # a last batch wraps: one compilation
-            keep = min(config.batch_size, len(index) - start)
+    """Solves and inverts the pairs batch by batch; a batch already in `store` is not computed again.
 
-            def compute(rows: np.ndarray = rows, keep: int = keep) -> dict[str, np.ndarray]:
-                part = _one_batch(run, head, encode, labels, index[rows], target[rows], config, size)
-                return {name: np.asarray(value)[:keep] for name, value in part._asdict().items()}
+    Args:
+        run: the trained model.
+        labels: (N,) of the test split.
+        index, target: (p,) the pairs, from `choose_pairs`.
+        config: how to search.
+        store: of `pair_options`.
+        console: shows the progress.
+    """
+    encode = functools.partial(run.model.encode, run.params)
 
-            parts.append(Counterfactuals(**kept_arrays(path, compute)))
-            task.update(min(start + config.batch_size, len(index)))
-            if stop():
-                raise KeyboardInterrupt
-    found = Counterfactuals(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    def compute(rows: np.ndarray) -> dict[str, np.ndarray]:
+        wrapped = np.resize(rows, config.batch_size)  # a last batch wraps: one compilation
+        part = _one_batch(run, encode, labels, index[wrapped], target[wrapped], config)
+        return {name: value[: len(rows)] for name, value in part.items()}
+
+    stored = store.get_rows(
+        "pairs", len(index), compute, chunk=config.batch_size, console=console, title="inverting", unit="pairs"
+    )
+    found = Counterfactuals(**stored)
     if words := _advice(found, config):
         console.say(words)
     return found
 
 
 def _one_batch(
-    run: LoadedRun, head: Head, encode: Any, labels: np.ndarray, index: np.ndarray, target: np.ndarray,
-    config: PairConfig, size: int,
-) -> Counterfactuals:  # fmt: skip
+    run: LoadedRun, encode: Any, labels: np.ndarray, index: np.ndarray, target: np.ndarray, config: PairConfig
+) -> dict[str, np.ndarray]:
+    """The arrays of `Counterfactuals`."""
+    head, size = run.model.head(run.params), run.config.image_size
     pixels = run.dataset.images("test", index, image_size=size)
     images, targets = jnp.asarray(pixels, jnp.float32) / 255, jnp.asarray(target, jnp.int32)
     before = jax.jit(run.model.encode)(run.params, images)
@@ -219,7 +224,7 @@ def _one_batch(
     # What people look at is a file, so where the flip survives 8 bits that image is the one reported.
     written = result.success_8bit[:, None, None, None]
     results = jnp.where(written, result.images_8bit, result.images)
-    return Counterfactuals(
+    found = dict(
         index=index,
         label=labels[index],
         predicted=jnp.argmax(head_logits(head, before), axis=-1),
@@ -241,6 +246,7 @@ def _one_batch(
         psnr=psnr(results, images),
         ssim=ssim(results, images) if size >= WINDOW else np.full(len(index), np.nan, np.float32),
     )
+    return jax.device_get(found)
 
 
 @jax.jit
@@ -278,7 +284,7 @@ def measure(
 
 def _advice(found: Counterfactuals, config: PairConfig) -> str:
     """What to try where searches failed; "" where none did, or where only targets without an answer are left."""
-    reasons = np.asarray(found.reason)[~np.asarray(found.success, bool)]
+    reasons = found.reason[~found.success]
     failed = int((reasons != InversionReason.TARGET_INFEASIBLE).sum())
     if not failed:
         return ""

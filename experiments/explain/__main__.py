@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from experiments.cli.command import UserError, check_file, parse, run_main
+from experiments.cli.command import UserError, check_file, command, run_main
 from experiments.cli.options import OwnModel, check_subject
 from experiments.explain.rules import Rules
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
@@ -75,7 +74,8 @@ def explain_run(args: Args) -> Path:
 
     from experiments.explain.pictures import write_pictures
     from experiments.explain.subject import open_explained
-    from experiments.runs.folder import IMAGES, METRICS, SUMMARY, owned_folder, write_arrays
+    from experiments.runs.folder import IMAGES, METRICS, SUMMARY, owned_folder
+    from experiments.runs.store import write_arrays
     from spectra_jax import Status, explain
 
     began, console = time.monotonic(), Console(quiet=args.quiet)
@@ -134,15 +134,7 @@ def explain_run(args: Args) -> Path:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "explain")
-    from experiments.cli.devices import use_compilation_cache
-
-    use_compilation_cache()
-    print(explain_run(args))
-    return 0
-
+main = command(Args, "explain", explain_run)
 
 if __name__ == "__main__":
     run_main(main)

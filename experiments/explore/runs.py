@@ -11,7 +11,7 @@ from experiments.explore.making import CONFIGS, search
 from experiments.explore.questions import MOST_CHANGES, Question
 from experiments.explore.session import Session
 from experiments.explore.turns import Turns
-from experiments.runs.loading import load_run, test_attributes
+from experiments.runs.loading import load_run, load_test_split
 from spectra_jax.logging import Console
 
 
@@ -22,7 +22,7 @@ def open_run(run_dir: Path, turns: Turns) -> Session:
         UserError: the run is not complete.
     """
     run = load_run(run_dir)
-    attributes, labels = test_attributes(run_dir)
+    attributes, labels, _ = load_test_split(run_dir)
     size = run.config.image_size
     columns = [np.asarray(record["label"]) for record in run.dataset.source("train")]
     return Session(

@@ -1,6 +1,5 @@
 """Attacks test images of a run with SPECTRA and with DDN, side by side through Foolbox's interface."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from experiments.attacks.options import NEAREST
-from experiments.cli.command import check_run_folder, parse, run_main
+from experiments.cli.command import check_run_folder, command, run_main
 from spectra_jax import InversionConfig
 
 
@@ -36,16 +35,14 @@ class Args:
         check_run_folder(self.run_dir)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "foolbox_attack")
-    from experiments.cli.devices import use_compilation_cache
+def attack(args: Args) -> None:
+    """Runs both attacks and prints how far each went."""
     from experiments.foolbox_attack.measure import compare
 
-    use_compilation_cache()
     compare(args.run_dir, args.num_images, args.epsilon, args.inversion)
-    return 0
 
+
+main = command(Args, "foolbox_attack", attack)
 
 if __name__ == "__main__":
     run_main(main)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from experiments.cli.command import parse, run_main
+from experiments.cli.command import command, run_main
 from experiments.cli.options import OwnModel, Seed, check_subject
 from experiments.counterfactuals.options import PairConfig
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
@@ -62,8 +61,9 @@ def invert_run(args: Args) -> Path:
         inversion_figures,
         inversion_metrics,
     )
-    from experiments.runs.folder import METRICS, SUMMARY, owned_folder, write_arrays
+    from experiments.runs.folder import METRICS, SUMMARY, owned_folder
     from experiments.runs.own_model import open_subject
+    from experiments.runs.store import Store, write_arrays
     from spectra_jax.reporting import Report
 
     began = time.monotonic()
@@ -73,8 +73,8 @@ def invert_run(args: Args) -> Path:
     index, target = choose_pairs(run, attributes, labels, pairs, seed=args.seed)
     options = pair_options(run, pairs, args.seed, attributes, labels)
     with owned_folder(args.out, "experiments.invert", options) as out:
-        found = find_counterfactuals(run, labels, index, target, pairs, out / "pairs", console=console)
-        write_arrays(out / "counterfactuals.npz", **found._asdict())
+        found = find_counterfactuals(run, labels, index, target, pairs, Store(out / "pairs", options), console=console)
+        write_arrays(out / "counterfactuals.npz", **found.arrays())
         spread = attributes.std(axis=0)
         measured = pair_metrics(run.model.head(run.params), found, spread)
         write_records(out / METRICS, found, measured)
@@ -120,15 +120,7 @@ def write_records(path: Path, found: Counterfactuals, measured: dict[str, np.nda
     records.close()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "invert")
-    from experiments.cli.devices import use_compilation_cache
-
-    use_compilation_cache()
-    print(invert_run(args))
-    return 0
-
+main = command(Args, "invert", invert_run)
 
 if __name__ == "__main__":
     run_main(main)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from experiments.cli.command import UserError, check_run_folder, parse, run_main
+from experiments.cli.command import UserError, check_run_folder, command, run_main
 from experiments.cli.options import Seed
 from experiments.paper_claims.options import ClaimConfig
 from spectra_jax.logging import Console, duration, write_json
@@ -59,13 +58,13 @@ class Args:
 def paper_claims(args: Args) -> Path:
     """Measures all runs and writes the out folder; returns the report."""
     from experiments.paper_claims.page import claim_words, write_page, write_tables
-    from experiments.paper_claims.solve import claims_folder, claims_of, run_names
-    from experiments.runs.folder import SUMMARY
+    from experiments.paper_claims.solve import claims_of, run_names
+    from experiments.runs.folder import SUMMARY, owned_folder
 
     began = time.monotonic()
     console = Console(quiet=args.quiet)
     names = run_names(args.run_dirs)
-    with claims_folder(args.out) as out:
+    with owned_folder(args.out, "experiments.paper_claims", {}) as out:  # other runs may be added later
         runs = []
         for name, run_dir in zip(names, args.run_dirs, strict=True):
             witnesses = list(args.witness_dirs)
@@ -89,15 +88,7 @@ def paper_claims(args: Args) -> Path:
         return write_page(runs, out / "report.html", config=args.claims, seed=args.seed, seconds=seconds)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "paper_claims")
-    from experiments.cli.devices import use_compilation_cache
-
-    use_compilation_cache()
-    print(paper_claims(args))
-    return 0
-
+main = command(Args, "paper_claims", paper_claims)
 
 if __name__ == "__main__":
     run_main(main)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +11,8 @@ import numpy as np
 from experiments.counterfactuals.find import Counterfactuals
 from experiments.paper_claims.pruning import make_pruner
 from experiments.paper_claims.regions import Regions
-from experiments.runs.folder import kept_arrays
 from experiments.runs.loading import LoadedRun
+from experiments.runs.store import Store
 from spectra_jax import Head, InversionConfig, causal_split, head_logits, invert
 from spectra_jax.logging import Console
 from spectra_jax.models import Params
@@ -62,32 +61,6 @@ class FlipChecks(NamedTuple):
     elsewhere: Any
 
 
-def staged(
-    folder: Path, name: str, total: int, compute: Callable[[np.ndarray], dict[str, Any]], *, chunk: int,
-    console: Console, title: str,
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """Arrays with one row for each of `total` items, made chunk by chunk; a chunk already in `folder` is read.
-
-    Args:
-        folder: of the files.
-        name: of this stage; part of the files' names.
-        total: items.
-        compute: positions of a chunk's items -> arrays with one row each.
-        chunk: items a file.
-        console: shows the progress under `title`.
-        title: what is being made.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    with console.progress(title, total, unit="pictures") as task:
-        for start in range(0, total, chunk):
-            path = folder / f"pairs-{name}-{start:05d}.npz"
-            rows = np.arange(start, min(start + chunk, total))
-            parts.append(kept_arrays(path, functools.partial(compute, rows)))
-            task.update(min(start + chunk, total))
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
 def choose_singles(
     run: LoadedRun, regions: Regions, labels: np.ndarray, count: int, *, seed: int, columns: Sequence[int]
 ) -> list[tuple[int, int]]:
@@ -119,7 +92,7 @@ def one_attribute(encode: Callable[..., Any]) -> Callable[..., Any]:
 
 def find_singles(
     run: LoadedRun, params: Params, spread: np.ndarray, chosen: Sequence[tuple[int, int]], *, size: float,
-    config: InversionConfig, folder: Path, name: str, console: Console,
+    config: InversionConfig, store: Store, name: str, console: Console,
 ) -> Singles:  # fmt: skip
     """Searches, for every (image, attribute), the picture where it rises and the one where it falls by `size` sd.
 
@@ -133,7 +106,7 @@ def find_singles(
         chosen: from `choose_singles`.
         size: of the request, in standard deviations.
         config: of the search.
-        folder, name: of the files that keep the pictures.
+        store, name: that keep the pictures.
         console: shows the progress.
     """
     encode, alone = jax.jit(run.model.encode), one_attribute(run.model.encode)
@@ -164,7 +137,7 @@ def find_singles(
         made = [pair(*chosen[row]) for row in rows]
         return {key: np.concatenate([part[key] for part in made]) for key in made[0]}
 
-    stored = staged(folder, name, len(chosen), compute, chunk=CHUNK, console=console, title=f"attributes ({name})")
+    stored = store.get_rows(name, len(chosen), compute, chunk=CHUNK, console=console, title=f"attributes ({name})")
     return Singles(**stored)
 
 
@@ -176,7 +149,7 @@ def pictures_of(run: LoadedRun, singles: Singles, rows: np.ndarray) -> tuple[jax
 
 
 def check_flips(
-    run: LoadedRun, found: Counterfactuals, named: np.ndarray, regions: Regions, *, folder: Path, console: Console
+    run: LoadedRun, found: Counterfactuals, named: np.ndarray, regions: Regions, *, store: Store, console: Console
 ) -> FlipChecks:
     """Gradient steps as long as the changes found, and the causal split of the changes at part and elsewhere.
 
@@ -185,7 +158,7 @@ def check_flips(
         found: the class flips.
         named: (p,) attribute whose share of the change is divided up.
         regions: of the pictures.
-        folder: of the files.
+        store: that keeps the answers.
         console: shows the progress.
     """
     head, params = run.model.head(run.params), run.params
@@ -223,12 +196,12 @@ def check_flips(
             parts[key] = values
         return {key: values[: len(rows)] for key, values in parts.items()}
 
-    stored = staged(folder, "checks", len(found.index), compute, chunk=CHUNK, console=console, title="checking flips")
+    stored = store.get_rows("checks", len(found.index), compute, chunk=CHUNK, console=console, title="checking flips")
     return FlipChecks(**stored)
 
 
 def few_pixels(
-    run: LoadedRun, found: Counterfactuals, rows: np.ndarray, *, seed: int, folder: Path, console: Console
+    run: LoadedRun, found: Counterfactuals, rows: np.ndarray, *, seed: int, store: Store, console: Console
 ) -> dict[str, np.ndarray]:
     """How few pixels keep the flips of `rows`; the fields of `experiments.paper_claims.pruning.FewPixels`."""
     prune, head = make_pruner(run.model.encode), run.model.head(run.params)
@@ -241,12 +214,11 @@ def few_pixels(
         answer = prune(run.params, head, images, rounded(found.results[chosen]), targets, key)
         return {name: np.asarray(value)[: len(positions)] for name, value in answer._asdict().items()}
 
-    return staged(folder, "pixels", len(rows), compute, chunk=CHUNK, console=console, title="leaving out pixels")
+    return store.get_rows("pixels", len(rows), compute, chunk=CHUNK, console=console, title="leaving out pixels")
 
 
 def witness_changes(
-    witness: LoadedRun, spread: np.ndarray, run: LoadedRun, singles: Singles, *, folder: Path, name: str,
-    console: Console,
+    witness: LoadedRun, spread: np.ndarray, run: LoadedRun, singles: Singles, *, store: Store, console: Console,
 ) -> np.ndarray:  # fmt: skip
     """(p, n) how another network's attributes move between the same pictures, in its own standard deviations.
 
@@ -255,7 +227,7 @@ def witness_changes(
         spread: (n,) standard deviations of its attributes.
         run: the network that the pictures were made for.
         singles: the pictures.
-        folder, name: of the files.
+        store: that keeps the answers.
         console: shows the progress.
     """
     encode = jax.jit(witness.model.encode)
@@ -270,7 +242,9 @@ def witness_changes(
         before, after = map(seen, pictures_of(run, singles, np.resize(rows, CHUNK)))
         return {"change": ((after - before) / np.where(spread > 0, spread, np.inf))[: len(rows)]}
 
-    stored = staged(folder, name, len(singles.index), compute, chunk=CHUNK, console=console, title="asking the witness")
+    stored = store.get_rows(
+        "witness", len(singles.index), compute, chunk=CHUNK, console=console, title="asking the witness"
+    )
     return stored["change"]
 
 

@@ -297,7 +297,7 @@ def localisation(material: Material) -> list[Comparison]:
     ]
     flips, checks = material.flips, material.checks
     cluster = material.labels[flips.index]
-    places, won, rows = material.places, np.asarray(flips.success, bool), np.arange(len(flips.index))
+    places, won, rows = material.places, flips.success, np.arange(len(flips.index))
     lift = np.where(won, places["lift"], np.nan)
     found.append(
         Comparison("5.2.2", "class flips, lift: elsewhere on the bird", text + "elsewhere, in class flips.", lift,
@@ -364,7 +364,7 @@ def noise(material: Material, *, seed: int) -> list[Comparison]:
 def inexactness(material: Material, spread: np.ndarray) -> list[Comparison]:
     """5.3.3: realised against requested change of flips, beside a gradient step on the class logits as long."""
     flips = material.flips
-    won = np.asarray(flips.success, bool) & np.isfinite(flips.requested).all(axis=-1)
+    won = flips.success & np.isfinite(flips.requested).all(axis=-1)
     cluster, rows = material.labels[flips.index], np.arange(len(flips.index))
     realised = flips.after - flips.before
     unit = np.where(spread > 0, spread, np.inf)

@@ -1,11 +1,7 @@
 """Everything the claims need of one run: its pictures made or read again, measured and judged."""
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,16 +14,15 @@ from experiments.counterfactuals.find import choose_pairs, find_counterfactuals
 from experiments.counterfactuals.options import PairConfig
 from experiments.counterfactuals.parts import group_of
 from experiments.paper_claims import images, measure
-from experiments.paper_claims.images import Singles, staged
+from experiments.paper_claims.images import Singles
 from experiments.paper_claims.measure import Material
 from experiments.paper_claims.options import ClaimConfig
 from experiments.paper_claims.regions import Regions
 from experiments.paper_claims.statistics import Comparison, Verdict, judge
-from experiments.runs.folder import owned_folder
-from experiments.runs.loading import LoadedRun, checksum, describe, load_run, test_attributes
+from experiments.runs.loading import LoadedRun, checksum, describe, load_run, load_test_split
+from experiments.runs.store import Store
 from spectra_jax.logging import Console
 
-MADE_BY = "experiments.paper_claims"
 FORMAT = 1  # raise it whenever the files of a run mean something else
 _SPREAD_IMAGES = 256  # test images from which the spread of a random network's attributes is estimated
 
@@ -75,7 +70,7 @@ def claims_of(
     """
     console.say(f"{name}: {run_dir}")
     run = load_run(run_dir)
-    attributes, labels = test_attributes(run_dir)
+    attributes, labels, _ = load_test_split(run_dir)
     spread = attributes.std(axis=0)
     pairs = PairConfig(num_pairs=config.num_pairs, margin=config.margin, batch_size=config.batch_size,
                        inversion=config.inversion)  # fmt: skip
@@ -85,36 +80,32 @@ def claims_of(
     columns = _asked(run, config, spread)
     about = common | {"step": config.step, "images": config.images_per_attribute} | dataclasses.asdict(config.single)
     about |= {"groups": config.groups} if config.groups else {}
-    with owned_folder(out / "runs" / name / "singles", MADE_BY, about) as folder:
-        kept = folder / "pairs"
-        chosen = images.choose_singles(run, regions, labels, config.images_per_attribute, seed=seed, columns=columns)
-        singles = images.find_singles(
-            run, run.params, spread, chosen, size=config.step, config=config.single, folder=kept, name="singles",
-            console=console,
-        )  # fmt: skip
-        measured = _once(kept, "columns", lambda: measure.measure_singles(run, regions, singles, spread), console)
-        witness, moved = _witness(run, singles, witnesses, kept, console=console)
+    kept = Store(out / "runs" / name, about)
+    chosen = images.choose_singles(run, regions, labels, config.images_per_attribute, seed=seed, columns=columns)
+    singles = images.find_singles(
+        run, run.params, spread, chosen, size=config.step, config=config.single, store=kept, name="singles",
+        console=console,
+    )  # fmt: skip
+    measured = _once(kept, "columns", lambda: measure.measure_singles(run, regions, singles, spread), console)
+    witness, moved = _witness(run, singles, witnesses, out / "runs" / name, about, console=console)
     random_lift = np.full(len(singles.index), np.nan)
     if config.random_weights:
         random_lift = _random_lift(run, regions, singles, chosen, config, out, seed=seed, console=console)
     about = common | dataclasses.asdict(pairs) | {"few_pixel_pairs": config.few_pixel_pairs}
-    with owned_folder(out / "runs" / name / "flips", MADE_BY, about) as folder:
-        kept = folder / "pairs"
-        index, target = choose_pairs(run, attributes, labels, pairs, seed=seed)
-        flips = find_counterfactuals(run, labels, index, target, pairs, kept, console=console)
-        named = measure.named_attributes(flips.requested, spread)
-        checks = images.check_flips(run, flips, named, regions, folder=kept, console=console)
-        rows = np.flatnonzero(np.asarray(flips.survives_rounding, bool))[: config.few_pixel_pairs]
-        if not len(rows):
-            raise UserError(f"{run_dir}: none of the {config.num_pairs} flips succeeded; see --inversion.max-steps")
-        pixels = images.few_pixels(run, flips, rows, seed=seed, folder=kept, console=console)
+    kept = Store(out / "runs" / name, about)
+    index, target = choose_pairs(run, attributes, labels, pairs, seed=seed)
+    flips = find_counterfactuals(run, labels, index, target, pairs, kept, console=console)
+    named = measure.named_attributes(flips.requested, spread)
+    checks = images.check_flips(run, flips, named, regions, store=kept, console=console)
+    rows = np.flatnonzero(flips.survives_rounding)[: config.few_pixel_pairs]
+    if not len(rows):
+        raise UserError(f"{run_dir}: none of the {config.num_pairs} flips succeeded; see --inversion.max-steps")
+    pixels = images.few_pixels(run, flips, rows, seed=seed, store=kept, console=console)
 
-        def pictures(rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
-            return jnp.asarray(flips.images[rows], jnp.float32) / 255, images.rounded(flips.results[rows])
+    def pictures(rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        return jnp.asarray(flips.images[rows], jnp.float32) / 255, images.rounded(flips.results[rows])
 
-        places = _once(
-            kept, "places", lambda: measure.place_measures(run, regions, flips.index, named, pictures), console
-        )
+    places = _once(kept, "places", lambda: measure.place_measures(run, regions, flips.index, named, pictures), console)
     material = Material(run, regions, attributes, labels, flips, checks, named, pixels, rows, singles, measured, places,
                         random_lift, moved)  # fmt: skip
     comparisons = [
@@ -139,9 +130,9 @@ def _asked(run: LoadedRun, config: ClaimConfig, spread: np.ndarray) -> list[int]
     return [f for f, group in enumerate(groups) if spread[f] > 0 and (not config.groups or group in config.groups)]
 
 
-def _once(folder: Path, name: str, compute: Any, console: Console) -> dict[str, np.ndarray]:
+def _once(store: Store, name: str, compute: Any, console: Console) -> dict[str, np.ndarray]:
     """Measures that are quickly made together; kept in one file."""
-    return staged(folder, name, 1, lambda _: compute(), chunk=1, console=console, title=f"measuring ({name})")
+    return store.get_rows(name, 1, lambda _: compute(), chunk=1, console=console, title=f"measuring ({name})")
 
 
 def _random_lift(
@@ -158,36 +149,32 @@ def _random_lift(
              "format": FORMAT}  # fmt: skip
     # How the trained weights came about does not matter here.
     about["train"] = {key: about["train"][key] for key in ("model", "model_options", "image_size")}
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    size = run.config.image_size
-    with owned_folder(out / "runs" / f"random-{digest[:12]}", MADE_BY, {"random": digest}) as folder:
-        params = run.model.init(jax.random.key(seed), (size, size, 3))
-        encode = jax.jit(run.model.encode)
+    size, store = run.config.image_size, Store(out / "runs" / "random", about)
+    params = run.model.init(jax.random.key(seed), (size, size, 3))
+    encode = jax.jit(run.model.encode)
 
-        def spread() -> dict[str, np.ndarray]:
-            count = min(_SPREAD_IMAGES, run.dataset.num_examples("test"))
-            shown = np.random.default_rng([seed, 31]).permutation(run.dataset.num_examples("test"))[:count]
-            parts = []
-            for start in range(0, count, images.CHUNK):
-                rows = np.resize(shown[start : start + images.CHUNK], images.CHUNK)
-                pictures = run.dataset.images("test", rows, image_size=size)
-                encoded = encode(params, jnp.asarray(pictures, jnp.float32) / 255)
-                parts.append(np.asarray(encoded)[: len(shown[start : start + images.CHUNK])])
-            return {"spread": np.concatenate(parts).std(axis=0)}
+    def spread() -> dict[str, np.ndarray]:
+        count = min(_SPREAD_IMAGES, run.dataset.num_examples("test"))
+        shown = np.random.default_rng([seed, 31]).permutation(run.dataset.num_examples("test"))[:count]
+        parts = []
+        for start in range(0, count, images.CHUNK):
+            rows = np.resize(shown[start : start + images.CHUNK], images.CHUNK)
+            pictures = run.dataset.images("test", rows, image_size=size)
+            encoded = encode(params, jnp.asarray(pictures, jnp.float32) / 255)
+            parts.append(np.asarray(encoded)[: len(shown[start : start + images.CHUNK])])
+        return {"spread": np.concatenate(parts).std(axis=0)}
 
-        kept = folder / "pairs"
-        found = images.find_singles(
-            run, params, _once(kept, "spread", spread, console)["spread"], with_part, size=config.step,
-            config=config.single, folder=kept, name="random", console=console,
-        )  # fmt: skip
-        places = _once(
-            kept,
-            "places",
-            lambda: measure.place_measures(
-                run, regions, found.index, found.attribute, functools.partial(images.pictures_of, run, found)
-            ),
-            console,
-        )
+    found = images.find_singles(
+        run, params, _once(store, "spread", spread, console)["spread"], with_part, size=config.step,
+        config=config.single, store=store, name="singles", console=console,
+    )  # fmt: skip
+    pictures_of = functools.partial(images.pictures_of, run, found)
+    places = _once(
+        store,
+        "places",
+        lambda: measure.place_measures(run, regions, found.index, found.attribute, pictures_of),
+        console,
+    )
     keys = zip(found.index, found.attribute, found.sign, strict=True)
     lift = np.where(found.success, places["lift"], np.nan)
     known = {tuple(map(int, key)): value for key, value in zip(keys, lift, strict=True)}
@@ -196,7 +183,7 @@ def _random_lift(
 
 
 def _witness(
-    run: LoadedRun, singles: Singles, witnesses: list[Path], folder: Path, *, console: Console
+    run: LoadedRun, singles: Singles, witnesses: list[Path], folder: Path, about: dict[str, Any], *, console: Console
 ) -> tuple[str, np.ndarray | None]:
     """Name and attribute changes of the first witness that was trained on the same data and is another network."""
     own = checksum(run)
@@ -204,11 +191,10 @@ def _witness(
         witness = load_run(path)
         if witness.dataset.path.name != run.dataset.path.name or checksum(witness) == own:
             continue
-        theirs, _ = test_attributes(path)
-        name = checksum(witness, theirs)  # of which the changes are in units
+        theirs = load_test_split(path).attributes
+        store = Store(folder, [about, checksum(witness, theirs)])  # its attributes set the units
         spread = theirs.std(axis=0)
-        moved = images.witness_changes(witness, spread, run, singles, folder=folder, name=f"witness-{name[:12]}",
-                                       console=console)  # fmt: skip
+        moved = images.witness_changes(witness, spread, run, singles, store=store, console=console)
         return f"{witness.config.model}, seed {witness.config.seed}", moved
     return "", None
 
@@ -218,7 +204,7 @@ def _figures(material: Material) -> dict[str, float]:
     flips, singles, columns = material.flips, material.singles, material.columns
     size = flips.images.shape[1] * flips.images.shape[2]
     kept = material.pixels["pruned"]
-    won = np.asarray(flips.success, bool)
+    won = flips.success
 
     def middle(values: np.ndarray) -> float:
         known = values[np.isfinite(values)]
@@ -250,13 +236,6 @@ def _figures(material: Material) -> dict[str, float]:
 def _lengths(flips: Any) -> np.ndarray:
     change = np.asarray(images.rounded(flips.results)) - flips.images.astype(np.float32) / 255
     return np.sqrt(np.square(change).sum(axis=(1, 2, 3)))
-
-
-@contextlib.contextmanager
-def claims_folder(path: Path) -> Iterator[Path]:
-    """The folder of a comparison; other runs may be added to it later."""
-    with owned_folder(path, MADE_BY, {}) as folder:
-        yield folder
 
 
 def run_names(run_dirs: tuple[Path, ...]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.cli.command import UserError, check_file, check_run_folder, parse, run_main
+from experiments.cli.command import UserError, check_file, check_run_folder, command, run_main
 from experiments.cli.options import DataConfig
 from experiments.paper_figures.cases import CASES, Case
 from experiments.training.train import TrainArgs, train
@@ -74,7 +74,8 @@ def paper_figures(args: Args, cases: Sequence[Case] = CASES) -> tuple[Path, int]
     """Draws the figures and writes the out folder; returns the report and the exit code."""
     from experiments.paper_figures.measure import find_figures, judge, measurements, place_of, write_page
     from experiments.runs.folder import METRICS, SUMMARY, owned_folder
-    from experiments.runs.loading import checksum, load_run, test_attributes
+    from experiments.runs.loading import checksum, load_run, load_test_split
+    from experiments.runs.store import Store
 
     began = time.monotonic()
     console = Console(quiet=args.quiet)
@@ -84,14 +85,21 @@ def paper_figures(args: Args, cases: Sequence[Case] = CASES) -> tuple[Path, int]
         if code:
             return run_dir, code
     run = load_run(run_dir)
-    attributes, labels = test_attributes(run_dir)
+    attributes, labels, _ = load_test_split(run_dir)
     spread = attributes.std(axis=0)
     chosen = [case for case in cases if not args.figures or case.key in args.figures]
     # Which figures are drawn is no option: those already there stay when others are added.
     options = {"margin": args.margin, "max_steps": args.max_steps, "model": checksum(run, attributes, labels)}
     with owned_folder(args.out, "experiments.paper_figures", options) as out:
         figures = find_figures(
-            run, chosen, attributes, labels, out, margin=args.margin, max_steps=args.max_steps, console=console
+            run,
+            chosen,
+            attributes,
+            labels,
+            Store(out / "figures", options),
+            margin=args.margin,
+            max_steps=args.max_steps,
+            console=console,
         )
         numbers = [measurements(run, figure, spread) for figure in figures]
         verdicts = [
@@ -118,16 +126,7 @@ def paper_figures(args: Args, cases: Sequence[Case] = CASES) -> tuple[Path, int]
         return write_page(run, chosen, figures, numbers, verdicts, report, subtitle=subtitle, seconds=seconds), 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "paper_figures")
-    from experiments.cli.devices import use_compilation_cache
-
-    use_compilation_cache()
-    path, code = paper_figures(args)
-    print(path)
-    return code
-
+main = command(Args, "paper_figures", paper_figures)
 
 if __name__ == "__main__":
     run_main(main)

@@ -16,8 +16,8 @@ from experiments.counterfactuals.find import measure
 from experiments.counterfactuals.parts import PartDiscs, heat, lift, marked, part_discs, part_names
 from experiments.paper_figures.requests import Case, choose, request
 from experiments.reporting.pages import change_metrics
-from experiments.runs.folder import kept_arrays
 from experiments.runs.loading import LoadedRun
+from experiments.runs.store import Store
 from spectra_jax import InversionConfig, InversionReason, head_logits, invert, psnr, ssim
 from spectra_jax.logging import Console
 from spectra_jax.names import readable_attribute, readable_class
@@ -130,19 +130,18 @@ def find_figure(
 
 
 def find_figures(
-    run: LoadedRun, cases: Sequence[Case], attributes: np.ndarray, labels: np.ndarray, folder: Path, *, margin: float,
+    run: LoadedRun, cases: Sequence[Case], attributes: np.ndarray, labels: np.ndarray, store: Store, *, margin: float,
     max_steps: int, console: Console,
 ) -> list[Figure]:  # fmt: skip
-    """All figures; one that is already in `folder` is not searched for again."""
+    """All figures; one that is already in `store` is not searched for again."""
     figures = []
     with console.progress("figures", len(cases), unit="figures") as task:
         for number, case in enumerate(cases):
-            path = folder / f"pairs-{case.key}.npz"
 
             def compute(case: Case = case) -> dict[str, Any]:
                 return find_figure(run, case, attributes, labels, margin=margin, max_steps=max_steps)._asdict()
 
-            figures.append(Figure(**{name: value[()] for name, value in kept_arrays(path, compute).items()}))
+            figures.append(Figure(**{name: value[()] for name, value in store.get(case.key, compute).items()}))
             task.update(number + 1, case.key)
     return figures
 

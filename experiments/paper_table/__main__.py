@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from experiments.cli.command import UserError, parse, run_main
+from experiments.cli.command import UserError, command, run_main
 from experiments.cli.options import DataConfig, Seed
 from experiments.counterfactuals.options import PairConfig
 from experiments.paper_table.plans import PLANS, VARIANTS, Variant, default_pairs
@@ -120,16 +119,7 @@ def paper_table(args: Args) -> tuple[Path, int]:
     return args.out, 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "paper_table")
-    from experiments.cli.devices import use_compilation_cache
-
-    use_compilation_cache()
-    out, code = paper_table(args)
-    print(out)
-    return code
-
+main = command(Args, "paper_table", paper_table)
 
 if __name__ == "__main__":
     run_main(main)

@@ -21,8 +21,9 @@ from experiments.counterfactuals.options import PairConfig
 from experiments.paper_table.plans import PLANS, Variant
 from experiments.reporting.intervals import median_interval, rate
 from experiments.reporting.pages import median, ratio_median
-from experiments.runs.folder import CONFIG, SUMMARY, owned_folder, read_config, read_json, write_arrays
-from experiments.runs.loading import LoadedRun, describe, load_run, make_model, test_attributes
+from experiments.runs.folder import CONFIG, SUMMARY, read_config, read_json
+from experiments.runs.loading import LoadedRun, describe, load_run, load_test_split, make_model
+from experiments.runs.store import Store, write_arrays
 from experiments.runs.stored import read_summary
 from spectra_jax import all_pairs_norms, head_logits, perturbation_noise_ratio
 from spectra_jax.data import Dataset
@@ -142,7 +143,7 @@ def measure_row(row: Row, folder: Path, run_dir: Path, budget: Budget, *, consol
     summary = read_summary(run_dir)
     figures = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith("test/")}
     run = load_run(run_dir)
-    attributes, labels = test_attributes(run_dir)
+    attributes, labels, _ = load_test_split(run_dir)
     head = run.model.head(run.params)
     predicted = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=-1)
     figures |= rate("class_accuracy", int((predicted == labels).sum()), len(labels))
@@ -154,11 +155,11 @@ def measure_row(row: Row, folder: Path, run_dir: Path, budget: Budget, *, consol
     index, target, shown = table_pairs(run, attributes, labels, config, seed=budget.pair_seed)
     figures |= geometry(run, attributes[index])
     options = pair_options(run, config, budget.pair_seed, attributes, labels)
-    with owned_folder(folder / "counterfactuals", "experiments.paper_table", options) as pairs:
-        found = find_counterfactuals(run, labels, index, target, config, pairs, console=console)
+    store = Store(folder / "counterfactuals", options)
+    found = find_counterfactuals(run, labels, index, target, config, store, console=console)
     figures |= pair_figures(found)
     place = int(np.flatnonzero(found.index == shown)[0])
-    write_arrays(folder / CARD, **{k: v[place : place + 1] for k, v in found._asdict().items()})
+    write_arrays(folder / CARD, **{k: v[place : place + 1] for k, v in found.arrays().items()})
     if budget.foolbox_images and has_foolbox():
         console.say(f"Foolbox: projected gradient descent on {budget.foolbox_images} images")
         figures |= foolbox_figures(run, labels, budget.foolbox_images, seed=budget.pair_seed)
@@ -209,7 +210,7 @@ def geometry(run: LoadedRun, attributes: np.ndarray) -> dict[str, float]:
 
 def pair_figures(found: Counterfactuals) -> dict[str, Any]:
     """Rates over all pairs with Wilson intervals, medians over the successes with bootstrap intervals."""
-    won = np.asarray(found.success, bool)
+    won = found.success
     moved = found.results[won] - found.images[won] / np.float32(255)
     realised = perturbation_noise_ratio(moved, found.after[won] - found.before[won])
     requested = perturbation_noise_ratio(moved, found.requested[won])

@@ -14,7 +14,7 @@ from experiments.cli.options import DataConfig
 from experiments.counterfactuals.find import Counterfactuals
 from experiments.counterfactuals.options import PairConfig
 from experiments.paper_table.measure import ATTACK_STEPS, CARD, EPSILON, Row
-from experiments.reporting.pages import SHOWN_ATTRIBUTES, pair_card
+from experiments.reporting.pages import SHOWN_ATTRIBUTES, finite_request, pair_card
 from experiments.runs.folder import METRICS, SUMMARY
 from spectra_jax.data import Dataset
 from spectra_jax.logging import MetricsFile, duration, write_json
@@ -325,18 +325,19 @@ def _add_comparison(report: Report, attacked: Results) -> None:
 
 def _card(row: Row, path: Path, dataset: Dataset) -> CounterfactualCard:
     with np.load(path) as stored:
-        pair = Counterfactuals(*(stored[name][0] for name in Counterfactuals._fields))
+        found = Counterfactuals(**stored)
     classes, names = dataset.info.class_names, dataset.info.attribute_names
-    requested = np.where(np.isfinite(pair.requested), pair.requested, 0)
+    before, after, requested = found.before[0], found.after[0], finite_request(found, 0)
     largest = np.argsort(-np.abs(requested))[:SHOWN_ATTRIBUTES]
     return pair_card(
-        pair,
+        found,
+        0,
         classes,
         attributes=[
-            AttributeChange(names[f], float(pair.before[f]), float(requested[f]), float(pair.after[f] - pair.before[f]))
+            AttributeChange(names[f], float(before[f]), float(requested[f]), float(after[f] - before[f]))
             for f in largest
             if requested[f] != 0
         ],
-        metrics=[Metric("PSNR", float(pair.psnr), "dB"), Metric("SSIM", float(pair.ssim))],
-        note=f"{row.model}, {row.variant} training. Labelled {classes[pair.label]}.",
+        metrics=[Metric("PSNR", float(found.psnr[0]), "dB"), Metric("SSIM", float(found.ssim[0]))],
+        note=f"{row.model}, {row.variant} training. Labelled {classes[found.label[0]]}.",
     )

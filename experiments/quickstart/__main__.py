@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ import numpy as np
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from experiments.cli.command import UserError, parse, run_main
+from experiments.cli.command import UserError, command, run_main
 from experiments.cli.options import DataConfig, Seed, starting_config
 from experiments.counterfactuals.options import PairConfig
 from experiments.training.train import TrainArgs, train
@@ -82,8 +81,9 @@ def quickstart(args: Args) -> tuple[Path, int]:
         inversion_figures,
         ratio_median,
     )
-    from experiments.runs.folder import SUMMARY, owned_folder, write_arrays
-    from experiments.runs.loading import default_model, load_run, prepare_data, test_attributes
+    from experiments.runs.folder import SUMMARY
+    from experiments.runs.loading import default_model, load_run, load_test_split, prepare_data
+    from experiments.runs.store import Store, write_arrays
     from experiments.runs.stored import read_summary
     from spectra_jax import head_logits
     from spectra_jax.reporting import Report
@@ -106,7 +106,7 @@ def quickstart(args: Args) -> tuple[Path, int]:
         return run_dir, code
 
     trained, run = time.monotonic(), load_run(run_dir)
-    head, (attributes, labels) = run.model.head(run.params), test_attributes(run_dir)
+    head, (attributes, labels, _) = run.model.head(run.params), load_test_split(run_dir)
     console.say(f"solving {len(labels) * run.info.num_classes:,} (image, target) pairs")
     norms = all_norms(head, attributes)
     write_arrays(run_dir / "norms.npz", **norms)
@@ -117,8 +117,8 @@ def quickstart(args: Args) -> tuple[Path, int]:
     pairs = args.pairs.fitting(run.config.image_size, console=console)
     index, target = choose_pairs(run, attributes, labels, pairs, seed=args.seed)
     options = pair_options(run, pairs, args.seed, attributes, labels)
-    with owned_folder(run_dir / "counterfactuals", "experiments.quickstart", options) as folder:
-        found = find_counterfactuals(run, labels, index, target, pairs, folder, console=console)
+    store = Store(run_dir / "counterfactuals", options)
+    found = find_counterfactuals(run, labels, index, target, pairs, store, console=console)
 
     summary = read_summary(run_dir)
     spread = attributes.std(axis=0)
@@ -149,16 +149,7 @@ def quickstart(args: Args) -> tuple[Path, int]:
     return path, 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "quickstart")
-    from experiments.cli.devices import use_compilation_cache
-
-    use_compilation_cache()
-    path, code = quickstart(args)
-    print(path)
-    return code
-
+main = command(Args, "quickstart", quickstart)
 
 if __name__ == "__main__":
     run_main(main)

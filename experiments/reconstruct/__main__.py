@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
-from experiments.cli.command import UserError, check_run_folder, parse, run_main
+from experiments.cli.command import UserError, check_run_folder, command, run_main
 from experiments.cli.options import Seed
 from experiments.reconstruct.options import DecoderConfig
 from spectra_jax.logging import Console, duration, write_json
@@ -111,21 +110,7 @@ def reconstruct(args: Args) -> tuple[Path, int]:
         return report.write(out / "report.html"), 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "reconstruct")
-    from experiments.cli.devices import use_compilation_cache
-    from spectra_jax.checkpoint import CheckpointError
-    from spectra_jax.training import NonFiniteError
-
-    use_compilation_cache()
-    try:
-        path, code = reconstruct(args)
-    except (NonFiniteError, CheckpointError) as error:
-        raise UserError(str(error)) from error
-    print(path)
-    return code
-
+main = command(Args, "reconstruct", reconstruct)
 
 if __name__ == "__main__":
     run_main(main)

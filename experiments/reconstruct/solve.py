@@ -12,10 +12,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from experiments.reconstruct.options import DecoderConfig
-from experiments.runs.folder import stop_on_signals
 from experiments.runs.inputs import make_inputs
 from experiments.runs.loading import LoadedRun
 from experiments.runs.record import Record
+from experiments.runs.signals import stop_on_signals
 from spectra_jax import head_logits, psnr, reconstruction_loss, ssim
 from spectra_jax.data import array_batches
 from spectra_jax.logging import Console

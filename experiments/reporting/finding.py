@@ -43,7 +43,7 @@ def add_finding(
         format_probability(value)
         for value in (noise, *(figures[f"invert/target_probability_{when}_median"] for when in ("before", "after")))
     )
-    crossing = ((found.before > 0) != (found.after > 0))[np.asarray(found.success, bool)].sum(axis=1)
+    crossing = ((found.before > 0) != (found.after > 0))[found.success].sum(axis=1)
     typical = np.quantile(crossing, 0.5, method="higher")
     crossed = f"{typical} of {found.before.shape[1]}"
     shown = "the smallest and the largest change of all" if won == pairs else "the smallest change and a failed search"
@@ -84,7 +84,7 @@ def add_finding(
 
 def _examples(found: Counterfactuals, cards: Sequence[CounterfactualCard]) -> list[Example]:
     """The success whose picture changed least, and a failure or else the success that changed most."""
-    won = np.asarray(found.success, bool)
+    won = found.success
     order = sorted(np.flatnonzero(won).tolist(), key=lambda row: -float(found.psnr[row]))
     examples = [Example(f"Smallest change (PSNR {format_number(found.psnr[order[0]], unit='dB')})", cards[order[0]])]
     if not won.all():

@@ -114,7 +114,7 @@ def inversion_figures(found: Counterfactuals, measured: dict[str, np.ndarray]) -
         found: the pairs.
         measured: what `pair_metrics` says of them.
     """
-    won = np.asarray(found.success, bool)
+    won = found.success
     return {
         "invert/num_pairs": len(found.index),
         "invert/num_success": int(won.sum()),
@@ -197,7 +197,9 @@ def counterfactual_cards(
         measured: what `pair_metrics` says of the pairs.
     """
     head = run.model.head(run.params)
-    probabilities = [np.asarray(jax.nn.softmax(head_logits(head, jnp.asarray(e)), axis=-1)) for e in found[6:8]]
+    probabilities = [
+        np.asarray(jax.nn.softmax(head_logits(head, jnp.asarray(e)), axis=-1)) for e in (found.before, found.after)
+    ]
     return [_card(run, found, row, probabilities, spread, measured) for row in range(len(found.index))]
 
 
@@ -246,53 +248,59 @@ def _card(
     measured: dict[str, np.ndarray],
 ) -> CounterfactualCard:
     classes, names = run.info.class_names, run.info.attribute_names
-    pair = Counterfactuals(*(column[row] for column in found))
-    requested = np.where(np.isfinite(pair.requested), pair.requested, 0)
-    present = [1 / (1 + np.exp(-np.clip(e, -80, 80))) for e in (pair.before, pair.after)]
+    before, after, single = found.before[row], found.after[row], found.single_attribute[row]
+    requested = finite_request(found, row)
+    present = [1 / (1 + np.exp(-np.clip(e, -80, 80))) for e in (before, after)]
     ranks = np.abs(requested) / np.maximum(spread, 1e-6), np.abs(present[1] - present[0])
     largest = dict.fromkeys(int(f) for rank in ranks for f in np.argsort(-rank)[:SHOWN_ATTRIBUTES])
     changes = [
-        AttributeChange(names[f], float(pair.before[f]), float(requested[f]), float(pair.after[f] - pair.before[f]))
-        for f in largest
+        AttributeChange(names[f], float(before[f]), float(requested[f]), float(after[f] - before[f])) for f in largest
     ]
-    note = f"Test image {pair.index}, labelled {readable_class(classes[pair.label])}."
-    if pair.single_attribute >= 0:
-        size = abs(pair.single_delta) / max(spread[pair.single_attribute], 1e-6)
-        name = readable_attribute(names[pair.single_attribute])
-        moved = format_number(float(pair.single_delta), signed=True)
+    note = f"Test image {found.index[row]}, labelled {readable_class(classes[found.label[row]])}."
+    if single >= 0:
+        size = abs(found.single_delta[row]) / max(spread[single], 1e-6)
+        name = readable_attribute(names[single])
+        moved = format_number(float(found.single_delta[row]), signed=True)
         note += f" One attribute alone would do: {name} by {moved} ({size:.1f} standard deviations)."
     else:
         note += " No single attribute can reach this target."
-    if pair.success and not pair.survives_rounding:
+    if found.success[row] and not found.survives_rounding[row]:
         note += " The flip is lost when the image is rounded to 8 bits."
-    chosen = {int(pair.target), *(int(k) for p in probabilities for k in np.argsort(-p[row])[:SHOWN_CLASSES])}
+    chosen = {int(found.target[row]), *(int(k) for p in probabilities for k in np.argsort(-p[row])[:SHOWN_CLASSES])}
     shown = sorted(chosen, key=lambda k: -float(probabilities[0][row, k]))
     return pair_card(
-        pair,
+        found,
+        row,
         classes,
         attributes=changes,
         probabilities_before=[(classes[k], float(probabilities[0][row, k])) for k in shown],
         probabilities_after=[(classes[k], float(probabilities[1][row, k])) for k in shown],
         metrics=[
-            Metric("PSNR", float(pair.psnr), "dB"),
-            Metric("SSIM", float(pair.ssim)),
+            Metric("PSNR", float(found.psnr[row]), "dB"),
+            Metric("SSIM", float(found.ssim[row])),
             *change_metrics({name: values[row] for name, values in measured.items()}),
         ],
         note=note,
     )
 
 
-def pair_card(pair: Counterfactuals, classes: Sequence[str], **details: Any) -> CounterfactualCard:
-    """The card of one pair, a row of `Counterfactuals`; `details` are further fields of it."""
+def finite_request(found: Counterfactuals, row: int) -> np.ndarray:
+    """(n,) the change that was asked for; 0 where the target cannot be reached."""
+    return np.where(np.isfinite(found.requested[row]), found.requested[row], 0)
+
+
+def pair_card(found: Counterfactuals, row: int, classes: Sequence[str], **details: Any) -> CounterfactualCard:
+    """The card of one pair; `details` are further fields of it."""
+    length = np.linalg.norm(found.requested[row])
     return CounterfactualCard(
-        original=pair.images / np.float32(255),
-        counterfactual=pair.results,
-        source_class=classes[pair.predicted],
-        target_class=classes[pair.target],
-        success=bool(pair.success),
-        reason="" if pair.success else InversionReason(int(pair.reason)).description,
-        steps=int(pair.num_steps),
-        distance=float(length) if np.isfinite(length := np.linalg.norm(pair.requested)) else None,
+        original=found.images[row] / np.float32(255),
+        counterfactual=found.results[row],
+        source_class=classes[found.predicted[row]],
+        target_class=classes[found.target[row]],
+        success=bool(found.success[row]),
+        reason="" if found.success[row] else InversionReason(int(found.reason[row])).description,
+        steps=int(found.num_steps[row]),
+        distance=float(length) if np.isfinite(length) else None,
         **details,
     )
 

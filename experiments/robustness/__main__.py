@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from experiments.attacks.options import AttackConfig
-from experiments.cli.command import UserError, parse, run_main
+from experiments.cli.command import UserError, command, run_main
 from experiments.cli.options import OwnModel, check_subject
 from spectra_jax.logging import Console, duration
 
@@ -98,15 +97,7 @@ def robustness(args: Args) -> Path:
     return args.out
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "robustness")
-    from experiments.cli.devices import use_compilation_cache
-
-    use_compilation_cache()
-    print(robustness(args))
-    return 0
-
+main = command(Args, "robustness", robustness)
 
 if __name__ == "__main__":
     run_main(main)

@@ -1,7 +1,5 @@
 """Attacks written by others on the images of a run, and what of its accuracy is left."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +11,8 @@ import numpy as np
 from experiments.attacks.foolbox import BottleneckModel, foolbox, foolbox_model
 from experiments.attacks.options import AttackConfig
 from experiments.reporting.intervals import rate
-from experiments.runs.folder import kept_arrays
 from experiments.runs.loading import LoadedRun, checksum
+from experiments.runs.store import Store
 from spectra_jax.logging import Console
 
 RESAMPLES = 2000
@@ -147,14 +145,13 @@ def attack_run(run: LoadedRun, config: AttackConfig, folder: Path, *, name: str,
         for place, (kind, (attack, settings)) in enumerate(made.items()):
             for start in range(0, len(right), config.batch_size):
                 rows = right[start : start + config.batch_size]
-                facts = json.dumps([identity, kind, settings, rows.tolist(), config.batch_size])
-                path = folder / f"{kind}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npz"
+                store = Store(folder, [identity, settings, rows.tolist(), config.batch_size])
 
                 def compute(attack: Any = attack, rows: np.ndarray = rows) -> dict[str, Any]:
                     with jax.numpy_dtype_promotion("standard"):  # Foolbox mixes types freely
                         return {key: array[: len(rows)] for key, array in attack(model, *batch(rows)).items()}
 
-                for key, array in kept_arrays(path, compute).items():
+                for key, array in store.get(kind, compute).items():
                     found[key][rows] = array
                 task.update(place * len(right) + start + len(rows), kind)
     originals = pixels.astype(np.float32) / 255

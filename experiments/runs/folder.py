@@ -6,15 +6,11 @@ import fcntl
 import json
 import os
 import shutil
-import signal
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from experiments.cli.command import UserError
 from spectra_jax.logging import write_json
@@ -184,8 +180,7 @@ def _check_owner(path: Path, made_by: str) -> dict[str, Any]:
 def _delete_results(path: Path) -> None:
     """Deletes what the scripts write into a folder of theirs, and nothing else."""
     # config.json goes last and is replaced, not deleted: the folder stays marked if the process is killed here.
-    pairs = [f"{folder}{name}" for folder in ("", "pairs/") for name in ("pairs-*.npz", ".pairs-*.tmp")]
-    for pattern in (*pairs, f"{IMAGES}/sample-*.png", *RESULTS):
+    for pattern in (f"{IMAGES}/sample-*.png", *RESULTS):
         for file in path.glob(pattern):
             if file.is_file():
                 file.unlink()
@@ -193,7 +188,7 @@ def _delete_results(path: Path) -> None:
         # What only looks like a checkpoint, or was given a name, is somebody else's; damaged ones stay set aside.
         if step.name.isdigit() and (step / CHECKPOINT_MARK).is_file():
             shutil.rmtree(step)
-    for folder in ("pairs", IMAGES, CHECKPOINTS):
+    for folder in (IMAGES, CHECKPOINTS):
         with contextlib.suppress(OSError):  # absent, or there is something else in it
             (path / folder).rmdir()
 
@@ -236,58 +231,3 @@ def _lock(path: Path, refusal: str) -> int:
         os.close(descriptor)
         raise UserError(refusal.format(path=path)) from None
     return descriptor
-
-
-def write_arrays(path: Path, **arrays: Any) -> None:
-    """An .npz file that appears whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def kept_arrays(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """The arrays that an earlier command left in `path`; computed and written where there are none, or damaged ones."""
-    try:
-        with open(path, "rb") as file, np.load(file) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile):
-        pass
-    arrays = {name: np.asarray(value) for name, value in compute().items()}
-    write_arrays(path, **arrays)
-    return arrays
-
-
-class Stop:
-    """Whether the user asked to stop: Ctrl-C or SIGTERM sets `signal`; a second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self) -> bool:
-        return self.signal is not None
-
-    @property
-    def exit_code(self) -> int:
-        """130 after Ctrl-C, 143 after SIGTERM, as shells expect."""
-        return 128 + (self.signal or 0)
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Turns Ctrl-C and SIGTERM into a polite request inside the `with` block."""
-    stop = Stop()
-
-    def handle(number: int, frame: Any) -> None:
-        if stop.signal is not None:
-            raise KeyboardInterrupt
-        stop.signal = number
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

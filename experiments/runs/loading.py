@@ -14,7 +14,7 @@ from experiments.cli.command import UserError
 from experiments.cli.devices import cache_dir
 from experiments.runs.folder import CHECKPOINTS, CONFIG
 from experiments.cli.options import DataConfig
-from experiments.runs.stored import open_prepared, read_run_config, read_test_split
+from experiments.runs.stored import TestSplit, open_prepared, read_run_config, read_test_split
 from spectra_jax.checkpoint import CheckpointError, Checkpoints
 from spectra_jax.data import Dataset, DatasetInfo
 from spectra_jax.logging import Console
@@ -176,18 +176,18 @@ def _check_params(run_dir: Path, model: Model, params: Params, image_size: int) 
         )
 
 
-def test_attributes(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Attributes (N, n) and labels (N,) of the test split, as the finished training left them.
+def load_test_split(run_dir: Path) -> TestSplit:
+    """What the finished training in `run_dir` left of the test split, checked against the data it names.
 
     Raises:
         UserError: training has not finished, or the files are damaged or of other data.
     """
-    attributes, labels, head = read_test_split(Path(run_dir))
+    split = read_test_split(Path(run_dir))
     prepared = read_run_config(Path(run_dir)).prepared
     if prepared.is_dir():
         info = open_prepared(prepared).info
         found, wanted = (
-            (len(labels), *head.weights.shape),
+            (len(split.labels), *split.head.weights.shape),
             (info.num_images["test"], info.num_classes, info.num_attributes),
         )
         if found != wanted:
@@ -196,7 +196,7 @@ def test_attributes(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
                 f"data of {wanted[0]}, {wanted[1]} and {wanted[2]}: delete test_attributes.npz and head.npz and repeat "
                 "the training command."
             )
-    return attributes, labels
+    return split
 
 
 def checksum(run: LoadedRun, *arrays: np.ndarray) -> str:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs.loading import LoadedRun, load_run, test_attributes
+from experiments.runs.loading import LoadedRun, load_run, load_test_split
 from experiments.cli.command import UserError
 from experiments.cli.options import OwnModel
 from experiments.runs.own_files import load_function, read_images, read_names, read_own_head
@@ -81,7 +81,8 @@ def open_subject(run_dir: Path | None, own: OwnModel) -> tuple[LoadedRun, np.nda
         UserError: the run is not complete, or a part of the model does not fit the others.
     """
     if run_dir is not None:
-        return load_run(run_dir), *test_attributes(run_dir)
+        run, split = load_run(run_dir), load_test_split(run_dir)
+        return run, split.attributes, split.labels
     return open_own(own)
 
 

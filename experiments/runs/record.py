@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.runs.folder import CHECKPOINTS, METRICS, SUMMARY, RunFolder, read_json, write_arrays
+from experiments.runs.folder import CHECKPOINTS, METRICS, SUMMARY, RunFolder, read_json
+from experiments.runs.stored import TestSplit, write_test_split
 from spectra_jax import Head, attackability, attackability_summary
 from spectra_jax.checkpoint import Checkpoints
 from spectra_jax.logging import Console, MetricsFile, write_json
@@ -90,8 +91,7 @@ def summarize(
         is_margin = name.startswith("relative_margin")
         figures[name.replace("margin", "margin_mean") if is_margin else f"attackability_{name}"] = value
     if jax.process_index() == 0:
-        write_arrays(run / "test_attributes.npz", attributes=predictions.attributes, labels=predictions.labels)
-        write_arrays(run / "head.npz", **{k: v for k, v in jax.device_get(head)._asdict().items() if v is not None})
+        write_test_split(run.path, TestSplit(*jax.device_get((predictions.attributes, predictions.labels, head))))
         summary = {f"test/{name}": value for name, value in figures.items()}
         earlier = {"train/seconds": progress.seconds, "seconds": record.seconds_before}
         earlier |= _seconds_before(run / SUMMARY, earlier)

@@ -3,14 +3,16 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypedDict, TypeVar, get_type_hints
 
 import numpy as np
+from jaxtyping import Float, Int
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from experiments.cli.command import check_run_folder
 from experiments.cli.command import UserError
 from experiments.runs.folder import CONFIG, METRICS, SUMMARY, read_config, read_json
+from experiments.runs.store import write_arrays
 from spectra_jax import Head
 from spectra_jax.array_files import SourceError
 from spectra_jax.data import Dataset, open_dataset
@@ -110,8 +112,28 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} cannot be read ({error}): repair or delete it.") from None
 
 
-def read_test_split(run_dir: Path) -> tuple[np.ndarray, np.ndarray, Head]:
-    """Attributes (N, n) and labels (N,) of the test split and the head, as the finished training left them.
+class TestSplit(NamedTuple):
+    """What a finished training knows of the test split: row i is image i of the split, in its stored order.
+
+    Attributes:
+        attributes: (N, n) unnormalised attributes that the trained encoder sees.
+        labels: (N,) true classes.
+        head: the trained classifier on them.
+    """
+
+    attributes: Float[np.ndarray, "N n"]
+    labels: Int[np.ndarray, "N"]
+    head: Head
+
+
+def write_test_split(run_dir: Path, split: TestSplit) -> None:
+    """Writes test_attributes.npz and head.npz."""
+    write_arrays(run_dir / ATTRIBUTES, attributes=split.attributes, labels=split.labels)
+    write_arrays(run_dir / HEAD, **{name: value for name, value in split.head._asdict().items() if value is not None})
+
+
+def read_test_split(run_dir: Path) -> TestSplit:
+    """What `write_test_split` left.
 
     Raises:
         UserError: training has not finished, or one of the files is damaged or does not fit the others.
@@ -131,7 +153,7 @@ def read_test_split(run_dir: Path) -> tuple[np.ndarray, np.ndarray, Head]:
         rows = check_floats(features.read(0, num_samples), start=0, dtype=np.float32, title=features.title)
         named = labels.read(0, num_samples)
         check_labels(named, start=0, num_classes=num_classes, title=labels.title)
-        return rows, named, head
+        return TestSplit(rows, named, head)
     except SourceError as error:
         raise UserError(f"{str(error).rstrip('.')}. Delete that file and repeat the training command.") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from experiments.cli.command import UserError, parse, run_main
+from experiments.cli.command import UserError, command, run_main
 from experiments.cli.options import OwnModel, Seed, check_subject
 from spectra_jax.logging import Console, MetricsFile, duration, write_json
 
@@ -79,7 +78,10 @@ def saliency(args: Args) -> Path:
     run, attributes, labels = open_subject(args.run_dir, args.own)
     info, size = run.info, run.config.image_size
     rng = np.random.default_rng(args.seed)
-    chosen = choose(args, run, attributes, labels, rng)
+    chosen = choose(
+        *(run, attributes, labels, rng), chosen_images=args.image, chosen_attributes=args.attribute,
+        num_images=args.num_images, num_attributes=args.num_attributes,
+    )  # fmt: skip
     encode = functools.partial(run.model.encode, run.params)
     strongest = jax.jit(lambda images, f: activation_map(encode, images, f, top_k=args.top_k)[0])
     groups = np.array([group_of(name) for name in info.attribute_names])
@@ -116,15 +118,7 @@ def saliency(args: Args) -> Path:
         return write(run, maps, summary, out / "report.html", top_k=args.top_k, seed=args.seed)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "saliency")
-    from experiments.cli.devices import use_compilation_cache
-
-    use_compilation_cache()
-    print(saliency(args))
-    return 0
-
+main = command(Args, "saliency", saliency)
 
 if __name__ == "__main__":
     run_main(main)

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from experiments.cli.command import UserError
-from experiments.runs.folder import CONFIG, METRICS, owned_folder, read_json, stop_on_signals
+from experiments.runs.folder import CONFIG, METRICS, owned_folder, read_json
+from experiments.runs.signals import stop_on_signals
 from experiments.sweep_attackability.inputs import Problem, Scan, mutable_mask, read_labels
 from experiments.sweep_attackability.nearest import Nearest
 from experiments.sweep_attackability.options import SolveConfig

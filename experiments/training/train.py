@@ -55,7 +55,7 @@ def train(args: TrainArgs, dataset: Dataset | None = None) -> tuple[Path, int]:
     import jax
 
     from experiments.reporting.pages import training_report
-    from experiments.runs.folder import RunFolder, stop_on_signals
+    from experiments.runs.folder import RunFolder
     from experiments.runs.inputs import first_params, make_inputs, positive_weight
     from experiments.runs.loading import (
         check_rhythm,
@@ -65,6 +65,7 @@ def train(args: TrainArgs, dataset: Dataset | None = None) -> tuple[Path, int]:
         prepare_data,
     )
     from experiments.runs.record import Record, summarize
+    from experiments.runs.signals import stop_on_signals
     from experiments.runs.stored import read_records
     from spectra_jax.sharding import any_process, data_mesh, place_batch, replicate, replicated
     from spectra_jax.training import evaluate, fit, init_state, make_eval_step, make_optimizer, make_train_step, predict
