@@ -11,7 +11,7 @@ from spectra_jax.buckets import in_buckets
 from spectra_jax.checks import as_problem, check_choice
 from spectra_jax.perturbations import formulas
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
-from spectra_jax.perturbations.geometry import is_predicted, of_unit_size, relative_logits, safe_norm
+from spectra_jax.perturbations.geometry import safe_norm
 from spectra_jax.perturbations.nearest_class import nearest_class
 from spectra_jax.perturbations.nearest_target import nearest_target
 from spectra_jax.switches import public
@@ -51,10 +51,7 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
     if method == "boundary":
         return nearest_class(head, attributes).attackability
     head, attributes = as_problem(head, attributes, ndim=2)
-    head, _, _ = of_unit_size(head, jnp.zeros((), attributes.dtype))
-    logits = relative_logits(head, attributes)
-    norms = all_pairs_norms(head, attributes, method=method)
-    found = nearest_target(norms, allowed=~is_predicted(logits))
+    found = nearest_target(all_pairs_norms(head, attributes, method=method))
     nearest = jnp.where(found.num_unresolved > 0, jnp.nan, found.distance)  # the nearest may be one of those
     return formulas.attackability(nearest, safe_norm(attributes))
 

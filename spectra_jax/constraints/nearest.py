@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from spectra_jax.constraints.programs import Programs
-from spectra_jax.perturbations.dual_path import Answers, solve_exactly
+from spectra_jax.perturbations.answers import Answers
+from spectra_jax.perturbations.dual_path import solve_exactly
 from spectra_jax.perturbations.exact import make_queue
 from spectra_jax.perturbations.lanes import pick
 from spectra_jax.types import Status

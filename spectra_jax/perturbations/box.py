@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
+from spectra_jax.perturbations.answers import Answers
 from spectra_jax.perturbations.batching import over_members
-from spectra_jax.perturbations.dual_path import Answers
 from spectra_jax.perturbations.exact import exact_pairs, max_slots
 from spectra_jax.perturbations.geometry import HIGHEST, safe_norm, squared_distances
 from spectra_jax.perturbations.lanes import scatter_slots

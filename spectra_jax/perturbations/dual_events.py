@@ -50,7 +50,7 @@ class Lanes(NamedTuple):
         multipliers: (p, m) of the unit normals; 0 in slots that are not used.
         inverse: (p, m, m) of their Gram matrix over the free attributes; 0 in slots that are not used.
         pull: (p, n) sum of all unit normals, the candidate's among them, times their multipliers.
-        place: (p, n) where that left each attribute, see `dual_path.Pattern`.
+        place: (p, n) where that left each attribute, see `answers.Pattern`.
         candidate: (p,) rival being added, -1 where the next has to be chosen.
         normal: (p, n) the candidate's unit normal.
         length: (p,) its length before.

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.perturbations import formulas
+from spectra_jax.perturbations.answers import Answers
 from spectra_jax.perturbations.dual_events import Queue
-from spectra_jax.perturbations.dual_path import Answers, solve_exactly
+from spectra_jax.perturbations.dual_path import solve_exactly
 from spectra_jax.perturbations.float64 import in_float64
 from spectra_jax.perturbations.geometry import HIGHEST, squared_distances
 from spectra_jax.perturbations.lanes import pick

@@ -8,8 +8,8 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import check_groups
+from spectra_jax.perturbations.answers import Answers
 from spectra_jax.perturbations.box import from_evidence, search_ranges
-from spectra_jax.perturbations.dual_path import Answers
 from spectra_jax.perturbations.geometry import HIGHEST, squared_distances
 from spectra_jax.perturbations.lagrangian import raise_bound, unit_normals
 from spectra_jax.perturbations.lanes import scatter_slots

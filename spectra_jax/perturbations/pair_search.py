@@ -21,7 +21,7 @@ from spectra_jax.perturbations.active_set import (
     make_regions,
     unit_inverse,
 )
-from spectra_jax.perturbations.dual_path import Evidence, Pattern
+from spectra_jax.perturbations.answers import Evidence, Pattern
 from spectra_jax.perturbations.exact import exact_pairs, head_logits64
 from spectra_jax.perturbations.float64 import in_float64
 from spectra_jax.perturbations.geometry import gram_matrix, squared_distances
@@ -61,7 +61,7 @@ class Solutions(NamedTuple):
     Attributes:
         status: (q,) a `Status`: SOLVED, INFEASIBLE or UNRESOLVED.
         norm: (q,) length of the change; inf where INFEASIBLE, NaN where UNRESOLVED.
-        residual: (q,) largest violation of the optimality conditions, as a distance, or see `dual_path.Answers`.
+        residual: (q,) largest violation of the optimality conditions, as a distance, or see `answers.Answers`.
         num_active: (q,) rivals with a positive multiplier.
         evidence: the active rivals, or None if not asked for; the change itself only where `exactly`.
         exactly: (q,) whether the exact search found it.

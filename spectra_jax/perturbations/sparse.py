@@ -9,8 +9,8 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import check_count
+from spectra_jax.perturbations.answers import Answers
 from spectra_jax.perturbations.batching import over_members
-from spectra_jax.perturbations.dual_path import Answers
 from spectra_jax.perturbations.exact import exact_pairs
 from spectra_jax.perturbations.geometry import HIGHEST, safe_norm, squared_distances
 from spectra_jax.perturbations.lagrangian import raise_bound, unit_normals
