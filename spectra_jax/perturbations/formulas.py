@@ -101,7 +101,7 @@ def boundary_distance(offset: Any, length: Any) -> Any:
     """
     xp = length.__array_namespace__()
     unreachable = (offset == xp.inf) | ((length == 0) & (offset > 0))
-    distance = xp.where(unreachable, 0, offset) / xp.where(length > 0, length, 1)
+    distance = xp.where(unreachable, 0, offset) / xp.where(length == 0, 1, length)  # NaN stays NaN
     return xp.where(unreachable, xp.inf, distance)
 
 
