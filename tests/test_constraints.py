@@ -338,17 +338,10 @@ def test_a_nan_is_never_answered_with_a_number():
 
 def test_ranges_under_jit_with_one_end_or_numpy_ends():
     weights, bias, attributes, _ = draw(21)
-    head, e = (
-        sj.Head(jnp.asarray(weights, jnp.float32), jnp.asarray(bias, jnp.float32)),
-        attributes[0].astype(np.float32),
-    )
-    low, high = e - 9, e + 9
-
-    @jax.jit
-    def norms(e):
-        both = sj.box_perturbation(head, e, 2, lower=low, upper=high, margin=0.1).norm
-        one = sj.box_perturbation(head, e, 2, lower=low, margin=0.1).norm
-        return both, one, sj.projection_perturbation(head, e, 2, margin=0.1).norm
-
-    both, one, free = norms(jnp.asarray(e))
-    np.testing.assert_allclose([both, one], [free, free], rtol=1e-4)
+    head = as_head(weights.astype(np.float32), bias.astype(np.float32))
+    e, low = attributes[0].astype(np.float32), attributes[0].astype(np.float32) - np.float32(0.1)
+    solve = functools.partial(sj.box_perturbation, head, target=2, lower=low, margin=0.1)
+    expected = shortest_in(np.float64(head.weights), np.float64(head.bias), np.float64(e), 2, 0.1, low, np.inf)[1]
+    np.testing.assert_allclose(jax.jit(solve)(attributes=jnp.asarray(e)).norm, expected, rtol=1e-4)
+    both = jax.eval_shape(functools.partial(solve, upper=e + 9), attributes=jnp.asarray(e))
+    assert both.norm.shape == () and both.norm.dtype == jnp.float32
