@@ -1,6 +1,6 @@
 """Training losses: attribute BCE, class CE, stability, consistency, and their weighted sum (Sections 2.3, 3.1-3.3)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -295,76 +295,24 @@ def total_loss(
     attributes: Float[Array, "b n"],
     attribute_labels: Float[Array, "b n"],
     labels: Int[Array, "b"],
-    *,
-    lambda_attribute: float = 0.7,
-    lambda_class: float = 0.3,
-    lambda_stability: float = 0.0,
-    lambda_sparsity: float = 0.0,
-    lambda_reconstruction: float = 0.0,
-    lambda_consistency: float = 0.0,
-    images: Float[Array, "b h w k"] | None = None,
-    reconstructions: Float[Array, "b h w k"] | None = None,
-    attacked_logits: Float[Array, "b c"] | None = None,
-    positive_weight: Float[Array, "n"] | None = None,
-    label_smoothing: float = 0.0,
-    stability_method: str = "boundary",
-    stability_form: str = "log_relative",
-    stability_distance: float = 0.1,
-    stability_logits: Float[Array, "b c"] | None = None,
-    stability_detach: bool = False,
-    valid: Bool[Array, "b"] | None = None,
+    **options: Any,
 ) -> Float[Array, ""]:
-    """Weighted sum of all training terms (Section 3.3, Eq. 7); terms of weight 0 are not computed.
+    """Weighted sum of all training terms (Section 3.3, Eq. 7): the total of `loss_terms`.
 
     Args:
         head: weights (c, n), optional bias (c,).
         attributes: (b, n) unnormalised attributes phi(x).
         attribute_labels: (b, n) in [0, 1].
         labels: (b,) class indices.
-        lambda_attribute: weight of `attribute_loss`.
-        lambda_class: weight of `classification_loss`.
-        lambda_stability: weight of `stability_loss`.
-        lambda_sparsity: weight of `sparsity_loss`.
-        lambda_reconstruction: weight of `reconstruction_loss`.
-        lambda_consistency: weight of `consistency_loss`.
-        images: (b, h, w, channels), for the reconstruction term.
-        reconstructions: (b, h, w, channels), a decoder's output, for the reconstruction term.
-        attacked_logits: (b, c) of the same images under attack, for the consistency term.
-        positive_weight: see `attribute_loss`.
-        label_smoothing: see `classification_loss`.
-        stability_method, stability_form, stability_distance, stability_logits, stability_detach: see `loss_terms`.
-        valid: (b,) rows to count.
+        options: those of `loss_terms`.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: attributes do not match the head, a reconstruction is asked for without images and
-            reconstructions, or consistency without attacked_logits.
+        ValueError: see `loss_terms`.
     """
-    return loss_terms(
-        head,
-        attributes,
-        attribute_labels,
-        labels,
-        lambda_attribute=lambda_attribute,
-        lambda_class=lambda_class,
-        lambda_stability=lambda_stability,
-        lambda_sparsity=lambda_sparsity,
-        lambda_reconstruction=lambda_reconstruction,
-        lambda_consistency=lambda_consistency,
-        images=images,
-        reconstructions=reconstructions,
-        attacked_logits=attacked_logits,
-        positive_weight=positive_weight,
-        label_smoothing=label_smoothing,
-        stability_method=stability_method,
-        stability_form=stability_form,
-        stability_distance=stability_distance,
-        stability_logits=stability_logits,
-        stability_detach=stability_detach,
-        valid=valid,
-    ).total
+    return loss_terms(head, attributes, attribute_labels, labels, **options).total
 
 
 @public()

@@ -12,6 +12,7 @@ from training_tools import NUM_CLASSES, examples, make_problem, plain_step
 
 import spectra_jax as sj
 from data_prep.synthetic_birds import generate
+from experiments.foolbox_attack.__main__ import main as attack
 from experiments.train.__main__ import main as train
 from spectra_jax.inversion import InversionConfig
 from spectra_jax.training import forward
@@ -124,7 +125,7 @@ def test_command_compares_the_two(tmp_path, capsys):
     birds = generate(tmp_path / "birds", num_classes=4, images_per_class=8, image_size=48, workers=1, progress=False)
     options = ["--model", "linear", "--image-size", "16", "--batch-size", "8", "--epochs", "2", "--quiet"]
     assert train([*options, "--data-dir", str(birds), "--run-dir", str(tmp_path / "run")]) == 0
-    assert bridge.main(["--run-dir", str(tmp_path / "run"), "--num-images", "4", "--max-steps", "20"]) == 0
+    assert attack(["--run-dir", str(tmp_path / "run"), "--num-images", "4", "--max-steps", "20"]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines[-2:]] == ["SpectraAttack", "DDNAttack"]
     assert all("within 0.5" in line for line in lines[-2:])
@@ -133,7 +134,7 @@ def test_command_compares_the_two(tmp_path, capsys):
 def test_the_page_about_foolbox_says_how():
     model, images, labels = problem()
     page = (Path(__file__).resolve().parents[1] / "docs" / "foolbox.md").read_text()
-    names = {"encode_fn": model.encode_fn, "head": model.head, "images": images, "labels": labels}
+    names = {"encode_fn": model.encode_fn, "head": model.head, "images": images, "labels": labels, "CONFIG": CONFIG}
     block = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
-    exec(block.replace("SpectraAttack()", "SpectraAttack(config=CONFIG)"), names | {"CONFIG": CONFIG})  # SSIM needs 11 pixels
+    exec(block.replace("SpectraAttack()", "SpectraAttack(config=CONFIG)"), names)  # SSIM needs 11 pixels
     assert names["raw"].shape == images.shape and names["success"].all()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectra_jax import Head, head_logits
+from spectra_jax.perturbations import formulas
 
 BATCH = 16
 MOST_ROUNDS = 12
@@ -54,14 +55,13 @@ def fewest_pixels(
 
     def leads(masks: Any) -> Any:
         logits = head_logits(head, encode(jnp.where(masks[..., None], last[None], first[None])))
-        rivals = jnp.arange(logits.shape[1]) == target
-        return logits[:, target] - jnp.max(jnp.where(rivals[None], -jnp.inf, logits), axis=-1)
+        return formulas.lead(logits, jnp.full(len(masks), target, jnp.int32))
 
     ask = jax.jit(lambda masks: leads(masks) > 0)
 
     def importance(weights: Any) -> Any:
-        logits = head_logits(head, encode((first + weights[..., None] * (last - first))[None]))[0]
-        return logits[target] - jnp.max(jnp.where(jnp.arange(len(logits)) == target, -jnp.inf, logits))
+        logits = head_logits(head, encode((first + weights[..., None] * (last - first))[None]))
+        return formulas.lead(logits, jnp.asarray([target], jnp.int32))[0]
 
     slope = jax.jit(jax.grad(importance))
 

@@ -16,6 +16,7 @@ from experiments.runs.store import Store
 from spectra_jax import Head, InversionConfig, causal_split, head_logits, invert
 from spectra_jax.logging import Console
 from spectra_jax.models import Params
+from spectra_jax.perturbations import formulas
 
 CHUNK = 16
 
@@ -166,10 +167,7 @@ def check_flips(
     @jax.jit
     def step(images: Any, results: Any, targets: Any) -> Any:
         def lead(pixels: Any) -> Any:
-            logits = head_logits(head, run.model.encode(params, pixels))
-            rival = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] != targets[:, None]
-            own = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-            return jnp.sum(own - jnp.max(jnp.where(rival, logits, -jnp.inf), axis=-1))
+            return jnp.sum(formulas.lead(head_logits(head, run.model.encode(params, pixels)), targets))
 
         slope = jax.grad(lead)(images)
         length = jnp.sqrt(jnp.sum(jnp.square(results - images), axis=(1, 2, 3)))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectra_jax import Head, head_logits
+from spectra_jax.perturbations import formulas
 
 OVERSHOOTS = (8, 4, 2, 1)
 ROUNDS = 3
@@ -47,10 +48,7 @@ def make_pruner(encode: Callable[[Any, Any], Any]) -> Callable[..., FewPixels]:
         change = after - before
 
         def lead(images: Any) -> Any:
-            logits = head_logits(head, encode(params, images))
-            rival = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] != targets[:, None]
-            own = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-            return own - jnp.max(jnp.where(rival, logits, -jnp.inf), axis=-1)
+            return formulas.lead(head_logits(head, encode(params, images)), targets)
 
         def enlarged(factor: Any) -> Any:
             return jnp.clip(before + factor[:, None, None, None] * change, 0, 1)
