@@ -38,12 +38,14 @@ class Batch(NamedTuple):
 
 
 class Status(enum.IntEnum):
-    """How the search for one answer ended."""
+    """How the search for one answer ended; solvers return it as int32."""
 
     SOLVED = 0
     INFEASIBLE = 1
     UNRESOLVED = 2
     BUDGET = 3
+    NOT_FINITE = 4
+    STALLED = 5
 
     @property
     def description(self) -> str:
@@ -53,4 +55,6 @@ class Status(enum.IntEnum):
             Status.INFEASIBLE: "no change within the rules reaches the target",
             Status.UNRESOLVED: "rounding errors hide whether there is an answer",
             Status.BUDGET: "no answer among the choices tried, though one may exist",
+            Status.NOT_FINITE: "an input, or a number computed from it, is NaN or infinite",
+            Status.STALLED: "the search came to rest before it found an answer, though one may exist",
         }[self]

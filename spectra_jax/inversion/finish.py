@@ -1,41 +1,35 @@
-"""From the images a search ends with to the answer: shortening and every figure of the result."""
+"""From the images a search ends with to the answer: shortening, and a last evaluation."""
 
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.image_metrics import (
-    AttributeSelectivity,
-    ImageDistances,
-    attribute_selectivity,
-    image_distances,
-)
+from spectra_jax.inversion import loss
 from spectra_jax.inversion.config import InversionConfig
 from spectra_jax.inversion.encoder import lead_of, per_sample
 from spectra_jax.inversion.rounding import LEVELS
-from spectra_jax.metrics import psnr
-from spectra_jax.similarity import WINDOW, ssim
 from spectra_jax.types import Head
 
 
 class Finished(NamedTuple):
-    """The fields of `InversionResult` that come from the final image alone."""
+    """The fields of `InversionResult` that come from the final image alone.
 
-    images: Array
-    attributes: Array
-    holds: Array
-    loss: Array
-    rounded: Array
-    survives_rounding: Array
-    distances: ImageDistances
-    ssim: Array
-    psnr: Array
-    realised: Array
-    selectivity: AttributeSelectivity
-    forward_passes: Array
+    Attributes:
+        holds: (b,) whether the target is named once more.
+        rounded: (b, h, w, channels) each value rounded to the nearest of 256 levels.
+    """
+
+    images: Float[Array, "b h w k"]
+    attributes: Float[Array, "b n"]
+    holds: Bool[Array, "b"]
+    loss: Float[Array, "b"]
+    rounded: Float[Array, "b h w k"]
+    survives_rounding: Bool[Array, "b"]
+    realised: Float[Array, "b n"]
+    forward_passes: Int[Array, "b"]
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -47,32 +41,21 @@ def finish(encode, head: Head, sample, before, requested, images, success, *, co
     attributes = encode(images)
     holds = success & lead_of(head, attributes, targets).by(config.margin)
     plain = jnp.round(images * LEVELS) / LEVELS
-    survives = holds & lead_of(head, encode(plain), targets).named
-    finite = jnp.where(jnp.isfinite(requested), requested, jnp.nan)
     realised = attributes - before
-    size = min(images.shape[1:3])
-    similarity = ssim(images, original) if size >= WINDOW else jnp.full(len(images), jnp.nan, images.dtype)
-    loss = jnp.mean(jnp.square(realised - finite), axis=-1)
-    if config.ssim_weight > 0 and size >= WINDOW:
-        loss = loss + config.ssim_weight * (1 - similarity)
     return Finished(
         images=images,
         attributes=attributes,
         holds=holds,
-        loss=loss,
+        loss=loss.inversion_loss(realised, requested, images, original, ssim_weight=config.ssim_weight),
         rounded=plain,
-        survives_rounding=survives,
-        distances=image_distances(images, original),
-        ssim=similarity,
-        psnr=psnr(images, original),
+        survives_rounding=holds & lead_of(head, encode(plain), targets).named,
         realised=realised,
-        selectivity=attribute_selectivity(realised, finite),
         forward_passes=jnp.full(len(images), 2 + (config.shrink_steps + 1 if config.shrink_steps else 0), jnp.int32),
     )
 
 
 def _shorten(encode, head: Head, original, targets, images, success, config: InversionConfig):
-    """The least share of the change, on the grid of 8 bits, that keeps the target's lead."""
+    """The smallest share of the change, on the grid of 8 bits, that keeps the target's lead."""
     change = images - original
 
     def shortened(share):
