@@ -1,13 +1,46 @@
 """How an inversion is to search: settings alone, which a command line reads before anything heavy is imported."""
 
+import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from spectra_jax.inversion.method import Method
+from typing import Any, ClassVar, Literal
 
 _CLASSES = {"adam": "Adam", "gradient_descent": "GradientDescent", "gauss_newton": "GaussNewton", "nearest": "Nearest"}
 _NOT_NEGATIVE = ("ssim_weight", "margin", "reaim_every", "reaim_margin", "shrink_steps", "survive_steps")
+
+
+class Method(abc.ABC):
+    """A way of searching: a frozen dataclass of its own settings.
+
+    Attributes:
+        name: what `InversionConfig.method` calls it.
+        passes: forward and backward passes of the encoder in one step.
+    """
+
+    name: ClassVar[str]
+    passes: ClassVar[tuple[int, int]] = (1, 1)
+
+    @abc.abstractmethod
+    def init(self, images: Any) -> Any:
+        """What it remembers before its first step of images (b, h, w, channels): a pytree with a row per image."""
+
+    @abc.abstractmethod
+    def step(
+        self, encode: Any, head: Any, sample: Any, aim: Any, images: Any, state: Any, *, config: "InversionConfig"
+    ) -> Any:
+        """Evaluates images and moves them.
+
+        Args:
+            encode: images -> attributes (b, n).
+            head: classifier on the attributes.
+            sample: `spectra_jax.inversion.step.Sample`, what is asked for.
+            aim: attributes (b, n) -> the attributes wanted (b, n).
+            images: (b, h, w, channels) where the search is.
+            state: what it remembers.
+            config: the settings that all methods share.
+
+        Returns:
+            A `spectra_jax.inversion.step.Move`.
+        """
 
 
 @dataclass(frozen=True)
@@ -38,7 +71,7 @@ class InversionConfig:
             second search. Reaches arrays bound by functools.partial, not those in a closure.
     """
 
-    method: "str | Method" = "adam"
+    method: str | Method = "adam"
     ssim_weight: float = 0.1
     max_steps: int = 200
     margin: float = 0.0
@@ -69,7 +102,7 @@ class InversionConfig:
         """The name of the method, however it was given."""
         return self.method if isinstance(self.method, str) else self.method.name
 
-    def build_method(self) -> "Method":
+    def build_method(self) -> Method:
         """The method as an object."""
         from spectra_jax import inversion
 

@@ -9,16 +9,15 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from spectra_jax.inversion import loss
-from spectra_jax.inversion.config import InversionConfig, check_positive
+from spectra_jax.inversion.config import InversionConfig, Method, check_positive
 from spectra_jax.inversion.encoder import EncodeFn, lead_of, per_sample
-from spectra_jax.inversion.method import Aim, Move, Sample
+from spectra_jax.inversion.step import Aim, Move, Sample
 from spectra_jax.types import Head
 
 
 @dataclass(frozen=True)
-class _Descent:
+class _Descent(Method):
     step_size: float = 0.005
-    passes: ClassVar[tuple[int, int]] = (1, 1)
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)

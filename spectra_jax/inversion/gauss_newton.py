@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spectra_jax.inversion.config import InversionConfig
+from spectra_jax.inversion.config import InversionConfig, Method
 from spectra_jax.inversion.encoder import EncodeFn, lead_of, per_sample
-from spectra_jax.inversion.method import Aim, Move, Sample
+from spectra_jax.inversion.step import Aim, Move, Sample
 from spectra_jax.types import Head
 
 _ITERATIONS = 6
@@ -21,7 +21,7 @@ _DAMPING = 1e-2  # of the curvature along r: what the encoder hardly responds to
 
 
 @dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(Method):
     """The shortest change of the image that realises the wanted attributes to first order, again and again."""
 
     name: ClassVar[str] = "gauss_newton"

@@ -21,9 +21,9 @@ from spectra_jax.checks import (
 from spectra_jax.inversion.config import InversionConfig
 from spectra_jax.inversion.encoder import EncodeFn, as_partial, in_bfloat16, in_types, lead_of, per_sample
 from spectra_jax.inversion.finish import Finished, finish
-from spectra_jax.inversion.method import Sample
 from spectra_jax.inversion.rounding import Written, write_on_device, write_stepwise
 from spectra_jax.inversion.search import Found, InversionProgress, search
+from spectra_jax.inversion.step import Sample
 from spectra_jax.inversion.types import InversionResult
 from spectra_jax.similarity import WINDOW
 from spectra_jax.switches import public

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.inversion.config import InversionConfig, check_not_negative
+from spectra_jax.inversion.config import InversionConfig, Method, check_not_negative
 from spectra_jax.inversion.encoder import EncodeFn, lead_of, per_sample
-from spectra_jax.inversion.method import Aim, Move, Sample
+from spectra_jax.inversion.step import Aim, Move, Sample
 from spectra_jax.types import Head
 
 _CUTS = 4
@@ -61,7 +61,7 @@ class Search(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Nearest:
+class Nearest(Method):
     """The smallest change of the image that reaches the class, by whatever attributes.
 
     Attributes:
@@ -70,7 +70,6 @@ class Nearest:
 
     refine_steps: int = 8
     name: ClassVar[str] = "nearest"
-    passes: ClassVar[tuple[int, int]] = (1, 1)
 
     def __post_init__(self) -> None:
         check_not_negative("refine_steps", self.refine_steps)
@@ -104,9 +103,7 @@ class Nearest:
 
         (_, lead), gradient = jax.value_and_grad(objective, has_aux=True)(images)
         flat = (len(images), -1)
-        origin, here, gradient = (
-            array.reshape(flat) for array in (sample.images, images, sample.restrict(gradient))
-        )
+        origin, here, gradient = (array.reshape(flat) for array in (sample.images, images, sample.restrict(gradient)))
         change = here - origin
         length = jnp.linalg.norm(change, axis=-1)
 

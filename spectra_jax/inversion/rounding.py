@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.inversion.encoder import lead_of, per_sample
-from spectra_jax.inversion.method import Sample
+from spectra_jax.inversion.step import Sample
 from spectra_jax.perturbations.batching import varying_like
 from spectra_jax.perturbations.geometry import head_logits
 from spectra_jax.types import Head

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from spectra_jax.inversion.config import InversionConfig
 from spectra_jax.inversion.encoder import EncodeFn, as_partial, per_sample
-from spectra_jax.inversion.method import Sample
+from spectra_jax.inversion.step import Sample
 from spectra_jax.perturbations import lanes as queues
 from spectra_jax.perturbations import projection_perturbation
 from spectra_jax.perturbations.batching import varying_like

@@ -1,13 +1,9 @@
-"""What every method of searching has in common: what a sample asks for, and what one step answers."""
+"""What a step of a search is given and what it answers; `spectra_jax.inversion.config.Method` is what takes it."""
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, PyTree
-
-from spectra_jax.inversion.config import InversionConfig
-from spectra_jax.inversion.encoder import EncodeFn
-from spectra_jax.types import Head
 
 
 class Sample(NamedTuple):
@@ -56,24 +52,3 @@ class Move(NamedTuple):
     holds: Bool[Array, "b"]
     answer: Float[Array, "b h w k"]
     finite: Bool[Array, "b"]
-
-
-class Method(Protocol):
-    """A way of searching: a frozen dataclass of its settings, which decides how its steps are compiled.
-
-    Attributes:
-        name: what `InversionConfig.method` calls it.
-        passes: forward and backward passes of the encoder in one step.
-    """
-
-    name: ClassVar[str]
-    passes: ClassVar[tuple[int, int]]
-
-    def init(self, images: Float[Array, "b h w k"]) -> PyTree:
-        """What the method remembers of each sample before its first step; every leaf has a row per sample."""
-
-    def step(
-        self, encode: EncodeFn, head: Head, sample: Sample, aim: Aim, images: Float[Array, "b h w k"], state: PyTree,
-        *, config: InversionConfig,
-    ) -> Move:  # fmt: skip
-        """Evaluates the images and moves them."""
