@@ -1,7 +1,7 @@
 """Is the change of an image where the attribute's part is, and does the part carry it (Section 5.2.2)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -88,11 +88,17 @@ def part_discs(
     # Whole numbers and half precision do not hold the middle of every pixel.
     dtype = jnp.float64 if jnp.result_type(centres) == jnp.float64 else jnp.float32
     centres, radius = jnp.asarray(centres, dtype), jnp.asarray(radius, dtype)
-    columns = jnp.arange(width, dtype=dtype)[None, None, None, :] + 0.5
-    rows = jnp.arange(height, dtype=dtype)[None, None, :, None] + 0.5
+    return draw_discs(centres, visible, radius, height=height, width=width)
+
+
+def draw_discs(centres: Any, visible: Any, radius: Any, *, height: int, width: int) -> Any:
+    """`part_discs` for arrays of JAX or NumPy, in the type of the centres, without checks."""
+    xp = centres.__array_namespace__()
+    columns = xp.arange(width, dtype=centres.dtype)[None, None, None, :] + 0.5
+    rows = xp.arange(height, dtype=centres.dtype)[None, None, :, None] + 0.5
     x, y = centres[:, :, 0, None, None], centres[:, :, 1, None, None]
-    near = jnp.hypot(columns - x, rows - y) <= radius[:, None, None, None]
-    return jnp.any(near & visible[:, :, None, None], axis=1)
+    near = xp.hypot(columns - x, rows - y) <= radius[:, None, None, None]
+    return xp.any(near & visible[:, :, None, None], axis=1)
 
 
 @public(rows="images")
@@ -116,11 +122,16 @@ def energy_lift(
     Raises:
         ValueError: shapes disagree, images not on the scale of [0, 1].
     """
-    energy = _energy(images, reference, region)
-    inside = region.astype(energy.dtype)
-    share = jnp.sum(energy * inside, axis=(1, 2)) / jnp.sum(energy, axis=(1, 2))
-    area = jnp.mean(inside, axis=(1, 2))
-    return EnergyLift(share, area, share / jnp.where(area > 0, area, jnp.nan))
+    return lift_of(_energy(images, reference, region), region)
+
+
+def lift_of(energy: Any, region: Any) -> EnergyLift:
+    """`energy_lift` of any weights (b, h, w) of the pixels, at least 0, for arrays of JAX or NumPy."""
+    xp = energy.__array_namespace__()
+    inside, total = region.astype(energy.dtype), xp.sum(energy, axis=(1, 2))
+    share = xp.sum(energy * inside, axis=(1, 2)) / xp.where(total > 0, total, xp.nan)
+    area = xp.mean(inside, axis=(1, 2))
+    return EnergyLift(share, area, share / xp.where(area > 0, area, xp.nan))
 
 
 @public(rows="images")

@@ -1,6 +1,8 @@
 """Training losses: attribute BCE, class CE, stability, consistency, and their weighted sum (Sections 2.3, 3.1-3.3)."""
 
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,9 @@ from spectra_jax.perturbations.all_pairs import all_pairs_norms
 from spectra_jax.perturbations.geometry import head_logits, safe_norm
 from spectra_jax.switches import public
 from spectra_jax.types import Head
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 STABILITY_FORMS = ("squared", "log_relative", "hinge")
 
@@ -106,8 +111,8 @@ def consistency_loss(
 
 def divergence(logits: Float[Array, "b c"], other_logits: Float[Array, "b c"]) -> Float[Array, "b"]:
     """KL(softmax(logits) || softmax(other_logits)) of each row, in nats."""
-    log_p, log_q = jax.nn.log_softmax(logits, axis=-1), jax.nn.log_softmax(other_logits, axis=-1)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    targets, predictions = (jax.nn.log_softmax(each, axis=-1) for each in (logits, other_logits))
+    return optax.losses.kl_divergence_with_log_targets(predictions, targets)
 
 
 @public()
@@ -288,82 +293,32 @@ def loss_terms(
     return LossTerms(total, terms)
 
 
-@public()
-def total_loss(
-    head: Head,
-    attributes: Float[Array, "b n"],
-    attribute_labels: Float[Array, "b n"],
-    labels: Int[Array, "b"],
-    *,
-    lambda_attribute: float = 0.7,
-    lambda_class: float = 0.3,
-    lambda_stability: float = 0.0,
-    lambda_sparsity: float = 0.0,
-    lambda_reconstruction: float = 0.0,
-    lambda_consistency: float = 0.0,
-    images: Float[Array, "b h w k"] | None = None,
-    reconstructions: Float[Array, "b h w k"] | None = None,
-    attacked_logits: Float[Array, "b c"] | None = None,
-    positive_weight: Float[Array, "n"] | None = None,
-    label_smoothing: float = 0.0,
-    stability_method: str = "boundary",
-    stability_form: str = "log_relative",
-    stability_distance: float = 0.1,
-    stability_logits: Float[Array, "b c"] | None = None,
-    stability_detach: bool = False,
-    valid: Bool[Array, "b"] | None = None,
-) -> Float[Array, ""]:
-    """Weighted sum of all training terms (Section 3.3, Eq. 7); terms of weight 0 are not computed.
+def _with_arguments_of(function: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Gives a function the arguments of another one, for type checkers, for `inspect` and in its docstring."""
+    signature, text = inspect.signature(function), inspect.getdoc(function) or ""
 
-    Args:
-        head: weights (c, n), optional bias (c,).
-        attributes: (b, n) unnormalised attributes phi(x).
-        attribute_labels: (b, n) in [0, 1].
-        labels: (b,) class indices.
-        lambda_attribute: weight of `attribute_loss`.
-        lambda_class: weight of `classification_loss`.
-        lambda_stability: weight of `stability_loss`.
-        lambda_sparsity: weight of `sparsity_loss`.
-        lambda_reconstruction: weight of `reconstruction_loss`.
-        lambda_consistency: weight of `consistency_loss`.
-        images: (b, h, w, channels), for the reconstruction term.
-        reconstructions: (b, h, w, channels), a decoder's output, for the reconstruction term.
-        attacked_logits: (b, c) of the same images under attack, for the consistency term.
-        positive_weight: see `attribute_loss`.
-        label_smoothing: see `classification_loss`.
-        stability_method, stability_form, stability_distance, stability_logits, stability_detach: see `loss_terms`.
-        valid: (b,) rows to count.
+    def decorate(other: Callable[..., R]) -> Callable[P, R]:
+        own: Any = other
+        own.__signature__ = signature.replace(return_annotation=inspect.signature(other).return_annotation)
+        arguments = text[text.index("Args:") : text.index("Returns:")]
+        own.__doc__ = (inspect.getdoc(other) or "").replace("Returns:", f"{arguments}Returns:")
+        return own
+
+    return decorate
+
+
+@public()
+@_with_arguments_of(loss_terms)
+def total_loss(*args: Any, **kwargs: Any) -> Float[Array, ""]:
+    """Weighted sum of all training terms (Section 3.3, Eq. 7), the `total` of `loss_terms`.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: attributes do not match the head, a reconstruction is asked for without images and
-            reconstructions, or consistency without attacked_logits.
+        ValueError: see `loss_terms`.
     """
-    return loss_terms(
-        head,
-        attributes,
-        attribute_labels,
-        labels,
-        lambda_attribute=lambda_attribute,
-        lambda_class=lambda_class,
-        lambda_stability=lambda_stability,
-        lambda_sparsity=lambda_sparsity,
-        lambda_reconstruction=lambda_reconstruction,
-        lambda_consistency=lambda_consistency,
-        images=images,
-        reconstructions=reconstructions,
-        attacked_logits=attacked_logits,
-        positive_weight=positive_weight,
-        label_smoothing=label_smoothing,
-        stability_method=stability_method,
-        stability_form=stability_form,
-        stability_distance=stability_distance,
-        stability_logits=stability_logits,
-        stability_detach=stability_detach,
-        valid=valid,
-    ).total
+    return loss_terms(*args, **kwargs).total
 
 
 @public()

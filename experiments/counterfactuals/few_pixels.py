@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectra_jax import Head, head_logits
+from spectra_jax.perturbations import formulas
 
 BATCH = 16
 MOST_ROUNDS = 12
@@ -27,6 +28,17 @@ class Pruned(NamedTuple):
     mask: np.ndarray
     evaluated: int
     minimal: bool
+
+
+def leads(encode: Callable[[Any], Any], head: Head, images: Any, targets: Any) -> Any:
+    """(b,) the lead that each target has in its image."""
+    return formulas.lead(head_logits(head, encode(images)), targets)
+
+
+def importance(encode: Callable[[Any], Any], head: Head, images: Any, change: Any, targets: Any) -> Any:
+    """(b, h, w) what the change of each pixel adds to the target's lead, to first order: gradient times change."""
+    slope = jax.grad(lambda pixels: jnp.sum(leads(encode, head, pixels, targets)))(images)
+    return jnp.sum(slope * change, axis=-1)
 
 
 def fewest_pixels(
@@ -52,18 +64,15 @@ def fewest_pixels(
     first, last = jnp.asarray(original), jnp.asarray(changed)
     evaluated = 0
 
-    def leads(masks: Any) -> Any:
-        logits = head_logits(head, encode(jnp.where(masks[..., None], last[None], first[None])))
-        rivals = jnp.arange(logits.shape[1]) == target
-        return logits[:, target] - jnp.max(jnp.where(rivals[None], -jnp.inf, logits), axis=-1)
+    @jax.jit
+    def ask(masks: Any) -> Any:
+        targets = jnp.full(len(masks), target, jnp.int32)
+        return leads(encode, head, jnp.where(masks[..., None], last[None], first[None]), targets) > 0
 
-    ask = jax.jit(lambda masks: leads(masks) > 0)
-
-    def importance(weights: Any) -> Any:
-        logits = head_logits(head, encode((first + weights[..., None] * (last - first))[None]))[0]
-        return logits[target] - jnp.max(jnp.where(jnp.arange(len(logits)) == target, -jnp.inf, logits))
-
-    slope = jax.jit(jax.grad(importance))
+    @jax.jit
+    def slope(weights: Any) -> Any:
+        change, targets = (last - first)[None], jnp.asarray([target], jnp.int32)
+        return importance(encode, head, first[None] + weights[None, ..., None] * change, change, targets)[0]
 
     def holds(masks: np.ndarray) -> np.ndarray:
         nonlocal evaluated

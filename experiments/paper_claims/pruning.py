@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectra_jax import Head, head_logits
+from experiments.counterfactuals import few_pixels
+from spectra_jax import Head
 
 OVERSHOOTS = (8, 4, 2, 1)
 ROUNDS = 3
@@ -44,13 +45,10 @@ def make_pruner(encode: Callable[[Any, Any], Any]) -> Callable[..., FewPixels]:
     @jax.jit
     def prune(params: Any, head: Head, before: Any, after: Any, targets: Any, key: Any) -> FewPixels:
         pixels = before.shape[1] * before.shape[2]
-        change = after - before
+        change, encoder = after - before, functools.partial(encode, params)
 
         def lead(images: Any) -> Any:
-            logits = head_logits(head, encode(params, images))
-            rival = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] != targets[:, None]
-            own = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-            return own - jnp.max(jnp.where(rival, logits, -jnp.inf), axis=-1)
+            return few_pixels.leads(encoder, head, images, targets)
 
         def enlarged(factor: Any) -> Any:
             return jnp.clip(before + factor[:, None, None, None] * change, 0, 1)
@@ -82,8 +80,7 @@ def make_pruner(encode: Callable[[Any, Any], Any]) -> Callable[..., FewPixels]:
         best_rank = ranks(jnp.sum(jnp.square(goal - before), axis=-1))
         best = fewest(best_rank)
         for _ in range(ROUNDS):
-            slope = jax.grad(lambda images: jnp.sum(lead(images)))(keep(best_rank, best))
-            rank = ranks(jnp.sum(slope * (goal - before), axis=-1))
+            rank = ranks(few_pixels.importance(encoder, head, keep(best_rank, best), goal - before, targets))
             count = fewest(rank)
             better = count < best
             best_rank, best = jnp.where(better[:, None], rank, best_rank), jnp.where(better, count, best)
