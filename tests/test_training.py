@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import io
 import json
+import re
 import shutil
 
 import jax
@@ -390,11 +391,35 @@ def test_console_writes_plain_lines_where_there_is_no_terminal():
     assert [duration(s) for s in (47.6, 200, 7500)] == ["48 s", "3 min 20 s", "2 h 5 min"]
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"warmup": 1.0}, {"learning_rate": -1.0}, {"image_size": -1}])
-def test_configuration_errors_name_the_field_and_the_value(wrong):
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"seed": -1}, "a whole number from 0 to 4294967295"),
+        ({"epochs": 0}, "a finite number > 0"),
+        ({"learning_rate": -1.0}, "a finite number > 0"),
+        ({"stability_distance": 0.0}, "a finite number > 0"),
+        ({"adversarial_steps": 0}, "a finite number > 0"),
+        ({"image_size": -1}, "a finite number >= 0"),
+        ({"lambda_stability": -0.1}, "a finite number >= 0"),
+        ({"lambda_sparsity": float("nan")}, "a finite number >= 0"),
+        ({"adversarial_radius": -1.0}, "a finite number >= 0"),
+        ({"adversarial_radius": float("inf")}, "a finite number >= 0"),
+        ({"warmup": 1.0}, "a number from 0 to below 1"),
+        ({"stability_form": "linear"}, "one of ('log_relative', 'squared', 'hinge')"),
+        ({"stability_method": "nearest"}, "one of ('boundary', 'projection', 'pinv')"),
+        ({"stability_logits": "free"}, "one of ('own', 'detached', 'learned')"),
+        ({"adversarial_norm": "l1"}, "one of ('l2', 'linf')"),
+    ],
+)
+def test_configuration_errors_name_the_field_and_the_value(wrong, expected):
     (name, value), *_ = wrong.items()
-    with pytest.raises(ValueError, match=f"{name} must .*{value}"):
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}; expected {expected}")):
         TrainConfig(**wrong)
+
+
+def test_consistency_needs_attacked_images():
+    with pytest.raises(ValueError, match=r"lambda_consistency is 1, which compares .*; set adversarial_radius"):
+        TrainConfig(lambda_consistency=1.0)
 
 
 def test_every_preset_builds_its_model():

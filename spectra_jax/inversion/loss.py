@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spectra_jax.similarity import ssim
+from spectra_jax import similarity
 
 
 def inversion_loss(
@@ -25,4 +25,4 @@ def inversion_loss(
         (b,).
     """
     loss = jnp.mean(jnp.square(attributes - wanted), axis=-1)
-    return loss + ssim_weight * (1 - ssim(images, originals)) if ssim_weight > 0 else loss
+    return loss + ssim_weight * (1 - similarity.ssim(images, originals)) if ssim_weight > 0 else loss

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from spectra_jax.losses import divergence, loss_terms
+from spectra_jax import losses
 from spectra_jax.metrics import class_accuracy
 from spectra_jax.models import Decoder, Model, Params, build_decoder
 from spectra_jax.perturbations import head_logits
@@ -176,7 +176,7 @@ def _attacked(model: Model, params: Params, batch: Batch, config: TrainConfig, k
     def loss_fn(images: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
         logits = forward(model, params, images)[1]
         if config.lambda_consistency:
-            return divergence(given, logits)
+            return losses.divergence(given, logits)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
 
     return attack_images(
@@ -236,7 +236,7 @@ def make_train_step(
                 inputs = attacked
         attributes, logits = forward(model, params, inputs, key=dropout_key)
         free = config.lambda_stability and config.stability_logits == "learned"
-        loss, terms = loss_terms(
+        loss, terms = losses.loss_terms(
             model.head(params),
             attributes,
             batch.attributes,
