@@ -42,7 +42,7 @@ def trained(**changes):
     settings = dataclasses.replace(CONFIG, **changes)
     model, optimizer, state = make_problem(settings)
     step = make_train_step(model, optimizer, settings)
-    return lambda _: step(state, examples())
+    return lambda _: step(state, examples(8))
 
 
 def in_few_pixels(images):

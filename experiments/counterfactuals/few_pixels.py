@@ -12,6 +12,7 @@ from spectra_jax.perturbations import formulas
 
 BATCH = 16
 MOST_ROUNDS = 12
+MOST_EVALUATIONS = 4000  # of images in the last step
 
 
 class Pruned(NamedTuple):
@@ -20,13 +21,11 @@ class Pruned(NamedTuple):
     Attributes:
         image: (h, w, 3) the original with only these pixels changed.
         mask: (h, w) the pixels.
-        evaluated: images that the classifier was asked about.
         minimal: whether no single pixel of them can be left out; the search may stop before that is known.
     """
 
     image: np.ndarray
     mask: np.ndarray
-    evaluated: int
     minimal: bool
 
 
@@ -42,9 +41,8 @@ def importance(encode: Callable[[Any], Any], head: Head, images: Any, change: An
 
 
 def fewest_pixels(
-    encode: Callable[[Any], Any], head: Head, original: np.ndarray, changed: np.ndarray, target: int,
-    *, most_evaluations: int = 4000,
-) -> Pruned:  # fmt: skip
+    encode: Callable[[Any], Any], head: Head, original: np.ndarray, changed: np.ndarray, target: int
+) -> Pruned:
     """Leaves out as many changed pixels as it can while the classifier still names the target.
 
     Three steps: the largest changes alone, their number found by bisection; the same with the pixels that matter most
@@ -56,7 +54,6 @@ def fewest_pixels(
         head: the classifier.
         original, changed: (h, w, 3) in [0, 1]; the classifier names the target for `changed`.
         target: its class.
-        most_evaluations: images to ask the classifier about in the last step.
 
     Raises:
         ValueError: the classifier does not name the target for `changed`.
@@ -74,7 +71,7 @@ def fewest_pixels(
         change, targets = (last - first)[None], jnp.asarray([target], jnp.int32)
         return importance(encode, head, first[None] + weights[None, ..., None] * change, change, targets)[0]
 
-    def holds(masks: np.ndarray) -> np.ndarray:
+    def flips(masks: np.ndarray) -> np.ndarray:
         nonlocal evaluated
         evaluated += len(masks)
         padded = np.concatenate([masks, np.repeat(masks[-1:], BATCH - len(masks), axis=0)])  # one compilation
@@ -86,19 +83,19 @@ def fewest_pixels(
         return mask
 
     def bisect(order: np.ndarray) -> int:
-        """Smallest count of the leading pixels that was seen to hold; all of them hold."""
-        low, high = 0, len(order)  # `low` does not hold, `high` does
+        """Smallest count of the leading pixels that was seen to flip; all of them together do."""
+        low, high = 0, len(order)  # `low` does not flip, `high` does
         while high - low > 1:
             counts = np.unique(np.linspace(low, high, BATCH + 2)[1:-1].astype(int))
             counts = counts[(counts > low) & (counts < high)]
-            held = holds(np.stack([keep(order, k) for k in counts]))
-            first_held = int(np.argmax(held)) if held.any() else len(counts)
-            high = int(counts[first_held]) if held.any() else high
-            low = int(counts[first_held - 1]) if first_held else low
+            flipped = flips(np.stack([keep(order, k) for k in counts]))
+            first_flip = int(np.argmax(flipped)) if flipped.any() else len(counts)
+            high = int(counts[first_flip]) if flipped.any() else high
+            low = int(counts[first_flip - 1]) if first_flip else low
         return high
 
     mask = np.abs(changed - original).max(axis=-1) > 0
-    if not mask.any() or not holds(mask[None])[0]:
+    if not mask.any() or not flips(mask[None])[0]:
         raise ValueError(
             "changed is not classified as the target; expected an image that is, and differs from original"
         )
@@ -110,7 +107,7 @@ def fewest_pixels(
         weight = np.asarray(slope(jnp.asarray(mask, first.dtype)))
         everywhere = np.flatnonzero(size > 0)  # pixels that were dropped may come back
         order = everywhere[np.argsort(-weight.flat[everywhere], kind="stable")]
-        if not holds(keep(order, len(order))[None])[0]:
+        if not flips(keep(order, len(order))[None])[0]:
             break
         count = bisect(order)
         if count >= mask.sum():
@@ -118,7 +115,7 @@ def fewest_pixels(
         mask = keep(order, count)
 
     minimal = False
-    budget = evaluated + most_evaluations
+    budget = evaluated + MOST_EVALUATIONS
     while not minimal and evaluated < budget:
         weight = np.asarray(slope(jnp.asarray(mask, first.dtype)))
         candidates = np.flatnonzero(mask)
@@ -130,7 +127,7 @@ def fewest_pixels(
             block = candidates[start : start + BATCH]
             without = np.repeat(mask[None], len(block), axis=0)
             without.reshape(len(block), -1)[np.arange(len(block)), block] = False
-            free = block[holds(without)]
+            free = block[flips(without)]
             if not len(free):
                 continue
             dropped = np.repeat(
@@ -138,8 +135,8 @@ def fewest_pixels(
             )  # the first, the first two, ... of those left out at once
             for k in range(len(free)):
                 dropped[k].flat[free[: k + 1]] = False
-            held = holds(dropped)
-            mask = dropped[int(np.flatnonzero(held)[-1])]
+            flipped = flips(dropped)
+            mask = dropped[int(np.flatnonzero(flipped)[-1])]
         else:
             minimal = mask.sum() == before
-    return Pruned(np.where(mask[..., None], changed, original), mask, evaluated, minimal)
+    return Pruned(np.where(mask[..., None], changed, original), mask, minimal)

@@ -158,7 +158,7 @@ def choose_pairs(
         return index, drawn.astype(np.int32)
     norms = all_pairs_norms(head, jnp.asarray(attributes[index]), method="boundary")
     nearest = np.asarray(nearest_target(norms).target)
-    target = np.where(nearest >= 0, nearest, drawn)  # where no class is known to be within reach, any will do
+    target = np.where(nearest >= 0, nearest, drawn)  # where no class is known to be reachable, any will do
     if config.targets == "mixed":
         target[1::2] = drawn[1::2]
     return index, target.astype(np.int32)

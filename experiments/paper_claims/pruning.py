@@ -71,8 +71,8 @@ def make_pruner(encode: Callable[[Any, Any], Any]) -> Callable[..., FewPixels]:
             def halve(_: Any, ends: Any) -> Any:
                 low, high = ends
                 middle = (low + high) // 2
-                held = lead(keep(rank, middle)) > 0
-                return jnp.where(held, low, middle), jnp.where(held, middle, high)
+                enough = lead(keep(rank, middle)) > 0
+                return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
             ends = jnp.zeros(len(before), jnp.int32), jnp.full(len(before), pixels, jnp.int32)
             return jax.lax.fori_loop(0, int(np.ceil(np.log2(pixels))) + 1, halve, ends)[1]

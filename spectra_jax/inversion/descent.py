@@ -51,7 +51,7 @@ class _Descent(Method):
             updates, state = jax.vmap(self.optimizer().update)(gradient, state, images)
         won = lead_of(head, attributes, sample.targets).by(config.margin)
         moved = jnp.clip(images + jnp.where(per_sample(finite, updates), updates, 0), 0, 1)
-        return Move(images=moved, state=state, aims=aims, finished=won, holds=won, answer=images, finite=finite)
+        return Move(images=moved, state=state, aims=aims, finished=won, success=won, answer=images, finite=finite)
 
 
 @dataclass(frozen=True)

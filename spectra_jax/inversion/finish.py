@@ -18,13 +18,13 @@ class Finished(NamedTuple):
     """The fields of `InversionResult` that come from the final image alone.
 
     Attributes:
-        holds: (b,) whether the target is named once more.
+        success: (b,) whether the target is named once more.
         rounded: (b, h, w, channels) each value rounded to the nearest of 256 levels.
     """
 
     images: Float[Array, "b h w k"]
     attributes: Float[Array, "b n"]
-    holds: Bool[Array, "b"]
+    success: Bool[Array, "b"]
     loss: Float[Array, "b"]
     rounded: Float[Array, "b h w k"]
     survives_rounding: Bool[Array, "b"]
@@ -33,22 +33,22 @@ class Finished(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def finish(encode, head: Head, sample, before, requested, images, success, *, config: InversionConfig) -> Finished:
-    """Completes a batch; `success` is what the search says, `holds` what a last evaluation says."""
+def finish(encode, head: Head, sample, before, requested, images, found, *, config: InversionConfig) -> Finished:
+    """Completes a batch; `found` is the verdict of the search, `success` that of a last evaluation."""
     original, targets = sample.images, sample.targets
     if config.shrink_steps:
-        images = _shorten(encode, head, original, targets, images, success, config)
+        images = _shorten(encode, head, original, targets, images, found, config)
     attributes = encode(images)
-    holds = success & lead_of(head, attributes, targets).by(config.margin)
+    success = found & lead_of(head, attributes, targets).by(config.margin)
     plain = jnp.round(images * LEVELS) / LEVELS
     realised = attributes - before
     return Finished(
         images=images,
         attributes=attributes,
-        holds=holds,
+        success=success,
         loss=loss.inversion_loss(realised, requested, images, original, ssim_weight=config.ssim_weight),
         rounded=plain,
-        survives_rounding=holds & lead_of(head, encode(plain), targets).named,
+        survives_rounding=success & lead_of(head, encode(plain), targets).named,
         realised=realised,
         forward_passes=jnp.full(len(images), 2 + (config.shrink_steps + 1 if config.shrink_steps else 0), jnp.int32),
     )
@@ -64,10 +64,10 @@ def _shorten(encode, head: Head, original, targets, images, success, config: Inv
         return jnp.where(change == 0, original, nearer)
 
     def halve(_, interval):
-        lost, held = interval
-        middle = (lost + held) / 2
-        holds = lead_of(head, encode(shortened(middle)), targets).by(config.margin)
-        return jnp.where(holds, lost, middle), jnp.where(holds, middle, held)
+        short, enough = interval
+        middle = (short + enough) / 2
+        leads = lead_of(head, encode(shortened(middle)), targets).by(config.margin)
+        return jnp.where(leads, short, middle), jnp.where(leads, middle, enough)
 
     none = 0 * change[:, 0, 0, 0]  # made from the data: under shard_map a loop must start as different as it ends
     ends = (none, none + 1)

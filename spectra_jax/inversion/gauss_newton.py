@@ -57,7 +57,7 @@ class GaussNewton(Method):
         finite = jnp.all(jnp.isfinite(attributes), axis=-1) & jnp.all(jnp.isfinite(step), axis=(1, 2, 3))
         won = lead_of(head, attributes, sample.targets).by(config.margin)
         moved = jnp.clip(images + jnp.where(per_sample(finite, step), step, 0), 0, 1)
-        return Move(images=moved, state=state, aims=aims, finished=won, holds=won, answer=images, finite=finite)
+        return Move(images=moved, state=state, aims=aims, finished=won, success=won, answer=images, finite=finite)
 
 
 def _conjugate_gradients(product, wanted: Float[Array, "b n"]) -> Float[Array, "b n"]:

@@ -169,7 +169,7 @@ def _written(
     if not config.survive_steps:
         nothing = jnp.zeros(len(end.images), jnp.int32)
         return Written(end.rounded, nothing > 0, nothing)
-    rounding = (queue, end.images, end.rounded, end.holds & ~end.survives_rounding)
+    rounding = (queue, end.images, end.rounded, end.success & ~end.survives_rounding)
     if stepwise:
         return write_stepwise(encode, head, *rounding, tries=config.survive_steps, num_lanes=num_lanes)
     write = functools.partial(write_on_device, encode, head, tries=config.survive_steps)
@@ -180,13 +180,13 @@ def _result(
     config: InversionConfig, found: Found, requested: Float[Array, "b n"], end: Finished, written: Written
 ) -> InversionResult:
     """The answer of all stages together."""
-    lost = (found.reason == Status.SOLVED) & ~end.holds
+    lost = (found.reason == Status.SOLVED) & ~end.success
     forward, backward = config.build_method().passes
     again = int(config.encoder_dtype != "same")
     return InversionResult(
         images=end.images,
         attributes=end.attributes,
-        success=end.holds,
+        success=end.success,
         num_steps=found.num_steps,
         loss=jnp.where(found.reason != Status.INFEASIBLE, end.loss, jnp.nan),
         reason=jnp.where(lost, jnp.asarray(Status.UNRESOLVED, jnp.int32), found.reason),

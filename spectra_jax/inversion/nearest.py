@@ -107,10 +107,10 @@ class Nearest(Method):
         change = here - origin
         length = jnp.linalg.norm(change, axis=-1)
 
-        holds = lead.by(config.margin)
-        better = holds & (length < state.best_length)
+        success = lead.by(config.margin)
+        better = success & (length < state.best_length)
         found_before = jnp.isfinite(state.best_length)
-        factor = jnp.select([better & found_before, holds & ~better], [_MIX_UP, _MIX_DOWN], 1.0).astype(length.dtype)
+        factor = jnp.select([better & found_before, success & ~better], [_MIX_UP, _MIX_DOWN], 1.0).astype(length.dtype)
         mix = jnp.clip(state.mix * factor, _LEAST_MIX, 1)
         best = jnp.where(per_sample(better, images), images, state.best)
         best_length = jnp.where(better, length, state.best_length)
@@ -120,15 +120,15 @@ class Nearest(Method):
         offset = missing + clearance + jnp.sum(gradient * change, axis=-1)
         state = _with_cut(state, lead.rival, gradient, offset)
         finite = jnp.isfinite(lead.lead) & jnp.all(jnp.isfinite(state.gram), axis=(1, 2))
-        extra = jnp.where(holds, 0, _OVERSHOOT * jnp.maximum(missing + clearance, 0))
+        extra = jnp.where(success, 0, _OVERSHOOT * jnp.maximum(missing + clearance, 0))
         nearest, multipliers = _project(
-            state, state.offsets + extra[:, None], jnp.where(holds[:, None], origin, here), origin
+            state, state.offsets + extra[:, None], jnp.where(success[:, None], origin, here), origin
         )
-        moved = (here + jnp.where(holds, mix, 1)[:, None] * (nearest - here)).reshape(images.shape)
+        moved = (here + jnp.where(success, mix, 1)[:, None] * (nearest - here)).reshape(images.shape)
 
         found = jnp.isfinite(best_length)
         settled = jnp.linalg.norm(nearest - origin, axis=-1) >= _SETTLED * best_length
-        finished = found & ((holds & settled) | (state.spent >= self.refine_steps) | (best_length == 0))
+        finished = found & ((success & settled) | (state.spent >= self.refine_steps) | (best_length == 0))
         state = state._replace(
             multipliers=multipliers,
             best=best,

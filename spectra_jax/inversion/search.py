@@ -222,7 +222,7 @@ def _step(encode, head, mutable, lanes: Lanes, *, config: InversionConfig) -> La
     stop = move.finished | ~move.finite | exhausted | still
     codes = [Status.SOLVED, Status.NOT_FINITE, Status.BUDGET]
     reason = jnp.select(
-        [move.holds, ~move.finite, exhausted],
+        [move.success, ~move.finite, exhausted],
         [jnp.asarray(code, jnp.int32) for code in codes],
         jnp.asarray(Status.STALLED, jnp.int32),
     )

@@ -40,7 +40,7 @@ class Move(NamedTuple):
         state: what the method remembers.
         aims: (b, n) the attributes wanted from now on.
         finished: (b,) no further step is worth its cost.
-        holds: (b,) `answer` has the target.
+        success: (b,) the classifier names the target for `answer`.
         answer: (b, h, w, channels) what to return if the search ends here.
         finite: (b,) whether the step can be taken at all.
     """
@@ -49,6 +49,6 @@ class Move(NamedTuple):
     state: PyTree
     aims: Float[Array, "b n"]
     finished: Bool[Array, "b"]
-    holds: Bool[Array, "b"]
+    success: Bool[Array, "b"]
     answer: Float[Array, "b h w k"]
     finite: Bool[Array, "b"]

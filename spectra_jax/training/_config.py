@@ -136,9 +136,9 @@ class TrainConfig:
                 choices = get_args(kind)
                 self._expect((name,), lambda value, choices=choices: value in choices, f"one of {choices}")
 
-    def _expect(self, names: Iterable[str], holds: Callable[[Any], bool], expected: str) -> None:
+    def _expect(self, names: Iterable[str], is_valid: Callable[[Any], bool], expected: str) -> None:
         for name in names:
-            if not holds(getattr(self, name)):
+            if not is_valid(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}")
 
 
