@@ -80,9 +80,8 @@ class SpectraAttack(MinimizationAttack):
 @jax.jit
 def _nearest_other(head: Head, attributes: Any, labels: Any) -> Any:
     found = nearest_target(all_pairs_norms(head, attributes), allowed=jax.nn.one_hot(labels, len(head.weights)) == 0)
-    return jnp.where(
-        found.target < 0, labels, found.target
-    )  # no class is known to be reachable: the image stays as it is
+    # Where no class is known to be reachable, the image stays as it is.
+    return jnp.where(found.target < 0, labels, found.target)
 
 
 @jax.jit
