@@ -1,6 +1,5 @@
 """The public call: checks what is given, searches, and completes the answer."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -107,23 +106,27 @@ def invert(
         budgets=jnp.asarray(jnp.full(batch, config.max_steps) if max_steps is None else max_steps, jnp.int32),
         region=None if region is None else jnp.asarray(region, images.dtype)[..., None],
     )
-    # What the queue and the lanes say already must not cost a compilation of its own.
-    config = dataclasses.replace(config, max_steps=1, batch_size=None)
+    # What a search does not ask for must not cost it a compilation of its own.
+    margin, ssim_weight = config.margin, config.ssim_weight
+    compiled = InversionConfig(config.build_method(), ssim_weight=ssim_weight, margin=margin,
+                               reaim_every=config.reaim_every, reaim_margin=config.reaim_margin)  # fmt: skip
     explore = functools.partial(
-        search, head=head, mutable=mutable, num_lanes=num_lanes, config=config, stepwise=stepwise, progress=progress
+        search, head=head, mutable=mutable, num_lanes=num_lanes, config=compiled, stepwise=stepwise, progress=progress
     )
     if config.encoder_dtype == "same":
         found = explore(encode, queue=queue)
     else:
         coarse = explore(in_bfloat16(bare), queue=queue)
         attributes = in_chunks(functools.partial(_encode, encode), coarse.images)
-        leads = lead_of(head, attributes, queue.targets).by(config.margin)
+        leads = lead_of(head, attributes, queue.targets).by(margin)
         confirmed = (coarse.reason == Status.SOLVED) & leads
         rest = queue._replace(aims=jnp.where(confirmed[:, None], jnp.nan, queue.aims))  # NaN: nothing to search for
         found = _merged(confirmed, coarse, explore(encode, queue=rest))
     requested = queue.aims - before
     end: Finished = in_chunks(
-        functools.partial(finish, encode, head, config=config),
+        functools.partial(
+            finish, encode, head, margin=margin, ssim_weight=ssim_weight, shrink_steps=config.shrink_steps
+        ),
         *(queue, before, requested, found.images, found.reason == Status.SOLVED),
     )
     return _result(config, found, requested, end, _written(encode, head, queue, end, config, num_lanes, stepwise))
