@@ -162,7 +162,7 @@ def class_change(
     shape = jnp.shape(logits_before)
     if len(shape) != 2 or jnp.shape(logits_after) != shape or jnp.shape(targets) != shape[:1]:
         raise ValueError(
-            f"logits_before {shape}, logits_after {jnp.shape(logits_after)} and targets {jnp.shape(targets)} disagree; "
+            f"logits_before is {shape}, logits_after {jnp.shape(logits_after)} and targets {jnp.shape(targets)}; "
             "expected (b, c) twice and (b,)"
         )
     if is_concrete(targets) and np.size(targets):
@@ -215,9 +215,9 @@ def attribute_selectivity(
     shape = jnp.shape(realised)
     shapes = [jnp.shape(array) for array in (requested, chosen) if array is not None]
     if len(shape) != 2 or any(other != shape for other in shapes):
-        raise ValueError(f"realised {shape} and requested, chosen {shapes} disagree; expected (b, n) each")
+        raise ValueError(f"realised is {shape} and requested, chosen {shapes}; expected (b, n) each")
     if scale is not None and jnp.shape(scale) != shape[1:]:
-        raise ValueError(f"scale has shape {jnp.shape(scale)}; expected {shape[1:]}, one number an attribute")
+        raise ValueError(f"scale has shape {jnp.shape(scale)}; expected {shape[1:]}, one number per attribute")
     realised, requested, scale = at_least_float32((realised, requested, scale))
     chosen = requested != 0 if chosen is None else chosen
     if scale is not None:
@@ -232,7 +232,7 @@ def attribute_selectivity(
 def _change(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
     if jnp.shape(images) != jnp.shape(reference) or jnp.ndim(images) != 4:
         raise ValueError(
-            f"images {jnp.shape(images)} and reference {jnp.shape(reference)} must share one shape "
-            "(batch, height, width, channels)"
+            f"images is {jnp.shape(images)} and reference {jnp.shape(reference)}; expected one shape, (batch, height, "
+            "width, channels)"
         )
     return as_unit_scale("images", images) - as_unit_scale("reference", reference)

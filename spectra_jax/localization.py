@@ -80,11 +80,11 @@ def part_discs(
     shape = jnp.shape(centres)
     if len(shape) != 3 or shape[2] != 2 or jnp.shape(visible) != shape[:2] or jnp.shape(radius) != shape[:1]:
         raise ValueError(
-            f"centres {shape}, visible {jnp.shape(visible)} and radius {jnp.shape(radius)} disagree; expected "
-            "(b, p, 2), (b, p) and (b,)"
+            f"centres is {shape}, visible {jnp.shape(visible)} and radius {jnp.shape(radius)}; expected (b, p, 2), "
+            "(b, p) and (b,)"
         )
     if height < 1 or width < 1:
-        raise ValueError(f"height {height}, width {width}: expected positive numbers of pixels")
+        raise ValueError(f"height is {height} and width {width}; expected positive numbers of pixels")
     # Whole numbers and half precision do not hold the middle of every pixel.
     dtype = jnp.float64 if jnp.result_type(centres) == jnp.float64 else jnp.float32
     centres, radius = jnp.asarray(centres, dtype), jnp.asarray(radius, dtype)
@@ -198,7 +198,8 @@ def causal_split(
     batch = (len(images),)
     if jnp.shape(targets) != batch or jnp.shape(attributes) != batch:
         raise ValueError(
-            f"targets {jnp.shape(targets)} and attributes {jnp.shape(attributes)} disagree with {batch[0]} images"
+            f"targets is {jnp.shape(targets)} and attributes {jnp.shape(attributes)}; expected one of each for each of "
+            f"{batch[0]} images"
         )
     chosen = region[..., None]
     before, after, inside, outside = (
@@ -233,10 +234,10 @@ def _energy(
     shape = jnp.shape(images)
     if len(shape) != 4 or jnp.shape(reference) != shape or jnp.shape(region) != shape[:3]:
         raise ValueError(
-            f"images {shape}, reference {jnp.shape(reference)} and region {jnp.shape(region)} disagree; expected "
+            f"images is {shape}, reference {jnp.shape(reference)} and region {jnp.shape(region)}; expected "
             "(b, h, w, channels) twice and (b, h, w)"
         )
     if jnp.result_type(region) != jnp.bool_:
-        raise ValueError(f"region has type {jnp.result_type(region)}; expected booleans, True inside")
+        raise ValueError(f"region is of type {jnp.result_type(region)}; expected booleans, True inside")
     change = as_unit_scale("images", images) - as_unit_scale("reference", reference)
     return jnp.sum(jnp.square(change), axis=-1)

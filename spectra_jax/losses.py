@@ -279,12 +279,16 @@ def loss_terms(
         terms["sparsity_loss"] = sparsity_loss(attributes, valid=valid)
     if lambda_reconstruction:
         if images is None or reconstructions is None:
-            raise ValueError("lambda_reconstruction is set; pass both images and reconstructions")
+            raise ValueError(
+                f"images or reconstructions is None; expected both where lambda_reconstruction is {lambda_reconstruction}"
+            )
         weights["reconstruction_loss"] = lambda_reconstruction
         terms["reconstruction_loss"] = reconstruction_loss(reconstructions, images, valid=valid)
     if lambda_consistency:
         if attacked_logits is None:
-            raise ValueError("lambda_consistency is set; pass attacked_logits")
+            raise ValueError(
+                f"attacked_logits is None; expected logits where lambda_consistency is {lambda_consistency}; pass them"
+            )
         weights["consistency_loss"] = lambda_consistency
         terms["consistency_loss"] = consistency_loss(logits, attacked_logits, valid=valid)
     total = jnp.zeros((), attributes.dtype)

@@ -35,12 +35,12 @@ def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) ->
     """
     if jnp.shape(images) != jnp.shape(reference) or jnp.ndim(images) != 4:
         raise ValueError(
-            f"images {jnp.shape(images)} and reference {jnp.shape(reference)} must share one shape (b, h, w, channels)"
+            f"images is {jnp.shape(images)} and reference {jnp.shape(reference)}; expected one shape, (b, h, w, channels)"
         )
     images, reference = as_unit_scale("images", images), as_unit_scale("reference", reference)
     height, width = images.shape[1:3]
     if min(height, width) < WINDOW:
-        raise ValueError(f"images are {height}x{width} pixels; SSIM needs at least {WINDOW}x{WINDOW}")
+        raise ValueError(f"images is {height}x{width} pixels; expected at least {WINDOW}x{WINDOW} for SSIM")
     rows, columns = (jnp.asarray(_window_matrix(size), images.dtype) for size in (height, width))
 
     def filter_window(values):

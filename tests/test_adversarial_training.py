@@ -209,7 +209,7 @@ def test_consistency_loss_is_the_divergence_of_the_probabilities():
     np.testing.assert_allclose(masked, expected[[0, 1, 3]].mean(), rtol=1e-5)
     assert np.isfinite(gradient).all()
     head, labels = Head(jnp.asarray(rng.normal(size=(4, 4)), jnp.float32)), jnp.asarray([0, 1, 2, 3, 0])
-    with pytest.raises(ValueError, match="pass attacked_logits"):
+    with pytest.raises(ValueError, match="attacked_logits is None"):
         loss_terms(head, jnp.ones((5, 4)), jnp.ones((5, 4)), labels, lambda_consistency=1.0)
 
 

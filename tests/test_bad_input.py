@@ -118,7 +118,7 @@ def test_inversion_names_a_wrong_width_of_goal_and_of_encoder():
         sj.invert(encode, HEAD, IMAGES, GOALS[:, :-1], PREDICTED)
     with pytest.raises(ValueError, match=r"encode_fn gives shape .* the head's width"):
         sj.invert(lambda images: encode(images)[:, :-1], HEAD, IMAGES, GOALS, PREDICTED)
-    with pytest.raises(ValueError, match="one row of attributes and one target an image"):
+    with pytest.raises(ValueError, match="one row and one target for each of"):
         sj.invert(encode, HEAD, IMAGES, GOALS[:1], PREDICTED)
 
 

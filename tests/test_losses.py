@@ -349,5 +349,5 @@ def test_bad_input_is_named():
         sj.stability_loss(head, attributes, method="nearest")
     with pytest.raises(ValueError, match="last axis of 10"):
         sj.stability_loss(head, attributes[:, :-1])
-    with pytest.raises(ValueError, match="images and reconstructions"):
+    with pytest.raises(ValueError, match="images or reconstructions is None"):
         sj.total_loss(head, attributes, attributes, labels, lambda_reconstruction=1.0)

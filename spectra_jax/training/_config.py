@@ -133,8 +133,7 @@ class TrainConfig:
             )
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal:
-                choices = get_args(kind)
-                self._expect((name,), lambda value, choices=choices: value in choices, f"one of {choices}")
+                self._expect((name,), get_args(kind).__contains__, f"one of {get_args(kind)}")
 
     def _expect(self, names: Iterable[str], is_valid: Callable[[Any], bool], expected: str) -> None:
         for name in names:
