@@ -280,14 +280,14 @@ def loss_terms(
     if lambda_reconstruction:
         if images is None or reconstructions is None:
             raise ValueError(
-                f"images or reconstructions is None; expected both where lambda_reconstruction is {lambda_reconstruction}"
+                f"images or reconstructions is None; expected both for lambda_reconstruction={lambda_reconstruction:g}"
             )
         weights["reconstruction_loss"] = lambda_reconstruction
         terms["reconstruction_loss"] = reconstruction_loss(reconstructions, images, valid=valid)
     if lambda_consistency:
         if attacked_logits is None:
             raise ValueError(
-                f"attacked_logits is None; expected logits where lambda_consistency is {lambda_consistency}; pass them"
+                f"attacked_logits is None; expected logits for lambda_consistency={lambda_consistency:g}"
             )
         weights["consistency_loss"] = lambda_consistency
         terms["consistency_loss"] = consistency_loss(logits, attacked_logits, valid=valid)

@@ -35,7 +35,7 @@ def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) ->
     """
     if jnp.shape(images) != jnp.shape(reference) or jnp.ndim(images) != 4:
         raise ValueError(
-            f"images is {jnp.shape(images)} and reference {jnp.shape(reference)}; expected one shape, (b, h, w, channels)"
+            f"images is {jnp.shape(images)} and reference {jnp.shape(reference)}; expected one (b, h, w, channels)"
         )
     images, reference = as_unit_scale("images", images), as_unit_scale("reference", reference)
     height, width = images.shape[1:3]
