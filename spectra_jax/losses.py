@@ -286,9 +286,7 @@ def loss_terms(
         terms["reconstruction_loss"] = reconstruction_loss(reconstructions, images, valid=valid)
     if lambda_consistency:
         if attacked_logits is None:
-            raise ValueError(
-                f"attacked_logits is None; expected logits for lambda_consistency={lambda_consistency:g}"
-            )
+            raise ValueError(f"attacked_logits is None; expected logits for lambda_consistency={lambda_consistency:g}")
         weights["consistency_loss"] = lambda_consistency
         terms["consistency_loss"] = consistency_loss(logits, attacked_logits, valid=valid)
     total = jnp.zeros((), attributes.dtype)
