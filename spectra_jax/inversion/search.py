@@ -154,26 +154,22 @@ def _search_on_device(encode, head, queue, mutable, *, num_lanes: int, config: I
 @functools.partial(jax.jit, static_argnames=("num_lanes", "config"))
 def _open(queue: Sample, *, num_lanes: int, config: InversionConfig) -> Progress:
     """Empty lanes."""
-
-    def blank(rows: int) -> Found:
-        return Found(
-            images=jnp.zeros((rows, *queue.images.shape[1:]), queue.images.dtype),
-            num_steps=jnp.zeros(rows, jnp.int32),
-            evaluations=jnp.zeros(rows, jnp.int32),
-            reason=jnp.full(rows, Status.INFEASIBLE.value, jnp.int32),
-        )
-
     sample = jax.tree.map(lambda column: jnp.zeros((num_lanes, *column.shape[1:]), column.dtype), queue)
     lanes = Lanes(
         sample=sample,
         place=jnp.full(num_lanes, -1, jnp.int32),
         running=jnp.zeros(num_lanes, bool),
-        found=blank(num_lanes),
+        found=_untouched(sample.images),
         state=config.build_method().init(sample.images),
     )
     total = jnp.sum(jnp.all(jnp.isfinite(queue.aims), axis=-1), dtype=jnp.int32)
-    answers = blank(len(queue.targets))._replace(images=queue.images)
-    return Progress(lanes, jnp.asarray(0, jnp.int32), total, answers)
+    return Progress(lanes, jnp.asarray(0, jnp.int32), total, _untouched(queue.images))
+
+
+def _untouched(images: Float[Array, "b h w k"]) -> Found:
+    """What there is to say of images that were not searched for."""
+    num_steps, evaluations, reason = (jnp.full(len(images), value, jnp.int32) for value in (0, 0, Status.INFEASIBLE))
+    return Found(images, num_steps, evaluations, reason)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnums=1)
@@ -190,17 +186,11 @@ def _exchange(queue: Sample, progress: Progress, *, config: InversionConfig) -> 
         return jnp.where(per_sample(chosen, old), new, old)
 
     sample = jax.tree.map(lambda old, column: fill(old, column[row]), lanes.sample, queue)
-    fresh = Found(
-        images=sample.images,
-        num_steps=jnp.zeros_like(lanes.found.num_steps),
-        evaluations=jnp.zeros_like(lanes.found.evaluations),
-        reason=jnp.full_like(lanes.found.reason, Status.INFEASIBLE.value),
-    )
     lanes = Lanes(
         sample=sample,
         place=jnp.where(chosen, place, jnp.where(free, -1, lanes.place)),
         running=lanes.running | chosen,
-        found=jax.tree.map(fill, lanes.found, fresh),
+        found=jax.tree.map(fill, lanes.found, _untouched(sample.images)),
         state=jax.tree.map(fill, lanes.state, config.build_method().init(sample.images)),
     )
     return Progress(lanes, taken, total, answers)
@@ -220,12 +210,8 @@ def _step(encode, head, mutable, lanes: Lanes, *, config: InversionConfig) -> La
     still = jnp.all(images == found.images, axis=tuple(range(1, images.ndim)))
     exhausted = found.num_steps >= sample.budgets
     stop = move.finished | ~move.finite | exhausted | still
-    codes = [Status.SOLVED, Status.NOT_FINITE, Status.BUDGET]
-    reason = jnp.select(
-        [move.success, ~move.finite, exhausted],
-        [jnp.asarray(code, jnp.int32) for code in codes],
-        jnp.asarray(Status.STALLED, jnp.int32),
-    )
+    codes = [jnp.asarray(code, jnp.int32) for code in (Status.SOLVED, Status.NOT_FINITE, Status.BUDGET, Status.STALLED)]
+    reason = jnp.select([move.success, ~move.finite, exhausted], codes[:3], codes[3])
     go_on, end = running & ~stop, running & stop
     return Lanes(
         sample=sample._replace(aims=move.aims),
