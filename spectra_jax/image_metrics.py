@@ -117,13 +117,13 @@ def frequency_split(
 ) -> FrequencySplit:
     """L2 norm of the change of each image below and above a spatial frequency, by the Fourier transform.
 
-    The frequency of a Fourier coefficient is the length of its wave vector in cycles a pixel: 0.5 is black and white
+    The frequency of a Fourier coefficient is the length of its wave vector in cycles per pixel: 0.5 is black and white
     in turn along an axis, the default 0.125 a period of 8 pixels. White noise has 1 - pi cutoff^2, 95 % by default,
     of its energy (the squared norm) above the cut-off, which is what to compare high^2 / (low^2 + high^2) with.
 
     Args:
         images, reference: (b, h, w, channels) in [0, 1].
-        cutoff: cycles a pixel, in (0, 0.5]; coefficients up to it are low.
+        cutoff: cycles per pixel, in (0, 0.5]; coefficients up to it are low.
 
     Returns:
         FrequencySplit, in units of the range from black to white.
@@ -134,7 +134,7 @@ def frequency_split(
     """
     change = _change(images, reference)
     if not 0 < cutoff <= 0.5:
-        raise ValueError(f"cutoff is {cutoff}; expected cycles a pixel, above 0 and at most 0.5")
+        raise ValueError(f"cutoff is {cutoff}; expected cycles per pixel, above 0 and at most 0.5")
     energy = jnp.sum(jnp.square(jnp.abs(jnp.fft.fft2(change, axes=(1, 2), norm="ortho"))), axis=-1)
     height, width = change.shape[1:3]
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])

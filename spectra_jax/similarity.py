@@ -23,7 +23,7 @@ def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) ->
     agrees to 1e-6 on photographs and to 3e-5 on images without texture, whose tiny variances drown in rounding.
 
     Args:
-        images, reference: (b, h, w, channels) in [0, 1], at least 11 pixels a side.
+        images, reference: (b, h, w, channels) in [0, 1], at least 11 pixels per side.
 
     Returns:
         (b,) in [-1, 1]; 1 for identical images. The gradient is finite there too. In float32 for images of half

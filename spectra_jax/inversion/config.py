@@ -61,7 +61,7 @@ class InversionConfig:
             what the image has by then; 0, the paper's rule, never. Not for "nearest", which aims anew at every step.
         reaim_margin: lead of the target, in logits, at the attributes aimed at anew.
         shrink_steps: halvings that then shorten the change x' - x of a success as far as the image, rounded to 8
-            bits a channel, still has the target lead by the margin; 0, the paper's rule, keeps the image found.
+            bits per channel, still has the target lead by the margin; 0, the paper's rule, keeps the image found.
         survive_steps: images on 256 levels to try for a success that plain rounding to 8 bits would lose, see
             `InversionResult.images_8bit`. 0: plain rounding.
         batch_size: samples searched together; one that is done makes room for the next. None: 16 on CPUs and 256

@@ -2,10 +2,10 @@
 
 Seen from the image, the target's region is where the leads g_k(x') = l_j - l_k over all rivals k reach the margin.
 Each step evaluates the most dangerous rival and its gradient, which gives a half-space, and projects onto the
-intersection of the latest half-spaces, one a rival, within [0, 1]. As long as the class is not reached it projects the
-image where the search is: the shortest way there. From then on it projects the original, the shortest change of all,
-and goes part of the way to it; a larger part as long as that keeps shortening the change. Projecting the original onto
-a linearised boundary is the idea of FAB (Croce and Hein 2020); here several boundaries act at once, as in `projection`.
+intersection of the latest half-spaces, one per rival, within [0, 1]. Until the class is reached, it projects the
+current image: the shortest way there. From then on it projects the original, the shortest change of all, and goes part
+of the way to it; a larger part as long as that keeps shortening the change. Projecting the original onto a linearised
+boundary is the idea of FAB (Croce and Hein 2020); here several boundaries act at once, as in `projection`.
 """
 
 import itertools
@@ -181,7 +181,7 @@ def _project(
     raw = displaced(_non_negative(state.gram, offsets - along_normals(point - origin), known))
     inside = (raw >= 0) & (raw <= 1)
     base = jnp.where(inside, point, jnp.clip(raw, 0, 1)) - origin
-    # One product with a vector a cut: on CPUs several times faster than one batched product of two matrices.
+    # One matrix-vector product per cut: on CPUs several times faster than one batched product of two matrices.
     lost = [along_normals(jnp.where(inside, 0, state.normals[:, cut])) for cut in range(_CUTS)]
     multipliers = _non_negative(state.gram - jnp.stack(lost, axis=-1), offsets - along_normals(base), known)
     return jnp.clip(displaced(multipliers), 0, 1), multipliers

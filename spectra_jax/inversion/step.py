@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
 class Sample(NamedTuple):
-    """What is asked for, one row a sample.
+    """What is asked for, one row per sample.
 
     Attributes:
         images: (b, h, w, channels) where the search started.

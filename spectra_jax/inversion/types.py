@@ -20,8 +20,8 @@ class InversionResult(NamedTuple):
             finite, as no change reaches the target or none is known. BUDGET: max_steps ran out. STALLED: the image
             stopped changing. NOT_FINITE: the loss or its gradient became NaN or infinite. UNRESOLVED: the target was
             named during the search, but not when the image was evaluated once more, with other rounding errors.
-        survives_rounding: (b,) success whose target the classifier names, by any lead, also after rounding to 8 bits a
-            channel, as a PNG file does.
+        survives_rounding: (b,) success whose target the classifier names, by any lead, also after rounding to 8 bits
+            per channel, as a PNG file does.
         images_8bit: (b, h, w, channels) the image to write to a file, on the 256 levels: `images` rounded to the
             nearest or, where that loses the target, by what config.survive_steps allow: first by a lower threshold
             than a half, then by whole levels where the gradient is steepest, see `spectra_jax.inversion.rounding`.

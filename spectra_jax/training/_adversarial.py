@@ -26,7 +26,7 @@ def attack_images(
     can cross the ball and a single step is 1.25 radius, as fast adversarial training has it (Wong et al., 2020).
 
     Args:
-        loss_fn: images -> one loss an image, none depending on another image. Whatever else it needs is a constant
+        loss_fn: images -> one loss per image, none depending on another image. Whatever else it needs is a constant
             here: no gradient leaves this function, neither to the images nor to what `loss_fn` closes over.
         images: (b, h, w, channels) in [0, 1].
         key: of the random start.
