@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_inversion import METHODS, config, problem
+from test_inversion import METHODS, config, problem, solved
 from training_tools import CONFIG, examples, make_problem
 
 import spectra_jax as sj
@@ -46,9 +46,8 @@ def trained(**changes):
 
 
 def in_few_pixels(images):
-    target = int(jnp.argmin(sj.head_logits(HEAD, ENCODE(images))[0]))
-    flipped = sj.invert(ENCODE, HEAD, images[:1], WANTED[:1], jnp.asarray([target]), config=config()).images
-    return few_pixels.fewest_pixels(ENCODE, HEAD, np.asarray(images[0]), np.asarray(flipped[0]), target).mask
+    original, flipped = (np.asarray(pictures[0]) for pictures in (images, solved().images))
+    return few_pixels.fewest_pixels(ENCODE, HEAD, original, flipped, int(TARGETS[0])).mask
 
 
 def of_regions(_):
