@@ -82,6 +82,12 @@ def fewest_pixels(
         mask.flat[order[:count]] = True
         return mask
 
+    def ranked(pixels: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return pixels[np.argsort(weight.flat[pixels], kind="stable")]
+
+    def weights(mask: np.ndarray) -> np.ndarray:
+        return np.asarray(slope(jnp.asarray(mask, first.dtype)))
+
     def bisect(order: np.ndarray) -> int:
         """Smallest count of the leading pixels that was seen to flip; all of them together do."""
         low, high = 0, len(order)  # `low` does not flip, `high` does
@@ -94,19 +100,16 @@ def fewest_pixels(
             low = int(counts[first_flip - 1]) if first_flip else low
         return high
 
-    mask = np.abs(changed - original).max(axis=-1) > 0
-    if not mask.any() or not flips(mask[None])[0]:
+    size = np.abs(changed - original).max(axis=-1)
+    everywhere = np.flatnonzero(size > 0)
+    if not len(everywhere) or not flips(keep(everywhere, len(everywhere))[None])[0]:
         raise ValueError(
             "changed is not classified as the target; expected an image that is, and differs from original"
         )
-    size = np.abs(changed - original).max(axis=-1)
-    order = np.flatnonzero(mask)
-    order = order[np.argsort(-size.flat[order], kind="stable")]
+    order = ranked(everywhere, -size)
     mask = keep(order, bisect(order))
     for _ in range(MOST_ROUNDS):
-        weight = np.asarray(slope(jnp.asarray(mask, first.dtype)))
-        everywhere = np.flatnonzero(size > 0)  # pixels that were dropped may come back
-        order = everywhere[np.argsort(-weight.flat[everywhere], kind="stable")]
+        order = ranked(everywhere, -weights(mask))  # pixels that were dropped may come back
         if not flips(keep(order, len(order))[None])[0]:
             break
         count = bisect(order)
@@ -117,9 +120,7 @@ def fewest_pixels(
     minimal = False
     budget = evaluated + MOST_EVALUATIONS
     while not minimal and evaluated < budget:
-        weight = np.asarray(slope(jnp.asarray(mask, first.dtype)))
-        candidates = np.flatnonzero(mask)
-        candidates = candidates[np.argsort(weight.flat[candidates], kind="stable")]
+        candidates = ranked(np.flatnonzero(mask), weights(mask))
         before = mask.sum()
         for start in range(0, len(candidates), BATCH):
             if evaluated >= budget:
@@ -130,13 +131,11 @@ def fewest_pixels(
             free = block[flips(without)]
             if not len(free):
                 continue
-            dropped = np.repeat(
-                mask[None], len(free), axis=0
-            )  # the first, the first two, ... of those left out at once
+            # The first, the first two, ... of those are left out at once.
+            dropped = np.repeat(mask[None], len(free), axis=0)
             for k in range(len(free)):
                 dropped[k].flat[free[: k + 1]] = False
-            flipped = flips(dropped)
-            mask = dropped[int(np.flatnonzero(flipped)[-1])]
+            mask = dropped[int(np.flatnonzero(flips(dropped))[-1])]
         else:
             minimal = mask.sum() == before
     return Pruned(np.where(mask[..., None], changed, original), mask, minimal)
