@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from spectra_jax.image_metrics import class_change as class_change
     from spectra_jax.image_metrics import frequency_split as frequency_split
     from spectra_jax.image_metrics import image_distances as image_distances
+    from spectra_jax.inversion import Adam as Adam
+    from spectra_jax.inversion import GaussNewton as GaussNewton
+    from spectra_jax.inversion import GradientDescent as GradientDescent
     from spectra_jax.inversion import InversionConfig as InversionConfig
     from spectra_jax.inversion import InversionProgress as InversionProgress
-    from spectra_jax.inversion import InversionReason as InversionReason
     from spectra_jax.inversion import InversionResult as InversionResult
+    from spectra_jax.inversion import Nearest as Nearest
     from spectra_jax.inversion import invert as invert
     from spectra_jax.localization import CausalSplit as CausalSplit
     from spectra_jax.localization import EnergyLift as EnergyLift

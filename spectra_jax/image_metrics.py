@@ -117,13 +117,13 @@ def frequency_split(
 ) -> FrequencySplit:
     """L2 norm of the change of each image below and above a spatial frequency, by the Fourier transform.
 
-    The frequency of a Fourier coefficient is the length of its wave vector in cycles a pixel: 0.5 is black and white
+    The frequency of a Fourier coefficient is the length of its wave vector in cycles per pixel: 0.5 is black and white
     in turn along an axis, the default 0.125 a period of 8 pixels. White noise has 1 - pi cutoff^2, 95 % by default,
     of its energy (the squared norm) above the cut-off, which is what to compare high^2 / (low^2 + high^2) with.
 
     Args:
         images, reference: (b, h, w, channels) in [0, 1].
-        cutoff: cycles a pixel, in (0, 0.5]; coefficients up to it are low.
+        cutoff: cycles per pixel, in (0, 0.5]; coefficients up to it are low.
 
     Returns:
         FrequencySplit, in units of the range from black to white.
@@ -134,7 +134,7 @@ def frequency_split(
     """
     change = _change(images, reference)
     if not 0 < cutoff <= 0.5:
-        raise ValueError(f"cutoff is {cutoff}; expected cycles a pixel, above 0 and at most 0.5")
+        raise ValueError(f"cutoff is {cutoff}; expected cycles per pixel, above 0 and at most 0.5")
     energy = jnp.sum(jnp.square(jnp.abs(jnp.fft.fft2(change, axes=(1, 2), norm="ortho"))), axis=-1)
     height, width = change.shape[1:3]
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
@@ -162,7 +162,7 @@ def class_change(
     shape = jnp.shape(logits_before)
     if len(shape) != 2 or jnp.shape(logits_after) != shape or jnp.shape(targets) != shape[:1]:
         raise ValueError(
-            f"logits_before {shape}, logits_after {jnp.shape(logits_after)} and targets {jnp.shape(targets)} disagree; "
+            f"logits_before is {shape}, logits_after {jnp.shape(logits_after)} and targets {jnp.shape(targets)}; "
             "expected (b, c) twice and (b,)"
         )
     if is_concrete(targets) and np.size(targets):
@@ -215,9 +215,9 @@ def attribute_selectivity(
     shape = jnp.shape(realised)
     shapes = [jnp.shape(array) for array in (requested, chosen) if array is not None]
     if len(shape) != 2 or any(other != shape for other in shapes):
-        raise ValueError(f"realised {shape} and requested, chosen {shapes} disagree; expected (b, n) each")
+        raise ValueError(f"realised is {shape} and requested, chosen {shapes}; expected (b, n) each")
     if scale is not None and jnp.shape(scale) != shape[1:]:
-        raise ValueError(f"scale has shape {jnp.shape(scale)}; expected {shape[1:]}, one number an attribute")
+        raise ValueError(f"scale has shape {jnp.shape(scale)}; expected {shape[1:]}, one number per attribute")
     realised, requested, scale = at_least_float32((realised, requested, scale))
     chosen = requested != 0 if chosen is None else chosen
     if scale is not None:
@@ -232,7 +232,7 @@ def attribute_selectivity(
 def _change(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
     if jnp.shape(images) != jnp.shape(reference) or jnp.ndim(images) != 4:
         raise ValueError(
-            f"images {jnp.shape(images)} and reference {jnp.shape(reference)} must share one shape "
-            "(batch, height, width, channels)"
+            f"images is {jnp.shape(images)} and reference {jnp.shape(reference)}; expected one shape, (batch, height, "
+            "width, channels)"
         )
     return as_unit_scale("images", images) - as_unit_scale("reference", reference)

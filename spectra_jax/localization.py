@@ -1,7 +1,7 @@
 """Is the change of an image where the attribute's part is, and does the part carry it (Section 5.2.2)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -80,19 +80,25 @@ def part_discs(
     shape = jnp.shape(centres)
     if len(shape) != 3 or shape[2] != 2 or jnp.shape(visible) != shape[:2] or jnp.shape(radius) != shape[:1]:
         raise ValueError(
-            f"centres {shape}, visible {jnp.shape(visible)} and radius {jnp.shape(radius)} disagree; expected "
-            "(b, p, 2), (b, p) and (b,)"
+            f"centres is {shape}, visible {jnp.shape(visible)} and radius {jnp.shape(radius)}; expected (b, p, 2), "
+            "(b, p) and (b,)"
         )
     if height < 1 or width < 1:
-        raise ValueError(f"height {height}, width {width}: expected positive numbers of pixels")
+        raise ValueError(f"height is {height} and width {width}; expected positive numbers of pixels")
     # Whole numbers and half precision do not hold the middle of every pixel.
     dtype = jnp.float64 if jnp.result_type(centres) == jnp.float64 else jnp.float32
     centres, radius = jnp.asarray(centres, dtype), jnp.asarray(radius, dtype)
-    columns = jnp.arange(width, dtype=dtype)[None, None, None, :] + 0.5
-    rows = jnp.arange(height, dtype=dtype)[None, None, :, None] + 0.5
+    return draw_discs(centres, visible, radius, height=height, width=width)
+
+
+def draw_discs(centres: Any, visible: Any, radius: Any, *, height: int, width: int) -> Any:
+    """`part_discs` for arrays of JAX or NumPy, in the type of the centres, without checks."""
+    xp = centres.__array_namespace__()
+    columns = xp.arange(width, dtype=centres.dtype)[None, None, None, :] + 0.5
+    rows = xp.arange(height, dtype=centres.dtype)[None, None, :, None] + 0.5
     x, y = centres[:, :, 0, None, None], centres[:, :, 1, None, None]
-    near = jnp.hypot(columns - x, rows - y) <= radius[:, None, None, None]
-    return jnp.any(near & visible[:, :, None, None], axis=1)
+    near = xp.hypot(columns - x, rows - y) <= radius[:, None, None, None]
+    return xp.any(near & visible[:, :, None, None], axis=1)
 
 
 @public(rows="images")
@@ -116,11 +122,16 @@ def energy_lift(
     Raises:
         ValueError: shapes disagree, images not on the scale of [0, 1].
     """
-    energy = _energy(images, reference, region)
-    inside = region.astype(energy.dtype)
-    share = jnp.sum(energy * inside, axis=(1, 2)) / jnp.sum(energy, axis=(1, 2))
-    area = jnp.mean(inside, axis=(1, 2))
-    return EnergyLift(share, area, share / jnp.where(area > 0, area, jnp.nan))
+    return lift_of(_energy(images, reference, region), region)
+
+
+def lift_of(energy: Any, region: Any) -> EnergyLift:
+    """`energy_lift` of any weights (b, h, w) of the pixels, at least 0, for arrays of JAX or NumPy."""
+    xp = energy.__array_namespace__()
+    inside, total = region.astype(energy.dtype), xp.sum(energy, axis=(1, 2))
+    share = xp.sum(energy * inside, axis=(1, 2)) / xp.where(total > 0, total, xp.nan)
+    area = xp.mean(inside, axis=(1, 2))
+    return EnergyLift(share, area, share / xp.where(area > 0, area, xp.nan))
 
 
 @public(rows="images")
@@ -187,7 +198,8 @@ def causal_split(
     batch = (len(images),)
     if jnp.shape(targets) != batch or jnp.shape(attributes) != batch:
         raise ValueError(
-            f"targets {jnp.shape(targets)} and attributes {jnp.shape(attributes)} disagree with {batch[0]} images"
+            f"targets is {jnp.shape(targets)} and attributes {jnp.shape(attributes)}; expected one of each for each of "
+            f"{batch[0]} images"
         )
     chosen = region[..., None]
     before, after, inside, outside = (
@@ -222,10 +234,10 @@ def _energy(
     shape = jnp.shape(images)
     if len(shape) != 4 or jnp.shape(reference) != shape or jnp.shape(region) != shape[:3]:
         raise ValueError(
-            f"images {shape}, reference {jnp.shape(reference)} and region {jnp.shape(region)} disagree; expected "
+            f"images is {shape}, reference {jnp.shape(reference)} and region {jnp.shape(region)}; expected "
             "(b, h, w, channels) twice and (b, h, w)"
         )
     if jnp.result_type(region) != jnp.bool_:
-        raise ValueError(f"region has type {jnp.result_type(region)}; expected booleans, True inside")
+        raise ValueError(f"region is of type {jnp.result_type(region)}; expected booleans, True inside")
     change = as_unit_scale("images", images) - as_unit_scale("reference", reference)
     return jnp.sum(jnp.square(change), axis=-1)

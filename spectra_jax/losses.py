@@ -1,6 +1,8 @@
 """Training losses: attribute BCE, class CE, stability, consistency, and their weighted sum (Sections 2.3, 3.1-3.3)."""
 
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,9 @@ from spectra_jax.perturbations.all_pairs import all_pairs_norms
 from spectra_jax.perturbations.geometry import head_logits, safe_norm
 from spectra_jax.switches import public
 from spectra_jax.types import Head
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 STABILITY_FORMS = ("squared", "log_relative", "hinge")
 
@@ -107,8 +112,8 @@ def consistency_loss(
 
 def divergence(logits: Float[Array, "b c"], other_logits: Float[Array, "b c"]) -> Float[Array, "b"]:
     """KL(softmax(logits) || softmax(other_logits)) of each row, in nats."""
-    log_p, log_q = jax.nn.log_softmax(logits, axis=-1), jax.nn.log_softmax(other_logits, axis=-1)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    targets, predictions = (jax.nn.log_softmax(each, axis=-1) for each in (logits, other_logits))
+    return optax.losses.kl_divergence_with_log_targets(predictions, targets)
 
 
 @public()
@@ -275,12 +280,14 @@ def loss_terms(
         terms["sparsity_loss"] = sparsity_loss(attributes, valid=valid)
     if lambda_reconstruction:
         if images is None or reconstructions is None:
-            raise ValueError("lambda_reconstruction is set; pass both images and reconstructions")
+            raise ValueError(
+                f"images or reconstructions is None; expected both for lambda_reconstruction={lambda_reconstruction:g}"
+            )
         weights["reconstruction_loss"] = lambda_reconstruction
         terms["reconstruction_loss"] = reconstruction_loss(reconstructions, images, valid=valid)
     if lambda_consistency:
         if attacked_logits is None:
-            raise ValueError("lambda_consistency is set; pass attacked_logits")
+            raise ValueError(f"attacked_logits is None; expected logits for lambda_consistency={lambda_consistency:g}")
         weights["consistency_loss"] = lambda_consistency
         terms["consistency_loss"] = consistency_loss(logits, attacked_logits, valid=valid)
     total = jnp.zeros((), attributes.dtype)
@@ -289,22 +296,24 @@ def loss_terms(
     return LossTerms(total, terms)
 
 
-@public()
-def total_loss(
-    head: Head,
-    attributes: Float[Array, "b n"],
-    attribute_labels: Float[Array, "b n"],
-    labels: Int[Array, "b"],
-    **options: Any,
-) -> Float[Array, ""]:
-    """Weighted sum of all training terms (Section 3.3, Eq. 7): the total of `loss_terms`.
+def _with_arguments_of(function: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Gives a function the arguments of another one, for type checkers, for `inspect` and in its docstring."""
+    signature, text = inspect.signature(function), inspect.getdoc(function) or ""
 
-    Args:
-        head: weights (c, n), optional bias (c,).
-        attributes: (b, n) unnormalised attributes phi(x).
-        attribute_labels: (b, n) in [0, 1].
-        labels: (b,) class indices.
-        options: those of `loss_terms`.
+    def decorate(other: Callable[..., R]) -> Callable[P, R]:
+        own: Any = other
+        own.__signature__ = signature.replace(return_annotation=inspect.signature(other).return_annotation)
+        arguments = text[text.index("Args:") : text.index("Returns:")]
+        own.__doc__ = (inspect.getdoc(other) or "").replace("Returns:", f"{arguments}Returns:")
+        return own
+
+    return decorate
+
+
+@public()
+@_with_arguments_of(loss_terms)
+def total_loss(*args: Any, **kwargs: Any) -> Float[Array, ""]:
+    """Weighted sum of all training terms (Section 3.3, Eq. 7), the `total` of `loss_terms`.
 
     Returns:
         Scalar.
@@ -312,7 +321,7 @@ def total_loss(
     Raises:
         ValueError: see `loss_terms`.
     """
-    return loss_terms(head, attributes, attribute_labels, labels, **options).total
+    return loss_terms(*args, **kwargs).total
 
 
 @public()

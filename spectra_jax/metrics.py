@@ -41,7 +41,7 @@ def psnr(images: Float[Array, "b ..."], reference: Float[Array, "b ..."]) -> Flo
         ValueError: shapes differ, images not on the scale of [0, 1].
     """
     if jnp.shape(images) != jnp.shape(reference):
-        raise ValueError(f"images {jnp.shape(images)} and reference {jnp.shape(reference)} differ in shape")
+        raise ValueError(f"images is {jnp.shape(images)} and reference {jnp.shape(reference)}; expected one shape")
     change = as_unit_scale("images", images) - as_unit_scale("reference", reference)
     mse = jnp.mean(jnp.square(change), axis=tuple(range(1, jnp.ndim(images))))
     identical = mse == 0
@@ -99,7 +99,7 @@ def attribute_metrics(
     scores, truth = np.asarray(attributes, np.float64), np.asarray(labels) > 0.5
     if scores.shape != truth.shape or scores.ndim != 2:
         raise ValueError(
-            f"attributes {scores.shape} and labels {truth.shape} must share one shape (samples, attributes)"
+            f"attributes is {scores.shape} and labels {truth.shape}; expected one shape, (samples, attributes)"
         )
     if not np.isfinite(scores).all():
         raise ValueError("attributes contains NaN or infinite scores; check the model before evaluating it")

@@ -27,7 +27,7 @@ def activation_map(
         encode_fn: images -> attributes (b, n).
         images: (b, h, w, channels) in [0, 1].
         attribute: index f of the attribute.
-        top_k: pixels to keep an image, the paper's 500 by default; None keeps all. Ties keep the first.
+        top_k: pixels to keep per image, the paper's 500 by default; None keeps all. Ties keep the first.
 
     Returns:
         (b, h, w), the largest absolute derivative over channels; 0 at pixels not kept; in float32 for images of half

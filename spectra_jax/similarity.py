@@ -23,7 +23,7 @@ def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) ->
     agrees to 1e-6 on photographs and to 3e-5 on images without texture, whose tiny variances drown in rounding.
 
     Args:
-        images, reference: (b, h, w, channels) in [0, 1], at least 11 pixels a side.
+        images, reference: (b, h, w, channels) in [0, 1], at least 11 pixels per side.
 
     Returns:
         (b,) in [-1, 1]; 1 for identical images. The gradient is finite there too. In float32 for images of half
@@ -35,12 +35,12 @@ def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) ->
     """
     if jnp.shape(images) != jnp.shape(reference) or jnp.ndim(images) != 4:
         raise ValueError(
-            f"images {jnp.shape(images)} and reference {jnp.shape(reference)} must share one shape (b, h, w, channels)"
+            f"images is {jnp.shape(images)} and reference {jnp.shape(reference)}; expected one (b, h, w, channels)"
         )
     images, reference = as_unit_scale("images", images), as_unit_scale("reference", reference)
     height, width = images.shape[1:3]
     if min(height, width) < WINDOW:
-        raise ValueError(f"images are {height}x{width} pixels; SSIM needs at least {WINDOW}x{WINDOW}")
+        raise ValueError(f"images is {height}x{width} pixels; expected at least {WINDOW}x{WINDOW} for SSIM")
     rows, columns = (jnp.asarray(_window_matrix(size), images.dtype) for size in (height, width))
 
     def filter_window(values):

@@ -45,6 +45,7 @@ class Status(enum.IntEnum):
     UNRESOLVED = 2
     BUDGET = 3
     NOT_FINITE = 4
+    STALLED = 5
 
     @property
     def description(self) -> str:
@@ -53,6 +54,7 @@ class Status(enum.IntEnum):
             Status.SOLVED: "there is an answer",
             Status.INFEASIBLE: "no change within the rules reaches the target",
             Status.UNRESOLVED: "rounding errors hide whether there is an answer",
-            Status.BUDGET: "no answer among the choices tried, though one may exist",
-            Status.NOT_FINITE: "an input is NaN or infinite",
+            Status.BUDGET: "the budget ran out before an answer was found, though one may exist",
+            Status.NOT_FINITE: "an input, or a number computed from it, is NaN or infinite",
+            Status.STALLED: "the search came to rest before it found an answer, though one may exist",
         }[self]

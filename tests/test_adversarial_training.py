@@ -19,7 +19,6 @@ from spectra_jax.losses import consistency_loss, loss_terms
 from spectra_jax.models import build_model
 from spectra_jax.sharding import data_mesh, place_batch, replicate, replicated
 from spectra_jax.training import (
-    TrainConfig,
     attack_images,
     fit,
     forward,
@@ -210,7 +209,7 @@ def test_consistency_loss_is_the_divergence_of_the_probabilities():
     np.testing.assert_allclose(masked, expected[[0, 1, 3]].mean(), rtol=1e-5)
     assert np.isfinite(gradient).all()
     head, labels = Head(jnp.asarray(rng.normal(size=(4, 4)), jnp.float32)), jnp.asarray([0, 1, 2, 3, 0])
-    with pytest.raises(ValueError, match="pass attacked_logits"):
+    with pytest.raises(ValueError, match="attacked_logits is None"):
         loss_terms(head, jnp.ones((5, 4)), jnp.ones((5, 4)), labels, lambda_consistency=1.0)
 
 
@@ -258,24 +257,6 @@ def test_stopped_and_resumed_training_is_the_uninterrupted_one():
     pieces, _ = life(*saved[-1], 12)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(pieces.params), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"adversarial_radius": -1.0}, "adversarial_radius must be finite and not negative, got -1.0"),
-        ({"adversarial_radius": float("inf")}, "adversarial_radius must be finite"),
-        ({"adversarial_norm": "l1"}, "adversarial_norm must be one of 'l2', 'linf', got 'l1'"),
-        ({"adversarial_steps": 0}, "adversarial_steps must be positive"),
-        (
-            {"lambda_consistency": 1.0},
-            "lambda_consistency=1 compares .*; set adversarial_radius",
-        ),
-    ],
-)
-def test_wrong_settings_are_named(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**wrong)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from experiments.invert import __main__ as invert
 from experiments.runs.loading import load_run, load_test_split
 from experiments.saliency import __main__ as saliency
 from experiments.train import __main__ as train
-from spectra_jax import InversionReason
 
 RANDOM = np.random.default_rng(0)
 CLASSES, ATTRIBUTES = 5, 7
@@ -62,7 +61,7 @@ def test_a_nan_image_inside_jit_fails_alone_and_with_its_reason():
     solve = jax.jit(lambda images: sj.invert(encode, HEAD, images, GOALS + 1, (PREDICTED + 1) % CLASSES,
                                              config=sj.InversionConfig(max_steps=3)))  # fmt: skip
     result, whole = solve(BROKEN), solve(IMAGES)
-    assert result.reason[0] == InversionReason.NOT_FINITE and not result.success[0]
+    assert result.reason[0] == sj.Status.NOT_FINITE and not result.success[0]
     assert not result.survives_rounding[0]
     np.testing.assert_array_equal(result.images[1], whole.images[1])
     maps = jax.jit(lambda images: sj.activation_map(lambda x: jnp.square(encode(x)), images, 0, top_k=4))(BROKEN)
@@ -119,7 +118,7 @@ def test_inversion_names_a_wrong_width_of_goal_and_of_encoder():
         sj.invert(encode, HEAD, IMAGES, GOALS[:, :-1], PREDICTED)
     with pytest.raises(ValueError, match=r"encode_fn gives shape .* the head's width"):
         sj.invert(lambda images: encode(images)[:, :-1], HEAD, IMAGES, GOALS, PREDICTED)
-    with pytest.raises(ValueError, match="one row of attributes and one target an image"):
+    with pytest.raises(ValueError, match="one row and one target for each of"):
         sj.invert(encode, HEAD, IMAGES, GOALS[:1], PREDICTED)
 
 

@@ -77,7 +77,7 @@ def test_images_are_found_for_any_encoder(make):
     logits = sj.head_logits(HEAD, before)
     targets = jnp.argsort(logits, axis=-1)[:, -2].astype(jnp.int32)
     change = shortest_changes(before, targets)
-    config = sj.InversionConfig(step_size=0.02, max_steps=100, margin=0.01)
+    config = sj.InversionConfig(method=sj.Adam(step_size=0.02), max_steps=100, margin=0.01)
     found = sj.invert(encode, HEAD, IMAGES, before + change, targets, config=config)
     assert found.success.all()
     after = encode(found.images)

@@ -20,7 +20,7 @@ from experiments.runs.loading import load_run, load_test_split
 from experiments.saliency import __main__ as saliency
 from experiments.saliency.page import Map, figures, verdict
 from experiments.train import __main__ as train
-from spectra_jax import Head, InversionReason, activation_map, head_logits, single_attribute_perturbations
+from spectra_jax import Head, Status, activation_map, head_logits, single_attribute_perturbations
 from spectra_jax.names import readable_attribute
 
 
@@ -269,7 +269,7 @@ GOOD = {"reached": True, "rank": 1, "achieved_delta": 2.0, "achieved_spreads": 2
     ],
 )
 def test_verdicts_follow_from_the_numbers(change, short):
-    figure = Figure(*([0] * 14))._replace(image=np.zeros((9, 9, 3), np.uint8), reason=int(InversionReason.BUDGET))
+    figure = Figure(*([0] * 14))._replace(image=np.zeros((9, 9, 3), np.uint8), reason=int(Status.BUDGET))
     figure = figure._replace(kind="single")
     verdict = judge(CASES[0], figure, GOOD | change, "nape", 312)
     assert verdict.short == short

@@ -1,5 +1,6 @@
 """SPECTRA keeps the contract of Foolbox's attacks, and Foolbox's attacks run on our models."""
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -12,14 +13,13 @@ from training_tools import NUM_CLASSES, examples, make_problem, plain_step
 
 import spectra_jax as sj
 from data_prep.synthetic_birds import generate
-from experiments.foolbox_attack.__main__ import main as attack
+from experiments.foolbox_attack.__main__ import main as compare
 from experiments.train.__main__ import main as train
-from spectra_jax.inversion import InversionConfig
 from spectra_jax.training import forward
 
 bridge = pytest.importorskip("experiments.attacks.foolbox", reason="needs the extra 'bench'", exc_type=ImportError)
 foolbox = bridge.foolbox
-CONFIG = InversionConfig(step_size=0.02, max_steps=100, margin=0.01, ssim_weight=0.0)
+CONFIG = sj.InversionConfig(method=sj.Adam(step_size=0.02), max_steps=100, margin=0.01, ssim_weight=0.0)
 
 
 @functools.cache
@@ -65,7 +65,7 @@ def test_success_is_what_invert_says():
     """A budget too small for all: Foolbox's flags are our own, and failures come back as they were."""
     model, images, labels = problem()
     targets = (labels + 1) % NUM_CLASSES
-    config = InversionConfig(step_size=0.02, max_steps=6, margin=0.01, ssim_weight=0.0)
+    config = dataclasses.replace(CONFIG, max_steps=6)
     attributes = model.attributes(images)
     solve = jax.vmap(lambda e, t: sj.projection_perturbation(model.head, e, t, margin=1.0).delta)
     change = jax.jit(solve)(attributes, targets)
@@ -125,7 +125,7 @@ def test_command_compares_the_two(tmp_path, capsys):
     birds = generate(tmp_path / "birds", num_classes=4, images_per_class=8, image_size=48, workers=1, progress=False)
     options = ["--model", "linear", "--image-size", "16", "--batch-size", "8", "--epochs", "2", "--quiet"]
     assert train([*options, "--data-dir", str(birds), "--run-dir", str(tmp_path / "run")]) == 0
-    assert attack(["--run-dir", str(tmp_path / "run"), "--num-images", "4", "--max-steps", "20"]) == 0
+    assert compare(["--run-dir", str(tmp_path / "run"), "--num-images", "4", "--max-steps", "20"]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines[-2:]] == ["SpectraAttack", "DDNAttack"]
     assert all("within 0.5" in line for line in lines[-2:])

@@ -154,17 +154,17 @@ IMAGES = np.zeros((1, 4, 4, 3), np.float32)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sj.image_distances(IMAGES, IMAGES[:, :3]), "must share one shape"),
-        (lambda: sj.image_distances(IMAGES[0], IMAGES[0]), "must share one shape"),
+        (lambda: sj.image_distances(IMAGES, IMAGES[:, :3]), "expected one shape"),
+        (lambda: sj.image_distances(IMAGES[0], IMAGES[0]), "expected one shape"),
         (lambda: sj.image_distances(IMAGES + 255, IMAGES), "images reaches 255"),
         (lambda: sj.image_distances(IMAGES, IMAGES.astype(np.uint8)), "divide uint8 by 255"),
         (lambda: sj.image_distances(IMAGES, IMAGES, threshold=1), None),
         (lambda: sj.image_distances(IMAGES, IMAGES, threshold=0), r"threshold is 0; expected a number in \(0, 1\]"),
         (lambda: sj.frequency_split(IMAGES, IMAGES, cutoff=0.6), "cutoff is 0.6"),
         (lambda: sj.frequency_split(IMAGES + 255, IMAGES), "divide 8-bit values by 255"),
-        (lambda: sj.class_change(np.zeros((2, 3)), np.zeros((2, 4)), np.zeros(2, int)), "disagree"),
+        (lambda: sj.class_change(np.zeros((2, 3)), np.zeros((2, 4)), np.zeros(2, int)), r"\(b, c\) twice and \(b,\)"),
         (lambda: sj.class_change(np.zeros((2, 3)), np.zeros((2, 3)), np.array([0, 3])), "spans 0 to 3; .* 0 to 2"),
-        (lambda: sj.attribute_selectivity(np.zeros((2, 3)), np.zeros((2, 4))), "disagree"),
+        (lambda: sj.attribute_selectivity(np.zeros((2, 3)), np.zeros((2, 4))), r"\(b, n\) each"),
         (lambda: sj.attribute_selectivity(np.zeros((2, 3)), np.zeros((2, 3)), scale=np.ones(2)), "one number"),
     ],
 )  # fmt: skip

@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 
 import spectra_jax as sj
+from experiments.counterfactuals.options import InversionOptions
 
 SIDE, WIDTH, CLASSES, ATTRIBUTES = 12, 13, 5, 8
 RANDOM = np.random.default_rng(0)
 KERNEL = 0.1 * RANDOM.normal(size=(SIDE * WIDTH * 3, ATTRIBUTES))
 WEIGHTS = RANDOM.normal(size=(CLASSES, ATTRIBUTES))
 IMAGES = RANDOM.uniform(size=(4, SIDE, WIDTH, 3))
-Reason = sj.InversionReason
+METHODS = {
+    "adam": sj.Adam(step_size=0.01),
+    "gradient_descent": sj.GradientDescent(step_size=1.0),
+    "gauss_newton": sj.GaussNewton(),
+    "nearest": sj.Nearest(),
+}
 
 
 def linear(kernel, images):
@@ -45,15 +51,13 @@ def problem(dtype=np.float32):
     return encode, head, images, jnp.asarray(wanted, dtype), jnp.asarray(targets)
 
 
-def config(**options):
-    return sj.InversionConfig(**{"step_size": 0.01, "max_steps": 60, **options})
+def config(method="adam", **options):
+    return sj.InversionConfig(**{"method": METHODS.get(method, method), "max_steps": 60, **options})
 
 
 @functools.cache
 def solved(method="adam"):
-    return sj.invert(
-        *problem(), config=config(method=method, step_size={"adam": 0.01, "gradient_descent": 1.0}[method])
-    )
+    return sj.invert(*problem(), config=config(method))
 
 
 def named(attributes):
@@ -69,7 +73,7 @@ def test_success_is_the_classifiers_verdict_on_the_returned_image(method):
     _, _, images, wanted, targets = problem()
     result = solved(method)
     np.testing.assert_array_equal(result.success, True)
-    np.testing.assert_array_equal(result.reason, Reason.SUCCESS)
+    np.testing.assert_array_equal(result.reason, sj.Status.SOLVED)
     np.testing.assert_array_equal(named(encoded(result.images)), targets)
     np.testing.assert_allclose(result.attributes, encoded(result.images), atol=1e-5)
     assert np.all(result.num_steps > 0) and np.all(result.num_steps <= 60)
@@ -96,19 +100,10 @@ def test_a_flip_that_rounding_undoes_is_reported():
 
     head = sj.Head(jnp.asarray([[0.0], [1.0]]), jnp.asarray([0.0, -0.4996]))
     images = jnp.full((1, 2, 2, 3), 0.498)  # rounds to 127/255 = 0.49804, below the threshold
-    options = config(method="gradient_descent", step_size=0.001, ssim_weight=0.0, max_steps=2000)
-    result = sj.invert(brightness, head, images, jnp.asarray([[0.6]]), jnp.asarray([1]), config=options)
+    slow = functools.partial(config, sj.GradientDescent(step_size=0.001), ssim_weight=0.0, max_steps=2000)
+    search = functools.partial(sj.invert, brightness, head, images, jnp.asarray([[0.6]]), jnp.asarray([1]))
+    result, safer = search(config=slow()), search(config=slow(margin=0.004))
     assert result.success[0] and not result.survives_rounding[0]
-    safer = sj.invert(
-        brightness,
-        head,
-        images,
-        jnp.asarray([[0.6]]),
-        jnp.asarray([1]),
-        config=sj.InversionConfig(
-            method="gradient_descent", step_size=0.001, ssim_weight=0.0, max_steps=2000, margin=0.004
-        ),
-    )
     assert safer.success[0] and safer.survives_rounding[0] and safer.num_steps[0] > result.num_steps[0]
 
 
@@ -122,20 +117,6 @@ def test_margin_is_the_lead_at_which_a_sample_stops():
     assert np.all(np.asarray(result.num_steps) >= np.asarray(solved().num_steps))
 
 
-def test_a_sample_that_is_done_does_not_care_for_its_batch():
-    with jax.enable_x64(True):
-        encode, head, images, wanted, targets = problem(np.float64)
-        together = sj.invert(encode, head, images, wanted, targets, config=config())
-        assert together.images.dtype == jnp.float64 and together.loss.dtype == jnp.float64
-        assert len(set(np.asarray(together.num_steps).tolist())) > 1  # they do finish at different times
-        for row in range(4):
-            one = slice(row, row + 1)
-            alone = sj.invert(encode, head, images[one], wanted[one], targets[one], config=config())
-            assert alone.num_steps[0] == together.num_steps[row]
-            np.testing.assert_allclose(alone.images[0], together.images[row], rtol=0, atol=1e-10)
-            np.testing.assert_allclose(alone.loss[0], together.loss[row], rtol=1e-10)
-
-
 def test_a_finished_sample_is_bitwise_at_rest_while_others_go_on():
     encode, head, images, wanted, targets = problem()
     first = int(np.argmin(solved().num_steps))
@@ -146,20 +127,6 @@ def test_a_finished_sample_is_bitwise_at_rest_while_others_go_on():
     assert result.loss[first] == solved().loss[first]
 
 
-def test_infeasible_rows_are_reported_and_left_alone():
-    encode, head, images, wanted, targets = problem()
-    broken = wanted.at[1].set(jnp.inf).at[2, 3].set(jnp.nan)
-    result = sj.invert(encode, head, images, broken, targets, config=config())
-    np.testing.assert_array_equal(result.reason, [0, Reason.TARGET_INFEASIBLE, Reason.TARGET_INFEASIBLE, 0])
-    np.testing.assert_array_equal(result.success, [True, False, False, True])
-    np.testing.assert_array_equal(result.survives_rounding[1:3], False)
-    np.testing.assert_array_equal(result.images[1:3], images[1:3])
-    np.testing.assert_array_equal(result.num_steps[1:3], 0)
-    np.testing.assert_allclose(result.attributes[1:3], encoded(images[1:3]), atol=1e-5)
-    assert np.isnan(result.loss[1:3]).all() and np.isfinite(result.loss[0])
-    np.testing.assert_array_equal(result.images[0], solved().images[0])  # and the others do not notice
-
-
 def test_the_budget_is_kept_and_named():
     encode, head, images, wanted, targets = problem()
     needed = np.asarray(solved().num_steps)
@@ -167,10 +134,14 @@ def test_the_budget_is_kept_and_named():
     assert budget < needed.max()
     result = sj.invert(encode, head, images, wanted, targets, config=config(max_steps=budget))
     np.testing.assert_array_equal(result.num_steps, np.minimum(needed, budget))
-    np.testing.assert_array_equal(result.reason, np.where(needed <= budget, Reason.SUCCESS, Reason.BUDGET))
+    np.testing.assert_array_equal(result.reason, np.where(needed <= budget, sj.Status.SOLVED, sj.Status.BUDGET))
     np.testing.assert_array_equal(result.success, needed <= budget)
     assert not result.survives_rounding[needed.argmax()]
     np.testing.assert_allclose(result.attributes, encoded(result.images), atol=1e-5)
+    budgets = np.where(np.arange(4) % 2 == 0, needed, np.maximum(needed - 1, 0)).astype(np.int32)
+    each = sj.invert(encode, head, images, wanted, targets, config=config(max_steps=1), max_steps=budgets)
+    np.testing.assert_array_equal(each.success, needed <= budgets)
+    np.testing.assert_array_equal(each.num_steps, budgets)
 
 
 def test_an_image_that_is_already_the_target_is_returned_as_it_is():
@@ -181,15 +152,6 @@ def test_an_image_that_is_already_the_target_is_returned_as_it_is():
     np.testing.assert_array_equal(result.images, images)
 
 
-def test_a_search_that_cannot_move_is_stalled():
-    encode, head, images, wanted, targets = problem()
-    blind = functools.partial(linear, jnp.zeros_like(encode.args[0]))
-    result = sj.invert(blind, head, images, wanted, targets % 4 + 1, config=config(ssim_weight=0.0))
-    np.testing.assert_array_equal(result.reason, Reason.STALLED)
-    np.testing.assert_array_equal(result.images, images)
-    assert not result.success.any() and np.all(result.num_steps == 0)
-
-
 def test_a_loss_that_is_not_finite_stops_its_own_sample_only():
     kernel = jnp.asarray(0.1 * KERNEL, jnp.float32)
     _, head, images, _, _ = problem()
@@ -198,7 +160,7 @@ def test_a_loss_that_is_not_finite_stops_its_own_sample_only():
     targets, wanted = least_likely(np.nan_to_num(np.asarray(encode(images)), neginf=0, posinf=0), WEIGHTS)
     wanted, targets = jnp.asarray(wanted, jnp.float32), jnp.asarray(targets)
     result = sj.invert(encode, head, images, wanted, targets, config=config(max_steps=300))
-    assert result.reason[2] == Reason.NOT_FINITE and not result.success[2]
+    assert result.reason[2] == sj.Status.NOT_FINITE and not result.success[2]
     np.testing.assert_array_equal(result.images[2], images[2])
     np.testing.assert_array_equal(np.asarray(result.success), np.arange(4) != 2)
     assert np.isfinite(result.images).all()
@@ -267,10 +229,18 @@ def test_a_built_model_inverts():
     np.testing.assert_array_equal(result.success, True)
 
 
-def replaced(**changes):
-    encode, head, images, wanted, targets = problem()
-    arguments = {"images": images, "wanted": wanted, "targets": targets, **changes}
-    return sj.invert(encode, head, arguments["images"], arguments["wanted"], arguments["targets"], config=config())
+def replaced(method="adam", **changes):
+    names = ("encode_fn", "head", "images", "target_attributes", "targets")
+    arguments = dict(zip(names, problem(), strict=True)) | {"config": config(method)} | changes
+    return sj.invert(**arguments)
+
+
+def narrow(images):
+    return linear(problem()[0].args[0][:, :-1], images)
+
+
+def whole_numbers(images):
+    return jnp.zeros((len(images), ATTRIBUTES), jnp.int32)
 
 
 @pytest.mark.parametrize(
@@ -282,22 +252,31 @@ def replaced(**changes):
         ({"images": jnp.full((4, SIDE, WIDTH, 3), 1.5)}, "clip or rescale"),
         ({"images": np.zeros((4, SIDE, WIDTH, 3), np.uint8)}, "divide uint8 images by 255"),
         ({"images": jnp.zeros((SIDE, WIDTH, 3))}, "batch, height, width, channels"),
-        ({"images": jnp.zeros((3, SIDE, WIDTH, 3))}, "disagree"),
-        ({"images": jnp.zeros((4, 8, WIDTH, 3))}, "SSIM needs 11x11"),
-        ({"wanted": jnp.zeros((4, ATTRIBUTES - 1))}, "last axis of 8"),
-        ({"wanted": jnp.zeros(ATTRIBUTES)}, "a batch of samples"),
+        ({"images": jnp.zeros((3, SIDE, WIDTH, 3))}, "one target for each of 3 images"),
+        ({"images": jnp.zeros((4, 8, WIDTH, 3))}, "at least 11x11 for SSIM; set ssim_weight=0"),
+        ({"target_attributes": jnp.zeros((4, ATTRIBUTES - 1))}, "last axis of 8"),
+        ({"target_attributes": jnp.zeros(ATTRIBUTES)}, "a batch of samples"),
         ({"targets": jnp.asarray([0, 1, 2, CLASSES])}, "targets contains 5; expected class indices from 0 to 4"),
         ({"targets": jnp.asarray([0, -1, 2, 3])}, "targets contains -1"),
         ({"targets": jnp.asarray([0.0, 1.0, 2.0, 3.0])}, "expected integer class indices"),
-        ({"targets": jnp.asarray([0, 1])}, "disagree"),
+        ({"targets": jnp.asarray([0, 1])}, "one target for each of 4 images"),
         (
             {
                 "images": jnp.zeros((0, SIDE, WIDTH, 3)),
-                "wanted": jnp.zeros((0, ATTRIBUTES)),
+                "target_attributes": jnp.zeros((0, ATTRIBUTES)),
                 "targets": jnp.zeros(0, jnp.int32),
             },
             "at least one image",
         ),
+        ({"encode_fn": narrow}, "encode_fn returns shape"),
+        ({"encode_fn": whole_numbers}, "encode_fn returns type int32; expected floats"),
+        ({"max_steps": np.zeros(3, np.int32)}, "one budget per image"),
+        ({"max_steps": np.zeros(4)}, "whole numbers of updates"),
+        ({"max_steps": np.asarray([1, 2, -1, 3])}, "max_steps contains -1"),
+        ({"region": np.zeros((4, 2, 2), bool)}, "one flag per pixel"),
+        ({"region": np.ones((4, 12, 13))}, "True where a pixel may change"),
+        ({"mutable": np.ones(ATTRIBUTES, bool), "method": "nearest"}, "looks at no single attribute"),
+        ({"mutable": np.ones(ATTRIBUTES + 1, bool)}, "mutable"),
     ],
 )
 def test_bad_input_is_named(changes, message):
@@ -305,31 +284,41 @@ def test_bad_input_is_named(changes, message):
         replaced(**changes)
 
 
-def test_an_encoder_of_another_width_is_named():
-    encode, head, images, wanted, targets = problem()
-    narrow = functools.partial(linear, encode.args[0][:, :-1])
-    with pytest.raises(ValueError, match="encode_fn gives shape"):
-        sj.invert(narrow, head, images, wanted, targets, config=config())
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("settings", "options", "message"),
     [
-        ({"method": "lbfgs"}, "'adam', 'gradient_descent'"),
-        ({"step_size": 0.0}, "step_size is 0.0"),
-        ({"step_size": float("nan")}, "step_size is nan"),
-        ({"max_steps": 0}, "max_steps is 0"),
-        ({"ssim_weight": -1.0}, "ssim_weight is -1.0"),
-        ({"margin": -0.1}, "margin is -0.1"),
+        (sj.Adam, {"step_size": 0.0}, "step_size is 0.0"),
+        (sj.GradientDescent, {"step_size": float("nan")}, "step_size is nan"),
+        (sj.Nearest, {"refine_steps": -1}, "refine_steps is -1"),
+        (InversionOptions, {"step_size": 0.0}, "step_size is 0.0"),
+        (InversionOptions, {"refine_steps": -1}, "refine_steps is -1"),
+        (sj.InversionConfig, {"method": "lbfgs"}, "'adam', 'gradient_descent'"),
+        (sj.InversionConfig, {"max_steps": 0}, "max_steps is 0"),
+        (sj.InversionConfig, {"ssim_weight": -1.0}, "ssim_weight is -1.0"),
+        (sj.InversionConfig, {"margin": -0.1}, "margin is -0.1"),
+        (sj.InversionConfig, {"batch_size": 0}, "batch_size is 0"),
+        (sj.InversionConfig, {"encoder_dtype": "float16"}, "'same', 'bfloat16'"),
+        (sj.InversionConfig, {"survive_steps": -1}, "survive_steps is -1"),
+        (sj.InversionConfig, {"method": "nearest", "reaim_every": 2}, "aims anew at every step"),
+        (sj.InversionConfig, {"method": sj.Nearest(), "reaim_every": 2}, "aims anew at every step"),
     ],
 )
-def test_bad_options_are_named(options, message):
+def test_bad_options_are_named(settings, options, message):
     with pytest.raises(ValueError, match=message):
-        sj.InversionConfig(**options)
+        settings(**options)
 
 
-def test_every_reason_has_words():
-    assert len({reason.description for reason in Reason}) == len(Reason) == 6
+@pytest.mark.parametrize("name", METHODS)
+def test_a_name_is_an_alias_for_the_method_with_its_default_settings(name):
+    default = type(METHODS[name])()
+    assert sj.InversionConfig(method=name).build_method() == InversionOptions(method=name).build_method() == default
+    assert sj.InversionConfig(method=default).method_name == default.name == name
+    options = InversionOptions(method=name, step_size=0.3, refine_steps=4).build_method()
+    assert getattr(options, "step_size", 0.3) == 0.3 and getattr(options, "refine_steps", 4) == 4
+
+
+def test_every_status_has_words():
+    assert len({status.description for status in sj.Status}) == len(sj.Status)
 
 
 def test_shrinking_shortens_the_change_and_keeps_the_target():
@@ -343,7 +332,7 @@ def test_shrinking_shortens_the_change_and_keeps_the_target():
     found = {
         steps: sj.invert(
             encode, sj.Head(weights), pixels, wanted, targets,
-            config=sj.InversionConfig(step_size=0.25, ssim_weight=0.0, shrink_steps=steps),
+            config=config(sj.Adam(step_size=0.25), ssim_weight=0.0, shrink_steps=steps),
         )
         for steps in (0, 10)
     }  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 from jax.sharding import PartitionSpec
-from test_inversion import ATTRIBUTES, CLASSES, IMAGES, WEIGHTS, config, encoded, linear, problem
+from test_inversion import ATTRIBUTES, CLASSES, IMAGES, METHODS, WEIGHTS, config, encoded, linear, problem, solved
 
 import spectra_jax as sj
 from spectra_jax.inversion.encoder import as_partial
@@ -16,13 +16,10 @@ from spectra_jax.inversion.rounding import first_rounding, write_on_device, writ
 from spectra_jax.inversion.step import Sample
 from spectra_jax.sharding import BATCH_AXIS, data_mesh
 
-METHODS = ("adam", "gradient_descent", "gauss_newton", "nearest")
-STEP_SIZES = {"adam": 0.01, "gradient_descent": 1.0, "gauss_newton": 1.0, "nearest": 1.0}
-Reason = sj.InversionReason
 
-
-def options(method, **changes):
-    return config(**{"method": method, "step_size": STEP_SIZES[method], **changes})
+def lengths(images, originals):
+    change = np.asarray(images) - np.asarray(originals)
+    return np.linalg.norm(change.reshape(len(change), -1), axis=1)
 
 
 @jax.jit
@@ -55,7 +52,7 @@ def twice(encode, head, *columns):
 
 @functools.cache
 def found_by_adam():
-    return sj.invert(*curved_problem(), config=options("adam", max_steps=300))
+    return sj.invert(*curved_problem(), config=config("adam", max_steps=300))
 
 
 def test_nearest_is_the_projection_in_the_space_of_images_when_the_encoder_is_linear():
@@ -65,11 +62,9 @@ def test_nearest_is_the_projection_in_the_space_of_images_when_the_encoder_is_li
         images = 0.25 + 0.5 * images  # away from 0 and 1, so that the half-spaces alone decide
         seen = sj.Head(head.weights @ kernel.T)  # the classifier as a function of the pixels
         exact = shortest_changes(seen, images.reshape(4, -1), targets, np.float64(0))
-        result = sj.invert(
-            encode, head, images, wanted, targets, config=sj.InversionConfig(method="nearest", refine_steps=30)
-        )
+        result = sj.invert(encode, head, images, wanted, targets, config=config(sj.Nearest(refine_steps=30)))
     assert result.success.all()
-    ratio = np.asarray(result.distances.l2) / np.asarray(exact.norm)
+    ratio = lengths(result.images, images) / np.asarray(exact.norm)
     assert np.all(ratio >= 1) and np.all(ratio < 1.01)  # the clearance is half a per cent of the missing lead
 
 
@@ -90,10 +85,10 @@ def test_nearest_keeps_to_the_box_optimally():
         result = sj.invert(
             functools.partial(linear, jnp.asarray(kernel)), sj.Head(jnp.asarray(weights)), jnp.asarray(images),
             jnp.zeros((1, 4)), jnp.asarray([target]),
-            config=sj.InversionConfig(method="nearest", ssim_weight=0.0, refine_steps=40),
+            config=config(sj.Nearest(refine_steps=40), ssim_weight=0.0),
         )  # fmt: skip
     assert result.success[0] and np.asarray(result.images).min() >= 0 and np.asarray(result.images).max() <= 1
-    assert 1 - 1e-6 <= np.asarray(result.distances.l2)[0] / np.sqrt(reference.fun) < 1.02
+    assert 1 - 1e-6 <= lengths(result.images, images)[0] / np.sqrt(reference.fun) < 1.02
 
 
 def test_gauss_newton_realises_the_wanted_attributes_by_the_shortest_change():
@@ -102,27 +97,30 @@ def test_gauss_newton_realises_the_wanted_attributes_by_the_shortest_change():
         kernel, images = encode.args[0], 0.25 + 0.5 * images
         before = encode(images)
         delta = shortest_changes(head, before, targets, np.float64(0.3)).delta
-        result = sj.invert(encode, head, images, before + delta, targets, config=options("gauss_newton", max_steps=5))
+        result = sj.invert(encode, head, images, before + delta, targets, config=config("gauss_newton", max_steps=5))
         shortest = (np.asarray(delta) @ np.linalg.pinv(kernel)).reshape(images.shape)
+        cosine = sj.attribute_selectivity(result.realised, result.requested).cosine
     assert result.success.all() and np.all(result.num_steps == 1)
     np.testing.assert_allclose(result.images - images, shortest, atol=0.05 * np.abs(shortest).max())
-    assert np.all(np.asarray(result.selectivity.cosine) > 0.995)
+    assert np.all(np.asarray(cosine) > 0.995)
     assert np.all(result.backward_passes == 2 * 7)
 
 
 @pytest.mark.parametrize("method", ["gauss_newton", "nearest"])
 def test_curved_encoders_are_followed_with_fewer_passes_than_adam(method):
-    slow, fast = found_by_adam(), sj.invert(*curved_problem(), config=options(method))
+    slow, fast = found_by_adam(), sj.invert(*curved_problem(), config=config(method))
     assert slow.success.all() and fast.success.all()
     assert np.median(fast.num_steps) < np.median(slow.num_steps)
     if method == "nearest":
-        assert np.median(fast.distances.l2 / slow.distances.l2) < 0.9
+        images = curved_problem()[2]
+        assert np.median(lengths(fast.images, images) / lengths(slow.images, images)) < 0.9
 
 
 def test_refining_shortens_the_change():
-    found = [sj.invert(*curved_problem(), config=options("nearest", refine_steps=steps)) for steps in (0, 10)]
+    found = [sj.invert(*curved_problem(), config=config(sj.Nearest(refine_steps=steps))) for steps in (0, 10)]
     assert all(each.success.all() for each in found)
-    shorter = np.asarray(found[1].distances.l2) / np.asarray(found[0].distances.l2)
+    last, first = (lengths(each.images, curved_problem()[2]) for each in reversed(found))
+    shorter = last / first
     assert np.all(shorter <= 1 + 1e-6) and shorter.min() < 0.99
     assert np.all(found[1].num_steps <= found[0].num_steps + 10)
 
@@ -131,11 +129,10 @@ def test_aiming_anew_repairs_a_stale_aim():
     encode, head, images, _wanted, targets = curved_problem()
     useless = encode(images)  # the attributes the images have already
     for method in ("adam", "gauss_newton"):
-        stale = sj.invert(encode, head, images, useless, targets, config=options(method, max_steps=20))
-        anew = sj.invert(
-            encode, head, images, useless + 1e-3, targets, config=options(method, max_steps=300, reaim_every=1)
-        )
-        assert not stale.success.any() and anew.success.all()
+        stale = sj.invert(encode, head, images, useless, targets, config=config(method, max_steps=20))
+        assert not stale.success.any()
+    anew = sj.invert(encode, head, images, useless + 1e-3, targets, config=config(max_steps=300, reaim_every=1))
+    assert anew.success.all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -144,52 +141,43 @@ def test_only_the_region_changes(method):
     region = np.zeros(images.shape[:3], bool)
     region[:, 2:11, 3:12] = True
     region[1] = False
-    result = sj.invert(encode, head, images, wanted, targets, config=options(method, max_steps=300), region=region)
+    result = sj.invert(encode, head, images, wanted, targets, config=config(method, max_steps=300), region=region)
     outside = np.broadcast_to(~region[..., None], images.shape)
     np.testing.assert_array_equal(np.asarray(result.images)[outside], np.asarray(images)[outside])
     np.testing.assert_array_equal(result.success, [True, False, True, True])
-    assert result.reason[1] == Reason.STALLED
-    assert np.all(np.asarray(result.distances.l2)[[0, 2, 3]] > 0)
+    assert result.reason[1] == sj.Status.STALLED
+    assert np.all(lengths(result.images, images)[[0, 2, 3]] > 0)
 
 
 def test_immutable_attributes_are_wanted_as_they_are():
     encode, head, images, wanted, targets = problem()
     mutable = np.arange(ATTRIBUTES) % 2 == 0
     before = np.asarray(encode(images))
-    for method in ("adam", "gauss_newton"):
-        result = sj.invert(
-            encode, head, images, wanted, targets, mutable=mutable,
-            config=options(method, max_steps=400, reaim_every=2, reaim_margin=0.2),
-        )  # fmt: skip
-        assert result.success.all()
+    for method, reaim in (("adam", {}), ("gauss_newton", {"reaim_every": 2, "reaim_margin": 0.2})):
+        options = config(method, max_steps=400, **reaim)
+        result = sj.invert(encode, head, images, wanted, targets, mutable=mutable, config=options)
+        assert result.success.all() or not reaim
         np.testing.assert_array_equal(np.asarray(result.requested)[:, ~mutable], 0)
         moved = np.abs(np.asarray(result.attributes) - before)
         assert moved[:, ~mutable].mean() < 0.2 * moved[:, mutable].mean()
-        np.testing.assert_allclose(
-            result.selectivity.share, moved[:, mutable].sum(axis=1) / moved.sum(axis=1), rtol=1e-4
-        )
-
-
-def test_every_sample_has_its_own_budget():
-    arguments = problem()
-    needed = np.asarray(sj.invert(*arguments, config=options("adam")).num_steps)
-    budgets = np.where(np.arange(4) % 2 == 0, needed, np.maximum(needed - 1, 0)).astype(np.int32)
-    result = sj.invert(*arguments, config=options("adam", max_steps=1), max_steps=budgets)
-    np.testing.assert_array_equal(result.success, needed <= budgets)
-    np.testing.assert_array_equal(result.num_steps, budgets)
+        share = sj.attribute_selectivity(result.realised, result.requested).share
+        np.testing.assert_allclose(share, moved[:, mutable].sum(axis=1) / moved.sum(axis=1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_batch_size_and_the_order_decide_nothing(method):
     with jax.enable_x64(True):
         encode, head, images, wanted, targets = twice(*curved_problem(np.float64))
-        choose = functools.partial(options, method, max_steps=25)
+        choose = functools.partial(config, method, max_steps=25)
         together = sj.invert(encode, head, images, wanted, targets, config=choose())
         rows = np.arange(8)[::-1]
         apart = sj.invert(encode, head, images[rows], wanted[rows], targets[rows], config=choose(batch_size=3))
+    assert together.images.dtype == jnp.float64 and together.loss.dtype == jnp.float64
+    assert method == "gauss_newton" or len(set(np.asarray(together.num_steps).tolist())) > 1  # they do end apart
     np.testing.assert_array_equal(apart.num_steps, together.num_steps[rows])
     np.testing.assert_array_equal(apart.reason, together.reason[rows])
-    np.testing.assert_allclose(apart.images, np.asarray(together.images)[rows], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(apart.images, np.asarray(together.images)[rows], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(apart.loss, np.asarray(together.loss)[rows], rtol=1e-10)
 
 
 def test_the_cost_follows_the_work_that_is_left():
@@ -216,7 +204,7 @@ def test_the_cost_follows_the_work_that_is_left():
 def test_under_jit_the_loop_finds_the_same():
     with jax.enable_x64(True):
         encode, head, images, wanted, targets = curved_problem(np.float64)
-        search = functools.partial(sj.invert, encode, head, config=options("nearest", batch_size=2, survive_steps=4))
+        search = functools.partial(sj.invert, encode, head, config=config("nearest", batch_size=2, survive_steps=4))
         outside, inside = search(images, wanted, targets), jax.jit(search)(images, wanted, targets)
     assert_same_answers(outside, inside)
     assert outside.success_8bit.sum() > outside.survives_rounding.sum()
@@ -240,7 +228,7 @@ def on_every_device(search, encode, head, *columns):
 def test_every_device_finishes_its_own_rows():
     with jax.enable_x64(True):
         encode, head, *columns = twice(*curved_problem(np.float64))
-        search = functools.partial(sj.invert, config=options("nearest", batch_size=2, survive_steps=2))
+        search = functools.partial(sj.invert, config=config("nearest", batch_size=2, survive_steps=2))
         spread = jax.jit(on_every_device(search, encode, head, *columns))(head, *columns)
         alone = search(encode, head, *columns)
     assert_same_answers(spread, alone)
@@ -258,19 +246,19 @@ def test_every_device_finishes_its_own_rows():
 def test_every_option_can_be_spread_over_devices(changes):
     encode, head, *columns = twice(*curved_problem())
     mutable = jnp.arange(ATTRIBUTES) > 0
-    search = functools.partial(sj.invert, config=options(**changes), mutable=mutable)
+    search = functools.partial(sj.invert, config=config(**changes), mutable=mutable)
     jax.jit(on_every_device(search, encode, head, *columns)).lower(head, *columns)
 
 
-def test_settings_of_an_encoder_stay_what_they_are():
-    def encode(kernel, images, *, axis, scale=None):
-        assert isinstance(axis, int) and scale is None
-        return jnp.sum(linear(kernel, images)[..., None], axis=axis)
+def test_settings_bound_to_the_encoder_stay_settings():
+    def encoder(kernel, images, *, double, name, axis, scale=None):
+        assert name == "kernel" and isinstance(axis, int) and scale is None
+        return jnp.sum((linear(kernel, images) * (2.0 if double else 1.0))[..., None], axis=axis)
 
-    arguments = problem()
-    bound = functools.partial(encode, arguments[0].args[0], axis=2, scale=None)
-    result = sj.invert(bound, *arguments[1:], config=config(max_steps=2))
-    np.testing.assert_array_equal(result.num_steps <= 2, True)
+    encode, *arguments = problem()
+    bound = functools.partial(encoder, encode.args[0], double=False, name="kernel", axis=2, scale=None)
+    found = sj.invert(bound, *arguments, config=config())
+    np.testing.assert_array_equal(found.num_steps, solved().num_steps)
 
 
 def test_what_is_traced_besides_the_images_is_noticed():
@@ -281,30 +269,23 @@ def test_what_is_traced_besides_the_images_is_noticed():
     jax.eval_shape(lambda kernel: search(lambda x: linear(kernel, x), config=config()), encode.args[0])
 
 
-def test_settings_bound_to_the_encoder_stay_settings():
-    def encoder(kernel, images, *, double, name):
-        assert name == "kernel"
-        return linear(kernel, images) * (2.0 if double else 1.0)
-
-    encode, head, images, wanted, targets = problem()
-    bound = functools.partial(encoder, encode.args[0], double=False, name="kernel")
-    found = sj.invert(bound, head, images, wanted, targets, config=config())
-    np.testing.assert_array_equal(found.num_steps, sj.invert(*problem(), config=config()).num_steps)
-
-
 def test_infeasible_rows_cost_nothing_and_stay_in_their_places():
     encode, head, images, wanted, targets = problem()
     index = np.arange(16) % 4
     feasible = np.isin(np.arange(16), [1, 6, 11, 12])
     aims = jnp.where(jnp.asarray(feasible)[:, None], wanted[index], jnp.inf)
-    alone = sj.invert(encode, head, images, wanted, targets, config=config())
+    aims = aims.at[0].set(wanted[0].at[3].set(jnp.nan))
+    alone = solved()
     found = sj.invert(encode, head, images[index], aims, targets[index], config=config(batch_size=4))
     np.testing.assert_array_equal(found.success, feasible)
-    np.testing.assert_array_equal(np.asarray(found.reason) == Reason.TARGET_INFEASIBLE, ~feasible)
+    np.testing.assert_array_equal(found.reason, np.where(feasible, sj.Status.SOLVED, sj.Status.INFEASIBLE))
     np.testing.assert_array_equal(found.num_steps[feasible], np.asarray(alone.num_steps)[index[feasible]])
-    np.testing.assert_allclose(found.images[feasible], np.asarray(alone.images)[index[feasible]], atol=1e-6)
+    np.testing.assert_array_equal(found.images[feasible], np.asarray(alone.images)[index[feasible]])
     np.testing.assert_array_equal(found.images[~feasible], images[index[~feasible]])
-    assert not found.backward_passes[~feasible].any()
+    np.testing.assert_allclose(found.attributes[~feasible], encoded(images[index[~feasible]]), atol=1e-5)
+    np.testing.assert_array_equal(np.isnan(found.loss), ~feasible)
+    assert not found.backward_passes[~feasible].any() and not found.num_steps[~feasible].any()
+    assert not found.survives_rounding[~feasible].any()
 
 
 @pytest.mark.parametrize("finishing", ["shrink_steps", "survive_steps"])
@@ -314,27 +295,19 @@ def test_finishing_leaves_alone_what_did_not_change(finishing):
     region = np.zeros(images.shape[:3], bool)
     region[:, :, 3:] = True
     result = sj.invert(
-        encode, head, images, wanted, targets, region=region, config=options("adam", max_steps=200, **{finishing: 6})
+        encode, head, images, wanted, targets, region=region, config=config("adam", max_steps=200, **{finishing: 6})
     )
-    assert result.success.all() and result.num_steps[0] == 0 and np.isinf(result.psnr[0])
+    assert result.success.all() and result.num_steps[0] == 0 and np.isinf(sj.psnr(result.images, images)[0])
     np.testing.assert_array_equal(result.images[:, :, :3], images[:, :, :3])
     np.testing.assert_array_equal(result.images[0], images[0])
     plain = np.round(np.asarray(images) * 255) / 255
     np.testing.assert_allclose(result.images_8bit[:, :, :3], plain[:, :, :3], atol=1e-6)
 
 
-def test_the_figures_of_the_result_are_those_of_its_images():
-    encode, head, images, wanted, targets = problem()
-    result = sj.invert(encode, head, images, wanted, targets, config=config())
-    distances = sj.image_distances(result.images, images)
-    for name in distances._fields:
-        np.testing.assert_allclose(getattr(result.distances, name), getattr(distances, name), rtol=1e-6)
-    np.testing.assert_allclose(result.ssim, sj.ssim(result.images, images), rtol=1e-6)
-    np.testing.assert_allclose(result.psnr, sj.psnr(result.images, images), rtol=1e-6)
-    np.testing.assert_allclose(result.requested, wanted - encode(images), atol=1e-6)
-    np.testing.assert_allclose(result.realised, encoded(result.images) - encoded(IMAGES), atol=1e-5)
-    cosine = sj.attribute_selectivity(result.realised, result.requested).cosine
-    np.testing.assert_allclose(result.selectivity.cosine, cosine, rtol=1e-5)
+def test_the_changes_of_the_attributes_are_those_of_the_images():
+    encode, _, images, wanted, _ = problem()
+    np.testing.assert_allclose(solved().requested, wanted - encode(images), atol=1e-6)
+    np.testing.assert_allclose(solved().realised, encoded(solved().images) - encoded(IMAGES), atol=1e-5)
 
 
 def test_a_change_below_half_a_level_is_carried_over_to_8_bits():
@@ -426,8 +399,8 @@ def test_changes_above_one_level_are_rounded_to_the_nearest():
 
 def test_bfloat16_searches_and_full_precision_judges():
     arguments = curved_problem()
-    exact = sj.invert(*arguments, config=options("nearest", margin=0.05))
-    coarse = sj.invert(*arguments, config=options("nearest", margin=0.05, encoder_dtype="bfloat16"))
+    exact = sj.invert(*arguments, config=config("nearest", margin=0.05))
+    coarse = sj.invert(*arguments, config=config("nearest", margin=0.05, encoder_dtype="bfloat16"))
     assert coarse.images.dtype == jnp.float32 and coarse.success.all()
     logits = np.asarray(sj.head_logits(arguments[1], arguments[0](coarse.images)))
     np.testing.assert_array_equal(logits.argmax(axis=-1), arguments[4])
@@ -442,8 +415,8 @@ def test_what_bfloat16_promises_wrongly_is_searched_again():
     head = sj.Head(jnp.asarray([[0.0], [1.0]]), jnp.asarray([0.5, 0.0]))
     arguments = functools.partial(brightness, jnp.ones(())), head, jnp.full((1, 12, 12, 3), 0.2), jnp.asarray([[1.0]])
     search = functools.partial(sj.invert, *arguments, jnp.asarray([1]))
-    exact = search(config=options("adam"))
-    coarse = search(config=options("adam", encoder_dtype="bfloat16"))
+    exact = search(config=config("adam"))
+    coarse = search(config=config("adam", encoder_dtype="bfloat16"))
     assert coarse.success[0] and coarse.num_steps[0] == exact.num_steps[0] > 3
     np.testing.assert_array_equal(coarse.images, exact.images)
     assert coarse.forward_passes[0] == exact.forward_passes[0] + 2  # the futile evaluation and its check
@@ -454,30 +427,11 @@ def test_failures_are_told_apart(method):
     encode, head, images, wanted, targets = problem()
     broken = wanted.at[0].set(jnp.inf)
     blind = functools.partial(linear, jnp.zeros_like(encode.args[0]))
-    result = sj.invert(blind, head, images, broken, targets % 4 + 1, config=options(method, ssim_weight=0.0))
-    np.testing.assert_array_equal(result.reason, [Reason.TARGET_INFEASIBLE] + [Reason.STALLED] * 3)
+    result = sj.invert(blind, head, images, broken, targets % 4 + 1, config=config(method, ssim_weight=0.0))
+    np.testing.assert_array_equal(result.reason, [sj.Status.INFEASIBLE] + [sj.Status.STALLED] * 3)
+    np.testing.assert_array_equal(result.images, images)
+    assert not result.success.any() and np.all(result.num_steps == 0)
     assert np.isnan(result.loss[0]) and np.isfinite(result.loss[1:]).all()
-    short = sj.invert(encode, head, images, wanted, targets, config=options(method), max_steps=jnp.zeros(4, int))
-    np.testing.assert_array_equal(short.reason, Reason.BUDGET)
+    short = sj.invert(encode, head, images, wanted, targets, config=config(method), max_steps=jnp.zeros(4, int))
+    np.testing.assert_array_equal(short.reason, sj.Status.BUDGET)
     np.testing.assert_array_equal(short.images, images)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "changes", "message"),
-    [
-        ({"max_steps": np.zeros(3, np.int32)}, {}, "one budget an image"),
-        ({"region": np.zeros((4, 2, 2), bool)}, {}, "one flag a pixel"),
-        ({"max_steps": np.zeros(4)}, {}, "whole numbers of updates"),
-        ({"max_steps": np.asarray([1, 2, -1, 3])}, {}, "max_steps contains -1"),
-        ({"region": np.ones((4, 12, 13))}, {}, "True where a pixel may change"),
-        ({"mutable": np.ones(ATTRIBUTES, bool)}, {"method": "nearest"}, "looks at no single attribute"),
-        ({"mutable": np.ones(ATTRIBUTES + 1, bool)}, {}, "mutable"),
-        ({}, {"method": "nearest", "reaim_every": 2}, "aims anew at every step"),
-        ({}, {"batch_size": 0}, "batch_size is 0"),
-        ({}, {"encoder_dtype": "float16"}, "'same', 'bfloat16'"),
-        ({}, {"survive_steps": -1}, "survive_steps is -1"),
-    ],
-)
-def test_bad_input_is_named(arguments, changes, message):
-    with pytest.raises(ValueError, match=message):
-        sj.invert(*problem(), config=config(**changes), **arguments)

@@ -284,24 +284,24 @@ def test_total_loss_is_the_weighted_sum_of_its_terms():
     images, redrawn = jnp.asarray(np.random.default_rng(7).uniform(size=(2, 4, 3, 3, 3)))
     weight = jnp.full(10, 2.0)
     mask = jnp.asarray([True, True, True, False])
-    total = sj.total_loss(
-        head,
-        attributes,
-        truth,
-        labels,
-        lambda_attribute=0.5,
-        lambda_class=0.25,
-        lambda_stability=0.125,
-        lambda_sparsity=2.0,
-        lambda_reconstruction=3.0,
-        images=images,
-        reconstructions=redrawn,
-        positive_weight=weight,
-        label_smoothing=0.1,
-        stability_method="projection",
-        stability_form="hinge",
-        valid=mask,
-    )
+    arguments = (head, attributes, truth, labels)
+    options = {
+        "lambda_attribute": 0.5,
+        "lambda_class": 0.25,
+        "lambda_stability": 0.125,
+        "lambda_sparsity": 2.0,
+        "lambda_reconstruction": 3.0,
+        "images": images,
+        "reconstructions": redrawn,
+        "positive_weight": weight,
+        "label_smoothing": 0.1,
+        "stability_method": "projection",
+        "stability_form": "hinge",
+        "valid": mask,
+    }
+    total, terms = sj.total_loss(*arguments, **options), sj.loss_terms(*arguments, **options)
+    assert total == terms.total
+    np.testing.assert_allclose(terms.terms["sparsity_loss"], sj.sparsity_loss(attributes, valid=mask), rtol=1e-12)
     expected = (
         0.5 * sj.attribute_loss(attributes, truth, positive_weight=weight, valid=mask)
         + 0.25 * sj.classification_loss(sj.head_logits(head, attributes), labels, label_smoothing=0.1, valid=mask)
@@ -313,6 +313,11 @@ def test_total_loss_is_the_weighted_sum_of_its_terms():
     default = sj.total_loss(head, attributes, truth, labels)
     class_loss = sj.classification_loss(sj.head_logits(head, attributes), labels)
     np.testing.assert_allclose(default, 0.7 * sj.attribute_loss(attributes, truth) + 0.3 * class_loss, rtol=1e-12)
+    free = {"lambda_stability": 0.5, "stability_form": "squared"}
+    own = sj.loss_terms(*arguments, **free).terms["stability_loss"]
+    logits = 2 * sj.head_logits(head, attributes)
+    twice = sj.loss_terms(*arguments, **free, stability_logits=logits).terms["stability_loss"]
+    np.testing.assert_allclose(twice, 4 * own, rtol=1e-9)
 
 
 @pytest.mark.usefixtures("x64")
@@ -344,5 +349,5 @@ def test_bad_input_is_named():
         sj.stability_loss(head, attributes, method="nearest")
     with pytest.raises(ValueError, match="last axis of 10"):
         sj.stability_loss(head, attributes[:, :-1])
-    with pytest.raises(ValueError, match="images and reconstructions"):
+    with pytest.raises(ValueError, match="images or reconstructions is None"):
         sj.total_loss(head, attributes, attributes, labels, lambda_reconstruction=1.0)

@@ -15,7 +15,7 @@ from experiments.runs.folder import CONFIG as CONFIG_FILE
 from experiments.runs.folder import RunFolder, read_config
 from experiments.runs.loading import load_run
 from spectra_jax.attackability import attackability
-from spectra_jax.losses import loss_terms, stability_loss, total_loss
+from spectra_jax.losses import stability_loss, total_loss
 from spectra_jax.sharding import data_mesh, place_batch, replicate, replicated
 from spectra_jax.training import (
     NonFiniteError,
@@ -27,7 +27,7 @@ from spectra_jax.training import (
     make_train_step,
     with_loss_parameters,
 )
-from spectra_jax.types import Batch, Head
+from spectra_jax.types import Batch
 
 # Every variant of the stability loss, at a weight that leaves the accuracy of the problem alone.
 FULL = {
@@ -209,37 +209,6 @@ def test_the_papers_unbounded_form_trains_and_is_guarded():
     wild = dataclasses.replace(config, lambda_stability=1e4, learning_rate=1e30, warmup=0.0)
     with pytest.raises(NonFiniteError, match="stability_loss"):
         train(wild)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (
-            {"stability_form": "linear"},
-            "stability_form must be one of 'log_relative', 'squared', 'hinge', got 'linear'",
-        ),
-        ({"stability_method": "nearest"}, "stability_method must be one of 'boundary'"),
-        ({"stability_logits": "free"}, "stability_logits must be one of 'own'"),
-        ({"lambda_stability": -0.1}, "lambda_stability must be finite and not negative, got -0.1"),
-        ({"lambda_sparsity": float("nan")}, "lambda_sparsity must be finite and not negative, got nan"),
-        ({"stability_distance": 0.0}, "stability_distance must be positive and finite, got 0.0"),
-    ],
-)
-def test_wrong_settings_are_named(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**wrong)
-
-
-def test_total_loss_is_the_sum_that_loss_terms_reports():
-    rng = np.random.default_rng(0)
-    head_and_rest = (rng.normal(size=(5, 7)), rng.normal(size=(3, 7)), rng.uniform(size=(3, 7)))
-    weights, attributes, truth = (jnp.asarray(array, jnp.float32) for array in head_and_rest)
-    arguments = (Head(weights), attributes, truth, jnp.asarray([0, 1, 2]))
-    options = {"lambda_stability": 0.5, "stability_logits": attributes @ weights.T * 2, "stability_form": "squared"}
-    terms = loss_terms(*arguments, **options)
-    np.testing.assert_allclose(total_loss(*arguments, **options), terms.total, rtol=1e-6)
-    own = loss_terms(*arguments, lambda_stability=0.5, stability_form="squared").terms["stability_loss"]
-    np.testing.assert_allclose(terms.terms["stability_loss"], 4 * own, rtol=1e-5)
 
 
 def test_run_folders_from_before_these_settings_are_still_read(tmp_path):

@@ -70,10 +70,10 @@ CONFIGS = {
     "prepared is a number": (("prepared",), 3, "value of key 'prepared' of dict is not an instance of str"),
     "unknown setting": (("run", "train", "wings"), 2, "another version: this one does not know wings"),
     "seed is text": (("run", "train", "seed"), "x", "seed: str is not an instance of int"),
-    "seed is huge": (("run", "train", "seed"), 2**64, "seed must lie in"),
+    "seed is huge": (("run", "train", "seed"), 2**64, "seed is"),
     "options of numbers": (("run", "train", "model_options"), [1], "model_options: item 0 of tuple"),
     "epochs is null": (("run", "train", "epochs"), None, "epochs: None is not an instance of int"),
-    "negative rate": (("run", "train", "learning_rate"), -1, "learning_rate must be positive"),
+    "negative rate": (("run", "train", "learning_rate"), -1, "learning_rate is -1; expected a finite number"),
     "unknown form": (("run", "train", "stability_form"), "cubic", "stability_form: str is not any of"),
 }
 

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import io
 import json
+import re
 import shutil
 
 import jax
@@ -111,25 +112,6 @@ def test_state_is_donated_and_step_compiles_once():
     assert step._cache_size() == 1
 
 
-def test_regularizer_is_added_to_the_loss_and_differentiated():
-    model, optimizer, state = make_problem()
-    batch = examples(16)
-    seen = {}
-
-    def regularizer(params, head, attributes, batch, key):
-        seen.update(head=head.weights.shape, attributes=attributes.shape, inputs=batch.inputs.shape, key=key.shape)
-        return 5.0 * jnp.sum(head.weights**2)
-
-    before = np.array(jnp.sum(state.params["head"]["weights"] ** 2))
-    plain = plain_step()
-    with_term = make_train_step(model, optimizer, CONFIG, regularizer=regularizer)
-    _, metrics_plain = plain(jax.tree.map(jnp.copy, state), batch)
-    _, metrics = with_term(state, batch)
-    assert seen == {"head": (4, 6), "attributes": (16, 6), "inputs": (16, 8, 8, 3), "key": ()}
-    np.testing.assert_allclose(metrics["loss"] - metrics_plain["loss"], 5 * before, rtol=1e-5)
-    assert metrics["gradient_norm"] > metrics_plain["gradient_norm"]
-
-
 def test_weight_decay_spares_biases_scales_and_statistics():
     config = dataclasses.replace(CONFIG, weight_decay=0.5, warmup=0.0)
     _, optimizer, state = make_problem(config)
@@ -190,7 +172,7 @@ def test_dropout_depends_on_the_step_not_on_the_past():
 
 def test_balanced_positive_weight():
     labels = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]], np.float32)
-    np.testing.assert_allclose(balanced_positive_weight(labels, limit=5.0), [0.2, 3.0, 5.0])
+    np.testing.assert_allclose(balanced_positive_weight(labels), [0.1, 3.0, 10.0])
 
 
 def test_schedule_warms_up_to_the_peak_and_ends_at_zero():
@@ -390,11 +372,35 @@ def test_console_writes_plain_lines_where_there_is_no_terminal():
     assert [duration(s) for s in (47.6, 200, 7500)] == ["48 s", "3 min 20 s", "2 h 5 min"]
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"warmup": 1.0}, {"learning_rate": -1.0}, {"image_size": -1}])
-def test_configuration_errors_name_the_field_and_the_value(wrong):
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"seed": -1}, "a whole number from 0 to 4294967295"),
+        ({"epochs": 0}, "a finite number > 0"),
+        ({"learning_rate": -1.0}, "a finite number > 0"),
+        ({"stability_distance": 0.0}, "a finite number > 0"),
+        ({"adversarial_steps": 0}, "a finite number > 0"),
+        ({"image_size": -1}, "a finite number >= 0"),
+        ({"lambda_stability": -0.1}, "a finite number >= 0"),
+        ({"lambda_sparsity": float("nan")}, "a finite number >= 0"),
+        ({"adversarial_radius": -1.0}, "a finite number >= 0"),
+        ({"adversarial_radius": float("inf")}, "a finite number >= 0"),
+        ({"warmup": 1.0}, "a number from 0 to below 1"),
+        ({"stability_form": "linear"}, "one of ('log_relative', 'squared', 'hinge')"),
+        ({"stability_method": "nearest"}, "one of ('boundary', 'projection', 'pinv')"),
+        ({"stability_logits": "free"}, "one of ('own', 'detached', 'learned')"),
+        ({"adversarial_norm": "l1"}, "one of ('l2', 'linf')"),
+    ],
+)
+def test_configuration_errors_name_the_field_and_the_value(wrong, expected):
     (name, value), *_ = wrong.items()
-    with pytest.raises(ValueError, match=f"{name} must .*{value}"):
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}; expected {expected}")):
         TrainConfig(**wrong)
+
+
+def test_consistency_needs_attacked_images():
+    with pytest.raises(ValueError, match=r"lambda_consistency is 1, which compares .*; set adversarial_radius"):
+        TrainConfig(lambda_consistency=1.0)
 
 
 def test_every_preset_builds_its_model():

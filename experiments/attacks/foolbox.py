@@ -48,13 +48,12 @@ class SpectraAttack(MinimizationAttack):
 
     Args:
         config: of the search for images.
-        lead: of the target in the attribute change asked for, in logits.
     """
 
     distance = foolbox.distances.l2
 
-    def __init__(self, *, config: InversionConfig = NEAREST, lead: float = 1.0):
-        self.config, self.lead = config, lead
+    def __init__(self, *, config: InversionConfig = NEAREST):
+        self.config = config
 
     def run(self, model: Any, inputs: Any, criterion: Any, *, early_stop: float | None = None, **kwargs: Any) -> Any:
         """Images whose class is another one; `early_stop` changes nothing, as the search ends at the first it finds."""
@@ -69,7 +68,7 @@ class SpectraAttack(MinimizationAttack):
             targets = _nearest_other(model.head, attributes, jnp.asarray(criterion.labels.raw, jnp.int32))
         else:
             raise ValueError(f"criterion is {criterion!r}; expected Misclassification or TargetedMisclassification")
-        change = _smallest_changes(model.head, attributes, targets, jnp.asarray(self.lead, attributes.dtype))
+        change = _smallest_changes(model.head, attributes, targets)
         found = invert(model.encode_fn, model.head, images, attributes + change, targets, config=self.config).images
         needed = ~criterion(images, model(images)) & criterion(found, model(found))
         result = jnp.where(needed[:, None, None, None], found, images)
@@ -79,12 +78,13 @@ class SpectraAttack(MinimizationAttack):
 @jax.jit
 def _nearest_other(head: Head, attributes: Any, labels: Any) -> Any:
     found = nearest_target(all_pairs_norms(head, attributes), allowed=jax.nn.one_hot(labels, len(head.weights)) == 0)
-    return jnp.where(found.target < 0, labels, found.target)  # none known to be within reach: the image stays as it is
+    # Where no class is known to be reachable, the image stays as it is.
+    return jnp.where(found.target < 0, labels, found.target)
 
 
 @jax.jit
-def _smallest_changes(head: Head, attributes: Any, targets: Any, lead: Any) -> Any:
-    project = functools.partial(perturbations.projection_perturbation, head, margin=lead)
+def _smallest_changes(head: Head, attributes: Any, targets: Any) -> Any:
+    project = functools.partial(perturbations.projection_perturbation, head, margin=1.0)
     return jax.vmap(project)(attributes, targets).delta
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from experiments.cli.command import UserError
 from experiments.cli.options import Seed
-from spectra_jax import InversionConfig
+from experiments.counterfactuals.options import InversionOptions
 
-NEAREST = InversionConfig(method="nearest", refine_steps=20)  # the smallest change of the image, as Foolbox wants it
+NEAREST = InversionOptions(method="nearest", refine_steps=20)  # the smallest change of the image, as Foolbox wants it
 
 
 @dataclass(frozen=True)

@@ -16,22 +16,21 @@ import numpy as np
 
 from experiments.cli.command import UserError, check_run_folder, parse, run_main
 from experiments.cli.options import Seed
-from spectra_jax import InversionConfig
+from experiments.counterfactuals.options import InversionOptions
 from spectra_jax.logging import Console
 
 if TYPE_CHECKING:
     from experiments.attacks.foolbox import BottleneckModel
     from experiments.runs.loading import LoadedRun
-    from spectra_jax import InversionConfig
 
 OURS = {
-    "spectra_jax nearest": InversionConfig(method="nearest", survive_steps=12),
-    "spectra_jax nearest, first found": InversionConfig(method="nearest", refine_steps=0),
-    "spectra_jax nearest, refine 2": InversionConfig(method="nearest", survive_steps=12, refine_steps=2),
-    "spectra_jax nearest, refine 20": InversionConfig(method="nearest", survive_steps=12, refine_steps=20),
-    "spectra_jax gauss_newton": InversionConfig(method="gauss_newton"),
-    "spectra_jax adam": InversionConfig(margin=0.2, shrink_steps=8),
-    "the paper's loop": InversionConfig(method="gradient_descent", step_size=1.0),
+    "spectra_jax nearest": InversionOptions(method="nearest", survive_steps=12),
+    "spectra_jax nearest, first found": InversionOptions(method="nearest", refine_steps=0),
+    "spectra_jax nearest, refine 2": InversionOptions(method="nearest", survive_steps=12, refine_steps=2),
+    "spectra_jax nearest, refine 20": InversionOptions(method="nearest", survive_steps=12, refine_steps=20),
+    "spectra_jax gauss_newton": InversionOptions(method="gauss_newton"),
+    "spectra_jax adam": InversionOptions(margin=0.2, shrink_steps=8),
+    "the paper's loop": InversionOptions(method="gradient_descent", step_size=1.0),
 }
 
 
@@ -100,7 +99,7 @@ def attack(
     import jax.numpy as jnp
 
     from experiments.attacks.foolbox import foolbox
-    from spectra_jax import invert
+    from spectra_jax import attribute_selectivity, invert
 
     if name in OURS:
         config = OURS[name]
@@ -108,7 +107,8 @@ def attack(
         found = invert(model.encode_fn, model.head, images, wanted, targets, config=config, max_steps=budgets)
         return {
             "images": found.images, "images_8bit": found.images_8bit, "forward": found.forward_passes,
-            "backward": found.backward_passes, "evaluations": found.num_steps + 1, "cosine": found.selectivity.cosine,
+            "backward": found.backward_passes, "evaluations": found.num_steps + 1,
+            "cosine": attribute_selectivity(found.realised, found.requested).cosine,
         }  # fmt: skip
     return {"images": peer(name).run(model, images, foolbox.criteria.TargetedMisclassification(targets))}
 
@@ -208,13 +208,13 @@ def ssim_error(model: BottleneckModel, images: Any, targets: Any, wanted: Any) -
     """Largest difference of our SSIM and scikit-image's, on images found by "nearest"."""
     from skimage.metrics import structural_similarity
 
-    from spectra_jax import invert
+    from spectra_jax import invert, ssim
 
     found = invert(model.encode_fn, model.head, images, wanted, targets, config=OURS["spectra_jax nearest"])
     pairs = zip(np.asarray(found.images, np.float64), np.asarray(images, np.float64), strict=True)
     options: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     theirs = [structural_similarity(a, b, channel_axis=-1, data_range=1.0, **options) for a, b in pairs]
-    return float(np.max(np.abs(np.asarray(found.ssim) - np.asarray(theirs))))
+    return float(np.max(np.abs(np.asarray(ssim(found.images, images)) - np.asarray(theirs))))
 
 
 def measure(run: LoadedRun, args: Args, console: Console) -> dict[str, Any]:

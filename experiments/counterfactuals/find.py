@@ -16,7 +16,7 @@ from experiments.runs.loading import LoadedRun, checksum
 from experiments.runs.store import Store
 from spectra_jax import (
     Head,
-    InversionReason,
+    Status,
     all_pairs_norms,
     attribute_selectivity,
     best_single_attributes,
@@ -158,7 +158,7 @@ def choose_pairs(
         return index, drawn.astype(np.int32)
     norms = all_pairs_norms(head, jnp.asarray(attributes[index]), method="boundary")
     nearest = np.asarray(nearest_target(norms).target)
-    target = np.where(nearest >= 0, nearest, drawn)  # where no class is known to be within reach, any will do
+    target = np.where(nearest >= 0, nearest, drawn)  # where no class is known to be reachable, any will do
     if config.targets == "mixed":
         target[1::2] = drawn[1::2]
     return index, target.astype(np.int32)
@@ -285,7 +285,7 @@ def measure(
 def _advice(found: Counterfactuals, config: PairConfig) -> str:
     """What to try where searches failed; "" where none did, or where only targets without an answer are left."""
     reasons = found.reason[~found.success]
-    failed = int((reasons != InversionReason.TARGET_INFEASIBLE).sum())
+    failed = int((reasons != Status.INFEASIBLE).sum())
     if not failed:
         return ""
     tries = [f"--inversion.max-steps {2 * config.inversion.max_steps}"]

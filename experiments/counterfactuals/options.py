@@ -1,12 +1,44 @@
 """Which counterfactuals are asked for, and how their images are searched; light imports only."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from experiments.cli.command import UserError
 from spectra_jax import InversionConfig
+from spectra_jax.inversion.config import Method, check_not_negative, check_positive
 from spectra_jax.logging import Console
+
+
+@dataclass(frozen=True)
+class InversionOptions(InversionConfig):
+    """The same with the settings of the methods beside it, for command lines.
+
+    Attributes:
+        method: "gradient_descent" is the paper's loop. "adam" and "gauss_newton" want the same attributes, by better
+            steps. "nearest" wants the class alone, by the smallest change of the image.
+        step_size: learning rate of "gradient_descent" and "adam", in units of [0, 1].
+        refine_steps: image updates "nearest" may spend on shortening the change once the target is reached.
+    """
+
+    method: Literal["adam", "gradient_descent", "gauss_newton", "nearest"] = "adam"
+    step_size: float = 0.005
+    refine_steps: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("step_size", self.step_size)
+        check_not_negative("refine_steps", self.refine_steps)
+
+    def build_method(self) -> Method:
+        """The method with its settings."""
+        from spectra_jax import Adam, GaussNewton, GradientDescent, Nearest
+
+        if self.method == "nearest":
+            return Nearest(refine_steps=self.refine_steps)
+        if self.method == "gauss_newton":
+            return GaussNewton()
+        return (Adam if self.method == "adam" else GradientDescent)(step_size=self.step_size)
 
 
 @dataclass(frozen=True)
@@ -30,9 +62,7 @@ class PairConfig:
     request: Literal["projection", "boundary", "pinv", "single"] = "projection"
     margin: float = 1.0
     batch_size: int = 8
-    inversion: InversionConfig = field(
-        default_factory=lambda: InversionConfig(method="nearest", margin=0.2, shrink_steps=8, survive_steps=12)
-    )
+    inversion: InversionOptions = InversionOptions(method="nearest", margin=0.2, shrink_steps=8, survive_steps=12)
 
     def __post_init__(self) -> None:
         for name in ("num_pairs", "batch_size"):

@@ -7,6 +7,7 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter, maximum_filter
 
+from spectra_jax import localization
 from spectra_jax.data import DatasetInfo
 
 # Of CUB: attribute group, without "has_" and its last word, to part names. Groups of the whole bird (size, shape,
@@ -73,7 +74,6 @@ def part_discs(info: DatasetInfo, example: dict[str, Any], attribute: str, size:
     Returns:
         None where the attribute is about the whole object, or no such part is visible.
     """
-    height, width = example["image"].shape[:2]
     found = [
         (name, example["parts"][info.part_names.index(name), :2])
         for name in part_names(attribute)
@@ -81,13 +81,18 @@ def part_discs(info: DatasetInfo, example: dict[str, Any], attribute: str, size:
     ]
     if not found:
         return None
-    box = np.asarray([width, height]) if info.image_kind == "box" else example["box"][2:]
-    scale = size / np.asarray([width, height], float)
-    radius = RADIUS * float(np.sqrt(np.prod(box * scale)))
-    centres = np.stack([place for _, place in found]) * scale
-    rows, columns = np.mgrid[:size, :size] + 0.5  # a pixel lies where its centre is
-    distance = np.hypot(columns[..., None] - centres[:, 0], rows[..., None] - centres[:, 1]).min(axis=-1)
-    return PartDiscs(tuple(name for name, _ in found), centres, radius, distance <= radius)
+    scale, radius = disc_scale(info, example, size)
+    centres, shown = np.stack([place for _, place in found]) * scale, np.ones((1, len(found)), bool)
+    inside = localization.draw_discs(centres[None], shown, np.array([radius]), height=size, width=size)[0]
+    return PartDiscs(tuple(name for name, _ in found), centres, radius, inside)
+
+
+def disc_scale(info: DatasetInfo, example: dict[str, Any], size: int) -> tuple[np.ndarray, float]:
+    """(2,) pixels of the resized picture per pixel of the stored one, x and y, and the radius of its discs."""
+    sides = np.asarray(example["image"].shape[1::-1], float)
+    box = sides if info.image_kind == "box" else example["box"][2:]
+    scale = size / sides
+    return scale, RADIUS * float(np.sqrt(np.prod(box * scale)))
 
 
 def lift(weights: np.ndarray, inside: np.ndarray) -> float:
@@ -97,8 +102,7 @@ def lift(weights: np.ndarray, inside: np.ndarray) -> float:
         weights: (h, w) of the pixels, at least 0: the energy of a change, or 1 where a map keeps a pixel.
         inside: (h, w) booleans.
     """
-    total, area = weights.sum(), inside.mean()
-    return float(weights[inside].sum() / total / area) if total > 0 and area > 0 else float("nan")
+    return float(localization.lift_of(np.asarray(weights, float)[None], inside[None]).lift[0])
 
 
 def marked(image: np.ndarray, strength: np.ndarray, discs: PartDiscs | None) -> np.ndarray:
@@ -143,8 +147,8 @@ def _with_rings(picture: np.ndarray, discs: PartDiscs | None) -> np.ndarray:
     factor = max(1, round(_SHOWN_SIDE / max(picture.shape[:2])))
     large = Image.fromarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
     if discs is not None:
-        draw, reach = ImageDraw.Draw(large), discs.radius * factor
+        draw = ImageDraw.Draw(large)
         for x, y in discs.centres * factor:
-            draw.ellipse((x - reach - 1, y - reach - 1, x + reach + 1, y + reach + 1), outline=(0, 0, 0), width=4)
-            draw.ellipse((x - reach, y - reach, x + reach, y + reach), outline=(255, 255, 255), width=2)
+            for radius, colour, width in ((discs.radius * factor + 1, "black", 4), (discs.radius * factor, "white", 2)):
+                draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width)
     return np.asarray(large)

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from experiments.explore.images import difference, to_bytes
 from experiments.explore.questions import Question
 from experiments.explore.session import Session
-from spectra_jax import InversionConfig, InversionProgress, InversionReason, InversionResult, head_logits, invert
+from spectra_jax import InversionConfig, InversionProgress, InversionResult, Status, head_logits, invert
 
 Aim = Literal["class", "attributes"]
 CONFIGS: dict[Aim, InversionConfig] = {
@@ -92,7 +92,7 @@ def _run(session: Session, picture: int, wanted: Float[np.ndarray, "n"], target:
         with session.turns.turn():
             found = search(session, original, wanted, target, aim, functools.partial(_tell, session, job))
             job.report = _report(session, original, found, target, job)
-        job.reason = InversionReason(int(found.reason[0])).description
+        job.reason = Status(int(found.reason[0])).description
         job.state = "done"
     except Cancelled:
         job.state = "cancelled"

@@ -1,6 +1,6 @@
 """Attacks test images of a run with SPECTRA and with DDN, side by side through Foolbox's interface."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +8,7 @@ import tyro
 
 from experiments.attacks.options import NEAREST
 from experiments.cli.command import check_run_folder, command, run_main
-from spectra_jax import InversionConfig
+from experiments.counterfactuals.options import InversionOptions
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Args:
     run_dir: Path
     num_images: int = 32
     epsilon: float = 0.5
-    inversion: Annotated[InversionConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: NEAREST)
+    inversion: Annotated[InversionOptions, tyro.conf.arg(name="")] = NEAREST
 
     def check(self) -> None:
         check_run_folder(self.run_dir)

@@ -28,7 +28,7 @@ class Args:
     python -m experiments.invert --run-dir RUN --out DIR --source CLASS --targets CLASS
         images of one class towards another.
 
-    Leaves counterfactuals.npz, summary.json, metrics.jsonl (one record a pair) and report.html. Repeating the command
+    Leaves counterfactuals.npz, summary.json, metrics.jsonl (one record per pair) and report.html. Repeating the command
     keeps the pairs already found; other options start afresh.
 
     Attributes:
@@ -99,7 +99,7 @@ def invert_run(args: Args) -> Path:
 
 
 def write_records(path: Path, found: Counterfactuals, measured: dict[str, np.ndarray]) -> None:
-    """One JSON line a pair, with the names of `Counterfactuals` and `pair_metrics`."""
+    """One JSON line per pair, with the names of `Counterfactuals` and `pair_metrics`."""
 
     names = (
         "index",

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.counterfactuals.few_pixels import leads
 from experiments.counterfactuals.find import Counterfactuals
 from experiments.paper_claims.pruning import make_pruner
 from experiments.paper_claims.regions import Regions
 from experiments.runs.loading import LoadedRun
 from experiments.runs.store import Store
-from spectra_jax import Head, InversionConfig, causal_split, head_logits, invert
+from spectra_jax import Head, InversionConfig, causal_split, invert
 from spectra_jax.logging import Console
 from spectra_jax.models import Params
-from spectra_jax.perturbations import formulas
 
 CHUNK = 16
 
@@ -163,19 +163,17 @@ def check_flips(
         console: shows the progress.
     """
     head, params = run.model.head(run.params), run.params
+    encode = functools.partial(run.model.encode, params)
 
     @jax.jit
     def step(images: Any, results: Any, targets: Any) -> Any:
-        def lead(pixels: Any) -> Any:
-            return jnp.sum(formulas.lead(head_logits(head, run.model.encode(params, pixels)), targets))
-
-        slope = jax.grad(lead)(images)
+        slope = jax.grad(lambda pixels: jnp.sum(leads(encode, head, pixels, targets)))(images)
         length = jnp.sqrt(jnp.sum(jnp.square(results - images), axis=(1, 2, 3)))
         tiny = jnp.finfo(images.dtype).tiny
         factor = length / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(slope), axis=(1, 2, 3))), tiny)
-        return run.model.encode(params, jnp.clip(images + factor[:, None, None, None] * slope, 0, 1))
+        return encode(jnp.clip(images + factor[:, None, None, None] * slope, 0, 1))
 
-    split = jax.jit(functools.partial(causal_split, functools.partial(run.model.encode, params), head))
+    split = jax.jit(functools.partial(causal_split, encode, head))
 
     def compute(rows: np.ndarray) -> dict[str, Any]:
         wrapped = np.resize(rows, CHUNK)  # a last chunk wraps: one compilation

@@ -420,7 +420,7 @@ def perturbability(material: Material, atlas: dict[str, Any]) -> list[Verdict]:
 
 
 def make_atlas(material: Material, spread: np.ndarray) -> dict[str, Any]:
-    """One row an attribute: how far it can be moved, at which price, where, and whether its sign means something."""
+    """One row per attribute: how far it can be moved, at which price, where, and whether its sign means something."""
     run, singles, columns = material.run, material.singles, material.columns
     info, count = run.info, len(spread)
     weights, truth = np.asarray(run.model.head(run.params).weights), info.class_attributes

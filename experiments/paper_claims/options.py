@@ -1,9 +1,12 @@
 """What the claims are measured on; light imports only."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from experiments.cli.command import UserError
-from spectra_jax import InversionConfig
+from experiments.counterfactuals.options import InversionOptions
+
+FLIPS = InversionOptions(method="gauss_newton", margin=0.2, max_steps=60, shrink_steps=8)
+SINGLES = InversionOptions(method="nearest", max_steps=60, refine_steps=4)
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,8 @@ class ClaimConfig:
     random_weights: bool = True
     margin: float = 1.0
     batch_size: int = 64
-    inversion: InversionConfig = field(
-        default_factory=lambda: InversionConfig(method="gauss_newton", margin=0.2, max_steps=60, shrink_steps=8)
-    )
-    single: InversionConfig = field(
-        default_factory=lambda: InversionConfig(method="nearest", max_steps=60, refine_steps=4)
-    )
+    inversion: InversionOptions = FLIPS
+    single: InversionOptions = SINGLES
 
     def __post_init__(self) -> None:
         for name in ("num_pairs", "images_per_attribute", "few_pixel_pairs", "batch_size"):

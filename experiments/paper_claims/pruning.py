@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectra_jax import Head, head_logits
-from spectra_jax.perturbations import formulas
+from experiments.counterfactuals import few_pixels
+from spectra_jax import Head
 
 OVERSHOOTS = (8, 4, 2, 1)
 ROUNDS = 3
@@ -45,10 +45,10 @@ def make_pruner(encode: Callable[[Any, Any], Any]) -> Callable[..., FewPixels]:
     @jax.jit
     def prune(params: Any, head: Head, before: Any, after: Any, targets: Any, key: Any) -> FewPixels:
         pixels = before.shape[1] * before.shape[2]
-        change = after - before
+        change, encoder = after - before, functools.partial(encode, params)
 
         def lead(images: Any) -> Any:
-            return formulas.lead(head_logits(head, encode(params, images)), targets)
+            return few_pixels.leads(encoder, head, images, targets)
 
         def enlarged(factor: Any) -> Any:
             return jnp.clip(before + factor[:, None, None, None] * change, 0, 1)
@@ -71,8 +71,8 @@ def make_pruner(encode: Callable[[Any, Any], Any]) -> Callable[..., FewPixels]:
             def halve(_: Any, ends: Any) -> Any:
                 low, high = ends
                 middle = (low + high) // 2
-                held = lead(keep(rank, middle)) > 0
-                return jnp.where(held, low, middle), jnp.where(held, middle, high)
+                enough = lead(keep(rank, middle)) > 0
+                return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
             ends = jnp.zeros(len(before), jnp.int32), jnp.full(len(before), pixels, jnp.int32)
             return jax.lax.fori_loop(0, int(np.ceil(np.log2(pixels))) + 1, halve, ends)[1]
@@ -80,8 +80,7 @@ def make_pruner(encode: Callable[[Any, Any], Any]) -> Callable[..., FewPixels]:
         best_rank = ranks(jnp.sum(jnp.square(goal - before), axis=-1))
         best = fewest(best_rank)
         for _ in range(ROUNDS):
-            slope = jax.grad(lambda images: jnp.sum(lead(images)))(keep(best_rank, best))
-            rank = ranks(jnp.sum(slope * (goal - before), axis=-1))
+            rank = ranks(few_pixels.importance(encoder, head, keep(best_rank, best), goal - before, targets))
             count = fewest(rank)
             better = count < best
             best_rank, best = jnp.where(better[:, None], rank, best_rank), jnp.where(better, count, best)

@@ -4,16 +4,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from skimage.morphology import convex_hull_image
 
 from experiments.cli.command import UserError
 from experiments.cli.devices import cache_dir
-from experiments.counterfactuals.parts import RADIUS, part_names
+from experiments.counterfactuals.parts import RADIUS, disc_scale, part_names
 from experiments.runs.loading import LoadedRun
-from spectra_jax import part_discs
+from spectra_jax import localization
 
 # Drawn birds have two regions that CUB does not name; the groups that are about them.
 EXTRA = {"under_tail_color": ("under tail",), "head_pattern": ("crown", "forehead", "nape", "face")}
@@ -111,18 +110,15 @@ class Regions:
 
     def _discs(self, example: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         info, size = self._run.info, self._size
-        height, width = example["image"].shape[:2]
-        box = np.asarray([width, height]) if info.image_kind == "box" else example["box"][2:]
-        scale = size / np.asarray([width, height], np.float32)
+        scale, radius = disc_scale(info, example, size)
         seen = np.flatnonzero(example["parts"][:, 2] > 0)
         centres = (example["parts"][seen, :2] * scale)[:, None].astype(np.float32)
-        radius = np.full(len(seen), RADIUS * np.sqrt(np.prod(box * scale)), np.float32)
         if not len(seen):
             return {}, np.zeros((size, size), bool)
-        shown = jnp.ones((len(seen), 1), bool)
-        discs = np.asarray(part_discs(jnp.asarray(centres), shown, jnp.asarray(radius), height=size, width=size))
+        shown, radii = np.ones((len(seen), 1), bool), np.full(len(seen), radius, np.float32)
+        discs = localization.draw_discs(centres, shown, radii, height=size, width=size)
         parts = {info.part_names[part]: disc for part, disc in zip(seen, discs, strict=True) if disc.any()}
-        together = np.asarray(discs.any(axis=0))
+        together = discs.any(axis=0)
         return parts, np.asarray(convex_hull_image(together)) if together.any() else together
 
 

@@ -18,7 +18,7 @@ from experiments.paper_figures.requests import Case, choose, request
 from experiments.reporting.pages import change_metrics
 from experiments.runs.loading import LoadedRun
 from experiments.runs.store import Store
-from spectra_jax import InversionConfig, InversionReason, head_logits, invert, psnr, ssim
+from spectra_jax import Adam, InversionConfig, Status, head_logits, invert, psnr, ssim
 from spectra_jax.logging import Console
 from spectra_jax.names import readable_attribute, readable_class
 from spectra_jax.reporting import Column, Metric, Picture, Report
@@ -58,7 +58,7 @@ class Figure(NamedTuple):
         before, after: (n,) attributes of both.
         requested: (n,) change asked for.
         steps: of the inversion.
-        reason: an `InversionReason`.
+        reason: a `Status`.
         minimal: few pixels: whether none of them can be left out.
     """
 
@@ -104,7 +104,7 @@ def find_figure(
     wanted = request(run, case, choice, before, spread, margin)
     config = InversionConfig(margin=0.2, max_steps=max_steps, shrink_steps=8)
     if case.few_pixels:
-        config = InversionConfig(margin=OVERSHOOT, max_steps=max_steps, ssim_weight=0, step_size=0.01)
+        config = InversionConfig(method=Adam(step_size=0.01), margin=OVERSHOOT, max_steps=max_steps, ssim_weight=0)
     targets, goal = jnp.asarray([choice.target], jnp.int32), jnp.asarray(before + wanted.delta)[None]
     found = invert(encode, head, images, goal, targets, config=config)
     result = np.rint(np.asarray(found.images[0]) * 255) / np.float32(255)
@@ -112,7 +112,7 @@ def find_figure(
     named = int(jnp.argmax(head_logits(head, encoded(run.params, jnp.asarray(result)[None]))[0]))
     if case.few_pixels and named == choice.target:
         pruned = fewest_pixels(encode, head, np.asarray(images[0]), result, choice.target)
-        result, minimal, reason = pruned.image, pruned.minimal, int(InversionReason.SUCCESS)
+        result, minimal, reason = pruned.image, pruned.minimal, int(Status.SOLVED)
     after = np.asarray(encoded(run.params, jnp.asarray(result)[None]))[0]
     return Figure(
         *choice[:4],
@@ -194,8 +194,8 @@ def judge(case: Case, figure: Figure, numbers: dict[str, Any], place: str, num_a
         num_attributes: n.
     """
     if not numbers["reached"]:
-        reason = InversionReason(int(figure.reason)).description
-        if figure.reason == InversionReason.SUCCESS:
+        reason = Status(int(figure.reason)).description
+        if figure.reason == Status.SOLVED:
             reason = "the flip is lost when the image is rounded to 8 bits"
         return Verdict("not reached", f"Not reached: {reason}.")
     if case.few_pixels:

@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
-from experiments.counterfactuals.options import PairConfig
-from spectra_jax import InversionConfig
+from experiments.counterfactuals.options import InversionOptions, PairConfig
 from spectra_jax.training import PRESETS, TrainConfig
 
 Variant = Literal["plain", "stability"]
@@ -60,5 +59,5 @@ PLANS: dict[str, Plan] = {
 def default_pairs() -> PairConfig:
     """200 pairs; half as many steps as elsewhere, each twice as large, so that the table takes an hour."""
     return PairConfig(
-        num_pairs=200, inversion=InversionConfig(step_size=0.01, max_steps=100, margin=0.2, shrink_steps=8)
+        num_pairs=200, inversion=InversionOptions(step_size=0.01, max_steps=100, margin=0.2, shrink_steps=8)
     )

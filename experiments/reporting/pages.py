@@ -14,7 +14,7 @@ from experiments.reporting.finding import add_training_finding
 from experiments.reporting.tail import mean_note
 from experiments.runs.loading import LoadedRun
 from experiments.runs.stored import read_records, read_summary
-from spectra_jax import InversionReason, head_logits, nearest_target
+from spectra_jax import Status, head_logits, nearest_target
 from spectra_jax.data import DatasetInfo
 from spectra_jax.names import readable_attribute, readable_class
 from spectra_jax.perturbations import formulas
@@ -298,7 +298,7 @@ def pair_card(found: Counterfactuals, row: int, classes: Sequence[str], **detail
         source_class=classes[found.predicted[row]],
         target_class=classes[found.target[row]],
         success=bool(found.success[row]),
-        reason="" if found.success[row] else InversionReason(int(found.reason[row])).description,
+        reason="" if found.success[row] else Status(int(found.reason[row])).description,
         steps=int(found.num_steps[row]),
         distance=float(length) if np.isfinite(length) else None,
         **details,

@@ -77,7 +77,7 @@ class Realisation(NamedTuple):
         images: (b, t, h, w, channels) in [0, 1].
         attributes: (b, t, n) what the encoder makes of them.
         success: (b, t) whether the classifier names the target.
-        reason: (b, t) an `InversionReason`.
+        reason: (b, t) a `Status`, see `InversionResult`.
         l2: (b, t) distance from the original image.
         psnr: (b, t) dB.
     """

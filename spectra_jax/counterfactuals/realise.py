@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spectra_jax.image_metrics import image_distances
 from spectra_jax.inversion import InversionConfig, invert
+from spectra_jax.metrics import psnr
 
 if TYPE_CHECKING:
     from spectra_jax.counterfactuals.explanation import Explanation
@@ -24,16 +26,18 @@ def realise(explanation: "Explanation", encode_fn, images, config: InversionConf
     delta = np.asarray(explanation.delta[:, :, 0])
     wanted = (np.asarray(explanation.attributes)[:, None] + delta).reshape(samples * places, -1)
     rows = np.repeat(np.arange(samples), places)
+    originals = jnp.asarray(images)[rows]
     found = invert(
         encode_fn,
         explanation.head,
-        jnp.asarray(images)[rows],
+        originals,
         jnp.asarray(wanted, explanation.head.weights.dtype),
         jnp.asarray(np.asarray(explanation.targets).reshape(-1), jnp.int32),
         config=config,
     )
+    l2 = image_distances(found.images, originals).l2
     shaped = jax.tree.map(
         lambda leaf: np.asarray(leaf).reshape(samples, places, *leaf.shape[1:]),
-        Realisation(found.images, found.attributes, found.success, found.reason, found.distances.l2, found.psnr),
+        Realisation(found.images, found.attributes, found.success, found.reason, l2, psnr(found.images, originals)),
     )
     return dataclasses.replace(explanation, realised=shaped)

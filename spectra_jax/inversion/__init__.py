@@ -1,4 +1,4 @@
-"""From an attribute vector to an image that has it (Section 2.6): one way of searching a file, behind one call."""
+"""From an attribute vector to an image that has it (Section 2.6): several methods of searching, behind one call."""
 
 from typing import TYPE_CHECKING
 
@@ -6,9 +6,12 @@ from spectra_jax.lazy import import_on_use
 
 if TYPE_CHECKING:
     from spectra_jax.inversion.config import InversionConfig as InversionConfig
+    from spectra_jax.inversion.descent import Adam as Adam
+    from spectra_jax.inversion.descent import GradientDescent as GradientDescent
+    from spectra_jax.inversion.gauss_newton import GaussNewton as GaussNewton
     from spectra_jax.inversion.invert import invert as invert
+    from spectra_jax.inversion.nearest import Nearest as Nearest
     from spectra_jax.inversion.search import InversionProgress as InversionProgress
-    from spectra_jax.inversion.types import InversionReason as InversionReason
     from spectra_jax.inversion.types import InversionResult as InversionResult
 else:
     import_on_use(__name__)

@@ -1,35 +1,67 @@
 """How an inversion is to search: settings alone, which a command line reads before anything heavy is imported."""
 
+import abc
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-METHODS = ("adam", "gradient_descent", "gauss_newton", "nearest")
-ENCODER_DTYPES = ("same", "bfloat16")
+_CLASSES = {"adam": "Adam", "gradient_descent": "GradientDescent", "gauss_newton": "GaussNewton", "nearest": "Nearest"}
+_NOT_NEGATIVE = ("ssim_weight", "margin", "reaim_every", "reaim_margin", "shrink_steps", "survive_steps")
+
+
+class Method(abc.ABC):
+    """A way of searching: a frozen dataclass of its own settings.
+
+    Attributes:
+        name: what `InversionConfig.method` calls it.
+        passes: forward and backward passes of the encoder in one step.
+    """
+
+    name: ClassVar[str]
+    passes: ClassVar[tuple[int, int]] = (1, 1)
+
+    @abc.abstractmethod
+    def init(self, images: Any) -> Any:
+        """What it remembers before its first step of images (b, h, w, channels): a pytree with a row per image."""
+
+    @abc.abstractmethod
+    def step(
+        self, encode: Any, head: Any, sample: Any, aim: Any, images: Any, state: Any, *, config: "InversionConfig"
+    ) -> Any:
+        """Evaluates images and moves them.
+
+        Args:
+            encode: images -> attributes (b, n).
+            head: classifier on the attributes.
+            sample: `spectra_jax.inversion.step.Sample`, what is asked for.
+            aim: attributes (b, n) -> the attributes wanted (b, n).
+            images: (b, h, w, channels) where the search is.
+            state: what it remembers.
+            config: the settings that all methods share.
+
+        Returns:
+            A `spectra_jax.inversion.step.Move`.
+        """
 
 
 @dataclass(frozen=True)
 class InversionConfig:
     """How to search for the image.
 
-    "gradient_descent" is the paper's loop. "adam" and "gauss_newton" want the same attributes e + delta, by better
-    steps. "nearest" wants the class alone, by the smallest change of the image: it looks at e + delta only for being
-    finite, needs the fewest encoder passes and disturbs the image least.
-
     Attributes:
-        method: "gradient_descent" is plain descent on MSE + lambda (1 - SSIM); "adam" adapts each pixel's step;
-            "gauss_newton" takes the shortest change of the image that realises the wanted attributes to first order;
-            "nearest" the shortest change of the image that reaches the class, see `spectra_jax.inversion.nearest`.
-        step_size: learning rate eta of "gradient_descent" and "adam", in pixel units for the latter.
-        ssim_weight: lambda in MSE + lambda (1 - SSIM), which "gradient_descent" and "adam" descend and all report.
+        method: an object with its own settings, or its name for the default ones. `GradientDescent`,
+            "gradient_descent", is the paper's loop. `Adam`, "adam", and `GaussNewton`, "gauss_newton", want the same
+            attributes e + delta, by better steps. `Nearest`, "nearest", wants the class alone, by the smallest change
+            of the image: it looks at e + delta only for being finite, needs the fewest encoder passes and disturbs the
+            image least.
+        ssim_weight: lambda in MSE + lambda (1 - SSIM), which gradient descent and Adam lower and all methods report.
         max_steps: image updates before giving up.
         margin: lead of the target over every other class, in logits, at which a sample stops. 0 is the paper's
             rule; a small margin lets the flip survive rounding to 8 bits.
         reaim_every: after so many steps the wanted attributes become those of the target's region that are nearest to
             what the image has by then; 0, the paper's rule, never. Not for "nearest", which aims anew at every step.
         reaim_margin: lead of the target, in logits, at the attributes aimed at anew.
-        refine_steps: image updates "nearest" may spend on shortening the change once the target is reached.
         shrink_steps: halvings that then shorten the change x' - x of a success as far as the image, rounded to 8
-            bits a channel, still has the target lead by the margin; 0, the paper's rule, keeps the image found.
+            bits per channel, still has the target lead by the margin; 0, the paper's rule, keeps the image found.
         survive_steps: images on 256 levels to try for a success that plain rounding to 8 bits would lose, see
             `InversionResult.images_8bit`. 0: plain rounding.
         batch_size: samples searched together; one that is done makes room for the next. None: 16 on CPUs and 256
@@ -39,34 +71,57 @@ class InversionConfig:
             second search. Reaches arrays bound by functools.partial, not those in a closure.
     """
 
-    method: Literal["adam", "gradient_descent", "gauss_newton", "nearest"] = "adam"
-    step_size: float = 0.005
+    method: str | Method = "adam"
     ssim_weight: float = 0.1
     max_steps: int = 200
     margin: float = 0.0
     reaim_every: int = 0
     reaim_margin: float = 1.0
-    refine_steps: int = 8
     shrink_steps: int = 0
     survive_steps: int = 0
     batch_size: int | None = None
     encoder_dtype: Literal["same", "bfloat16"] = "same"
 
     def __post_init__(self) -> None:
-        for name, choices in (("method", METHODS), ("encoder_dtype", ENCODER_DTYPES)):
-            if getattr(self, name) not in choices:
-                expected = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
-        if not self.step_size > 0:
-            raise ValueError(f"step_size is {self.step_size}; expected a positive number")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps is {self.max_steps}; expected at least 1")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; expected at least 1, or None")
-        for name in (
-            "ssim_weight", "margin", "reaim_every", "reaim_margin", "refine_steps", "shrink_steps", "survive_steps",
-        ):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number >= 0")
-        if self.reaim_every and self.method == "nearest":
-            raise ValueError('reaim_every does not apply to method="nearest", which aims anew at every step')
+        if isinstance(self.method, str):
+            check_choice("method", self.method, tuple(_CLASSES))
+        check_choice("encoder_dtype", self.encoder_dtype, ("same", "bfloat16"))
+        for name in ("max_steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+        for name in _NOT_NEGATIVE:
+            check_not_negative(name, getattr(self, name))
+        if self.reaim_every and self.method_name == "nearest":
+            raise ValueError(
+                f'reaim_every is {self.reaim_every}; expected 0 for the method "nearest", which aims anew at every step'
+            )
+
+    @property
+    def method_name(self) -> str:
+        """The name of the method, however it was given."""
+        return self.method if isinstance(self.method, str) else self.method.name
+
+    def build_method(self) -> Method:
+        """The method as an object."""
+        from spectra_jax import inversion
+
+        return getattr(inversion, _CLASSES[self.method])() if isinstance(self.method, str) else self.method
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises a ValueError where the value is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raises a ValueError where the value is negative or NaN."""
+    if not value >= 0:
+        raise ValueError(f"{name} is {value}; expected a number >= 0")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises a ValueError where the value is zero, negative or NaN."""
+    if not value > 0:
+        raise ValueError(f"{name} is {value}; expected a positive number")

@@ -1,47 +1,84 @@
 """Descent on MSE(phi(x'), e + delta) + lambda (1 - SSIM(x', x)): the paper's loop, and Adam on the same loss."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from spectra_jax.inversion.config import InversionConfig
-from spectra_jax.inversion.encoder import lead_of, per_sample
+from spectra_jax.inversion import loss
+from spectra_jax.inversion.config import InversionConfig, Method, check_positive
+from spectra_jax.inversion.encoder import EncodeFn, lead_of, per_sample
 from spectra_jax.inversion.step import Aim, Move, Sample
-from spectra_jax.similarity import ssim
 from spectra_jax.types import Head
 
-PASSES = (1, 1)
+
+@dataclass(frozen=True)
+class _Descent(Method):
+    step_size: float = 0.005
+
+    def __post_init__(self) -> None:
+        check_positive("step_size", self.step_size)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """What turns gradients into updates."""
+        raise NotImplementedError
+
+    def init(self, images: Float[Array, "b h w k"]) -> PyTree:
+        """The optimiser's state of each sample: they start at different times."""
+        return jax.vmap(self.optimizer().init)(images)
+
+    def step(
+        self, encode: EncodeFn, head: Head, sample: Sample, aim: Aim, images: Float[Array, "b h w k"], state: PyTree,
+        *, config: InversionConfig,
+    ) -> Move:  # fmt: skip
+        """One step of the optimiser (Section 2.6)."""
+
+        def objective(candidates):
+            attributes = encode(candidates)
+            aims = aim(jax.lax.stop_gradient(attributes))
+            each = loss.inversion_loss(attributes, aims, candidates, sample.images, ssim_weight=config.ssim_weight)
+            # Samples do not interact, so the gradient of the sum is each sample's own.
+            return jnp.sum(each), (each, attributes, aims)
+
+        (_, (each, attributes, aims)), gradient = jax.value_and_grad(objective, has_aux=True)(images)
+        finite = jnp.isfinite(each) & jnp.all(jnp.isfinite(gradient), axis=tuple(range(1, images.ndim)))
+        gradient = sample.restrict(gradient)
+        # optax mixes its integer step count with floats, an error under strict promotion that is not of our making.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = jax.vmap(self.optimizer().update)(gradient, state, images)
+        won = lead_of(head, attributes, sample.targets).by(config.margin)
+        moved = jnp.clip(images + jnp.where(per_sample(finite, updates), updates, 0), 0, 1)
+        return Move(images=moved, state=state, aims=aims, finished=won, success=won, answer=images, finite=finite)
 
 
-def _optimizer(config: InversionConfig) -> optax.GradientTransformation:
-    return (optax.sgd if config.method == "gradient_descent" else optax.adam)(config.step_size)
+@dataclass(frozen=True)
+class GradientDescent(_Descent):
+    """The paper's loop (Section 2.6): plain gradient descent towards the wanted attributes.
+
+    Attributes:
+        step_size: learning rate eta.
+    """
+
+    name: ClassVar[str] = "gradient_descent"
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Plain gradient descent."""
+        return optax.sgd(self.step_size)
 
 
-def start(images: Float[Array, "b h w k"], config: InversionConfig) -> PyTree:
-    """The optimiser's state, one a sample: samples start at different times."""
-    return jax.vmap(_optimizer(config).init)(images)
+@dataclass(frozen=True)
+class Adam(_Descent):
+    """Descent on the paper's loss with a step size adapted to each pixel (Kingma and Ba, 2015).
 
+    Attributes:
+        step_size: learning rate eta, in units of [0, 1].
+    """
 
-def move(encode, head: Head, sample: Sample, aim: Aim, images: Float[Array, "b h w k"], state: PyTree, config) -> Move:
-    """One step of the optimiser (Section 2.6)."""
+    name: ClassVar[str] = "adam"
 
-    def objective(candidates):
-        attributes = encode(candidates)
-        aims = aim(jax.lax.stop_gradient(attributes))
-        loss = jnp.mean(jnp.square(attributes - aims), axis=-1)
-        if config.ssim_weight > 0:
-            loss = loss + config.ssim_weight * (1 - ssim(candidates, sample.images))
-        # Samples do not interact, so the gradient of the sum is each sample's own.
-        return jnp.sum(loss), (loss, attributes, aims)
-
-    (_, (loss, attributes, aims)), gradient = jax.value_and_grad(objective, has_aux=True)(images)
-    finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(gradient), axis=tuple(range(1, images.ndim)))
-    if sample.region is not None:
-        gradient = gradient * sample.region
-    # optax mixes its integer step count with floats, an error under strict promotion that is not of our making.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, state = jax.vmap(_optimizer(config).update)(gradient, state, images)
-    won = lead_of(head, attributes, sample.targets).by(config.margin)
-    moved = jnp.clip(images + jnp.where(per_sample(finite, updates), updates, 0), 0, 1)
-    return Move(images=moved, state=state, aims=aims, finished=won, holds=won, answer=images, finite=finite)
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam with optax's other settings."""
+        return optax.adam(self.step_size)

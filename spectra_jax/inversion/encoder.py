@@ -1,4 +1,4 @@
-"""What every way of searching asks of the encoder and the head."""
+"""What every method of searching asks of the encoder and the head."""
 
 import functools
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from spectra_jax.perturbations import formulas
 from spectra_jax.perturbations.geometry import head_logits
 from spectra_jax.types import Head
 
@@ -37,11 +38,9 @@ def lead_of(head: Head, attributes: Float[Array, "b n"], targets: Int[Array, "b"
     """The lead of each target over its best rival."""
     logits = head_logits(head, attributes)
     targets = jnp.asarray(targets, jnp.int32)  # small types cannot count to the number of classes
-    rivals = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] != targets[:, None]
-    others = jnp.where(rivals, logits, -jnp.inf)
-    lead = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - jnp.max(others, axis=-1)
-    named = jnp.argmax(logits, axis=-1).astype(jnp.int32) == targets
-    return Lead(lead, jnp.argmax(others, axis=-1).astype(jnp.int32), named)
+    others = jnp.where(jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] != targets[:, None], logits, -jnp.inf)
+    rival, named = (jnp.argmax(array, axis=-1).astype(jnp.int32) for array in (others, logits))
+    return Lead(formulas.lead(logits, targets), rival, named == targets)
 
 
 def as_partial(encode_fn: EncodeFn) -> jax.tree_util.Partial:
@@ -58,7 +57,7 @@ def as_partial(encode_fn: EncodeFn) -> jax.tree_util.Partial:
 
 @dataclass(frozen=True)
 class _WithSettings:
-    """A function with some keywords bound for good, such as train=False or axis=1; equal ones share a compilation."""
+    """A function with static keywords, such as train=False or axis=1; equal ones share a compilation."""
 
     function: Callable[..., Array]
     settings: tuple[tuple[str, int | str | None], ...]
@@ -80,7 +79,7 @@ class _InTypes:
     def __call__(self, encode: jax.tree_util.Partial, images: Float[Array, "b h w k"]) -> Float[Array, "b n"]:
         attributes = encode(images.astype(self.given))
         if not jnp.issubdtype(attributes.dtype, jnp.floating):
-            raise ValueError(f"encode_fn gives type {attributes.dtype}; expected floats, one column an attribute")
+            raise ValueError(f"encode_fn returns type {attributes.dtype}; expected floats, one column per attribute")
         return attributes.astype(self.wanted)
 
 
@@ -97,5 +96,5 @@ def _run_in_bfloat16(encode: jax.tree_util.Partial, images: Float[Array, "b h w 
 
 
 def per_sample(values: Array, like: Array) -> Array:
-    """One flag or factor a sample, shaped to meet arrays with further axes."""
+    """One flag or factor per sample, shaped to broadcast against arrays with further axes."""
     return values.reshape(-1, *[1] * (like.ndim - 1))

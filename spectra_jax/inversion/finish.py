@@ -1,78 +1,64 @@
-"""From the images a search ends with to the answer: shortening and every figure of the result."""
+"""From the images a search ends with to the answer: shortening, and a last evaluation."""
 
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.image_metrics import (
-    AttributeSelectivity,
-    ImageDistances,
-    attribute_selectivity,
-    image_distances,
-)
-from spectra_jax.inversion.config import InversionConfig
+from spectra_jax.inversion import loss
 from spectra_jax.inversion.encoder import lead_of, per_sample
 from spectra_jax.inversion.rounding import LEVELS
-from spectra_jax.metrics import psnr
-from spectra_jax.similarity import WINDOW, ssim
+from spectra_jax.inversion.step import Sample
 from spectra_jax.types import Head
 
 
 class Finished(NamedTuple):
-    """The fields of `InversionResult` that come from the final image alone."""
+    """The fields of `InversionResult` that come from the final image alone.
 
-    images: Array
-    attributes: Array
-    holds: Array
-    loss: Array
-    rounded: Array
-    survives_rounding: Array
-    distances: ImageDistances
-    ssim: Array
-    psnr: Array
-    realised: Array
-    selectivity: AttributeSelectivity
-    forward_passes: Array
+    Attributes:
+        success: (b,) whether the target is named once more.
+        rounded: (b, h, w, channels) each value rounded to the nearest of 256 levels.
+    """
+
+    images: Float[Array, "b h w k"]
+    attributes: Float[Array, "b n"]
+    success: Bool[Array, "b"]
+    loss: Float[Array, "b"]
+    rounded: Float[Array, "b h w k"]
+    survives_rounding: Bool[Array, "b"]
+    realised: Float[Array, "b n"]
+    forward_passes: Int[Array, "b"]
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def finish(encode, head: Head, sample, before, requested, images, success, *, config: InversionConfig) -> Finished:
-    """Completes a batch; `success` is what the search says, `holds` what a last evaluation says."""
+@functools.partial(jax.jit, static_argnames=("margin", "ssim_weight", "shrink_steps"))
+def finish(
+    encode, head: Head, sample: Sample, before, requested, images, found,
+    *, margin: float, ssim_weight: float, shrink_steps: int,
+) -> Finished:  # fmt: skip
+    """Completes a batch; `found` is the verdict of the search, `success` that of a last evaluation."""
     original, targets = sample.images, sample.targets
-    if config.shrink_steps:
-        images = _shorten(encode, head, original, targets, images, success, config)
+    if shrink_steps:
+        images = _shorten(encode, head, original, targets, images, found, margin, shrink_steps)
     attributes = encode(images)
-    holds = success & lead_of(head, attributes, targets).by(config.margin)
+    success = found & lead_of(head, attributes, targets).by(margin)
     plain = jnp.round(images * LEVELS) / LEVELS
-    survives = holds & lead_of(head, encode(plain), targets).named
-    finite = jnp.where(jnp.isfinite(requested), requested, jnp.nan)
     realised = attributes - before
-    size = min(images.shape[1:3])
-    similarity = ssim(images, original) if size >= WINDOW else jnp.full(len(images), jnp.nan, images.dtype)
-    loss = jnp.mean(jnp.square(realised - finite), axis=-1)
-    if config.ssim_weight > 0 and size >= WINDOW:
-        loss = loss + config.ssim_weight * (1 - similarity)
     return Finished(
         images=images,
         attributes=attributes,
-        holds=holds,
-        loss=loss,
+        success=success,
+        loss=loss.inversion_loss(realised, requested, images, original, ssim_weight=ssim_weight),
         rounded=plain,
-        survives_rounding=survives,
-        distances=image_distances(images, original),
-        ssim=similarity,
-        psnr=psnr(images, original),
+        survives_rounding=success & lead_of(head, encode(plain), targets).named,
         realised=realised,
-        selectivity=attribute_selectivity(realised, finite),
-        forward_passes=jnp.full(len(images), 2 + (config.shrink_steps + 1 if config.shrink_steps else 0), jnp.int32),
+        forward_passes=jnp.full(len(images), 2 + (shrink_steps + 1 if shrink_steps else 0), jnp.int32),
     )
 
 
-def _shorten(encode, head: Head, original, targets, images, success, config: InversionConfig):
-    """The least share of the change, on the grid of 8 bits, that keeps the target's lead."""
+def _shorten(encode, head: Head, original, targets, images, success, margin: float, steps: int):
+    """The smallest share of the change, on the grid of 8 bits, that keeps the target's lead."""
     change = images - original
 
     def shortened(share):
@@ -81,17 +67,17 @@ def _shorten(encode, head: Head, original, targets, images, success, config: Inv
         return jnp.where(change == 0, original, nearer)
 
     def halve(_, interval):
-        lost, held = interval
-        middle = (lost + held) / 2
-        holds = lead_of(head, encode(shortened(middle)), targets).by(config.margin)
-        return jnp.where(holds, lost, middle), jnp.where(holds, middle, held)
+        short, enough = interval
+        middle = (short + enough) / 2
+        leads = lead_of(head, encode(shortened(middle)), targets).by(margin)
+        return jnp.where(leads, short, middle), jnp.where(leads, middle, enough)
 
     none = 0 * change[:, 0, 0, 0]  # made from the data: under shard_map a loop must start as different as it ends
     ends = (none, none + 1)
-    _, share = jax.lax.fori_loop(0, config.shrink_steps, halve, ends)
+    _, share = jax.lax.fori_loop(0, steps, halve, ends)
     shrunk = shortened(share)
     axes = tuple(range(1, images.ndim))
     shorter = jnp.sum(jnp.square(shrunk - original), axis=axes) <= jnp.sum(jnp.square(change), axis=axes)
-    kept = success & shorter & lead_of(head, encode(shrunk), targets).by(config.margin)
+    kept = success & shorter & lead_of(head, encode(shrunk), targets).by(margin)
     # else not even the full change survives rounding, or the grid makes it longer: leave it as it is
     return jnp.where(per_sample(kept, shrunk), shrunk, images)

@@ -4,55 +4,64 @@ With J the Jacobian of the encoder and r = e + delta - phi(x'), the step is J^T 
 unknowns is solved by a few conjugate gradients, each one product with J^T and one with J; J itself is never formed.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spectra_jax.inversion.config import InversionConfig
-from spectra_jax.inversion.encoder import lead_of, per_sample
+from spectra_jax.inversion.config import InversionConfig, Method
+from spectra_jax.inversion.encoder import EncodeFn, lead_of, per_sample
 from spectra_jax.inversion.step import Aim, Move, Sample
 from spectra_jax.types import Head
 
 _ITERATIONS = 6
 _DAMPING = 1e-2  # of the curvature along r: what the encoder hardly responds to is not worth a large change
-PASSES = (1 + _ITERATIONS, 1 + _ITERATIONS)
 
 
-def start(images: Float[Array, "b h w k"], config: InversionConfig) -> tuple[()]:
-    """Nothing is remembered from step to step."""
-    return ()
+@dataclass(frozen=True)
+class GaussNewton(Method):
+    """The shortest change of the image that realises the wanted attributes to first order, again and again."""
 
+    name: ClassVar[str] = "gauss_newton"
+    passes: ClassVar[tuple[int, int]] = (1 + _ITERATIONS, 1 + _ITERATIONS)
 
-def move(
-    encode, head: Head, sample: Sample, aim: Aim, images: Float[Array, "b h w k"], state: tuple[()], config
-) -> Move:
-    """One Gauss-Newton step."""
-    attributes, forward = jax.linearize(encode, images)
-    (transpose,) = (jax.linear_transpose(forward, images),)
+    def init(self, images: Float[Array, "b h w k"]) -> tuple[()]:
+        """Nothing is remembered from step to step."""
+        return ()
 
-    def backward(change):
-        (pixels,) = transpose(change)
-        return pixels if sample.region is None else pixels * sample.region
+    def step(
+        self, encode: EncodeFn, head: Head, sample: Sample, aim: Aim, images: Float[Array, "b h w k"], state: tuple[()],
+        *, config: InversionConfig,
+    ) -> Move:  # fmt: skip
+        """One Gauss-Newton step."""
+        attributes, forward = jax.linearize(encode, images)
+        transpose = jax.linear_transpose(forward, images)
 
-    aims = aim(attributes)
-    residual = aims - attributes
-    along = backward(residual)
-    norm = jnp.sum(jnp.square(residual), axis=-1)
-    curvature = jnp.sum(jnp.square(along), axis=tuple(range(1, along.ndim))) / jnp.where(norm > 0, norm, 1)
-    damping = (_DAMPING * curvature)[:, None]
+        def backward(change):
+            (pixels,) = transpose(change)
+            return sample.restrict(pixels)
 
-    def product(values):
-        return forward(backward(values)) + damping * values
+        aims = aim(attributes)
+        residual = aims - attributes
+        along = backward(residual)
+        norm = jnp.sum(jnp.square(residual), axis=-1)
+        curvature = jnp.sum(jnp.square(along), axis=tuple(range(1, along.ndim))) / jnp.where(norm > 0, norm, 1)
+        damping = (_DAMPING * curvature)[:, None]
 
-    step = backward(_conjugate_gradients(product, residual))
-    finite = jnp.all(jnp.isfinite(attributes), axis=-1) & jnp.all(jnp.isfinite(step), axis=tuple(range(1, step.ndim)))
-    won = lead_of(head, attributes, sample.targets).by(config.margin)
-    moved = jnp.clip(images + jnp.where(per_sample(finite, step), step, 0), 0, 1)
-    return Move(images=moved, state=state, aims=aims, finished=won, holds=won, answer=images, finite=finite)
+        def product(values):
+            return forward(backward(values)) + damping * values
+
+        step = backward(_conjugate_gradients(product, residual))
+        finite = jnp.all(jnp.isfinite(attributes), axis=-1) & jnp.all(jnp.isfinite(step), axis=(1, 2, 3))
+        won = lead_of(head, attributes, sample.targets).by(config.margin)
+        moved = jnp.clip(images + jnp.where(per_sample(finite, step), step, 0), 0, 1)
+        return Move(images=moved, state=state, aims=aims, finished=won, success=won, answer=images, finite=finite)
 
 
 def _conjugate_gradients(product, wanted: Float[Array, "b n"]) -> Float[Array, "b n"]:
-    """Every sample with step lengths of its own, which the libraries' solvers of one big system do not give."""
+    """Solves every sample's system with its own step lengths, which library solvers for one large system do not."""
 
     def ratio(above, below):
         return jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 0)[:, None]

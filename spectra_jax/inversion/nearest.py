@@ -2,26 +2,26 @@
 
 Seen from the image, the target's region is where the leads g_k(x') = l_j - l_k over all rivals k reach the margin.
 Each step evaluates the most dangerous rival and its gradient, which gives a half-space, and projects onto the
-intersection of the latest half-spaces, one a rival, within [0, 1]. As long as the class is not reached it projects the
-image where the search is: the shortest way there. From then on it projects the original, the shortest change of all,
-and goes part of the way to it; a larger part as long as that keeps shortening the change. Projecting the original onto
-a linearised boundary is the idea of FAB (Croce and Hein 2020); here several boundaries act at once, as in `projection`.
+intersection of the latest half-spaces, one per rival, within [0, 1]. Until the class is reached, it projects the
+current image: the shortest way there. From then on it projects the original, the shortest change of all, and goes part
+of the way to it; a larger part as long as that keeps shortening the change. Projecting the original onto a linearised
+boundary is the idea of FAB (Croce and Hein 2020); here several boundaries act at once, as in `projection`.
 """
 
 import itertools
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.inversion.config import InversionConfig
-from spectra_jax.inversion.encoder import lead_of, per_sample
+from spectra_jax.inversion.config import InversionConfig, Method, check_not_negative
+from spectra_jax.inversion.encoder import EncodeFn, lead_of, per_sample
 from spectra_jax.inversion.step import Aim, Move, Sample
 from spectra_jax.types import Head
 
-PASSES = (1, 1)
 _CUTS = 4
 # Beyond the margin, as a share of the lead that was missing at first: rounding must not lose what was won.
 _CLEARANCE = 0.005
@@ -60,76 +60,90 @@ class Search(NamedTuple):
     spent: Int[Array, "b"]
 
 
-def start(images: Float[Array, "b h w k"], config: InversionConfig) -> Search:
-    """No half-space is known."""
-    batch, dtype = len(images), images.dtype
-    return Search(
-        normals=jnp.zeros((batch, _CUTS, images[0].size), dtype),
-        offsets=jnp.zeros((batch, _CUTS), dtype),
-        gram=jnp.zeros((batch, _CUTS, _CUTS), dtype),
-        rivals=jnp.full((batch, _CUTS), -1, jnp.int32),
-        ages=jnp.zeros((batch, _CUTS), jnp.int32),
-        multipliers=jnp.zeros((batch, _CUTS), dtype),
-        best=images,
-        best_length=jnp.full(batch, jnp.inf, dtype),
-        mix=jnp.full(batch, _FIRST_MIX, dtype),
-        clearance=jnp.full(batch, -1, dtype),
-        spent=jnp.zeros(batch, jnp.int32),
-    )
+@dataclass(frozen=True)
+class Nearest(Method):
+    """The smallest change of the image that reaches the class, by whatever attributes.
 
+    Attributes:
+        refine_steps: image updates that may be spent on shortening the change once the target is reached.
+    """
 
-def move(encode, head: Head, sample: Sample, aim: Aim, images: Float[Array, "b h w k"], state: Search, config) -> Move:
-    """One more half-space, and a projection onto all of them."""
+    refine_steps: int = 8
+    name: ClassVar[str] = "nearest"
 
-    def objective(candidates):
-        lead = lead_of(head, encode(candidates), sample.targets)
-        return jnp.sum(lead.lead), lead
+    def __post_init__(self) -> None:
+        check_not_negative("refine_steps", self.refine_steps)
 
-    (_, lead), gradient = jax.value_and_grad(objective, has_aux=True)(images)
-    if sample.region is not None:
-        gradient = gradient * sample.region
-    flat = (len(images), -1)
-    origin, here, gradient = (array.reshape(flat) for array in (sample.images, images, gradient))
-    change = here - origin
-    length = jnp.linalg.norm(change, axis=-1)
+    def init(self, images: Float[Array, "b h w k"]) -> Search:
+        """No half-space is known."""
+        batch, dtype = len(images), images.dtype
+        return Search(
+            normals=jnp.zeros((batch, _CUTS, images[0].size), dtype),
+            offsets=jnp.zeros((batch, _CUTS), dtype),
+            gram=jnp.zeros((batch, _CUTS, _CUTS), dtype),
+            rivals=jnp.full((batch, _CUTS), -1, jnp.int32),
+            ages=jnp.zeros((batch, _CUTS), jnp.int32),
+            multipliers=jnp.zeros((batch, _CUTS), dtype),
+            best=images,
+            best_length=jnp.full(batch, jnp.inf, dtype),
+            mix=jnp.full(batch, _FIRST_MIX, dtype),
+            clearance=jnp.full(batch, -1, dtype),
+            spent=jnp.zeros(batch, jnp.int32),
+        )
 
-    holds = lead.by(config.margin)
-    better = holds & (length < state.best_length)
-    found_before = jnp.isfinite(state.best_length)
-    factor = jnp.select([better & found_before, holds & ~better], [_MIX_UP, _MIX_DOWN], 1.0).astype(length.dtype)
-    mix = jnp.clip(state.mix * factor, _LEAST_MIX, 1)
-    best = jnp.where(per_sample(better, images), images, state.best)
-    best_length = jnp.where(better, length, state.best_length)
+    def step(
+        self, encode: EncodeFn, head: Head, sample: Sample, aim: Aim, images: Float[Array, "b h w k"], state: Search,
+        *, config: InversionConfig,
+    ) -> Move:  # fmt: skip
+        """One more half-space, and a projection onto all of them."""
 
-    missing = config.margin - lead.lead
-    clearance = jnp.where(state.clearance < 0, _CLEARANCE * jnp.maximum(missing, 0), state.clearance)
-    offset = missing + clearance + jnp.sum(gradient * change, axis=-1)
-    state = _with_cut(state, lead.rival, gradient, offset)
-    finite = jnp.isfinite(lead.lead) & jnp.all(jnp.isfinite(state.gram), axis=(1, 2))
-    extra = jnp.where(holds, 0, _OVERSHOOT * jnp.maximum(missing + clearance, 0))
-    nearest, multipliers = _project(
-        state, state.offsets + extra[:, None], jnp.where(holds[:, None], origin, here), origin
-    )
-    moved = (here + jnp.where(holds, mix, 1)[:, None] * (nearest - here)).reshape(images.shape)
+        def objective(candidates):
+            lead = lead_of(head, encode(candidates), sample.targets)
+            return jnp.sum(lead.lead), lead
 
-    found = jnp.isfinite(best_length)
-    settled = jnp.linalg.norm(nearest - origin, axis=-1) >= _SETTLED * best_length
-    finished = found & ((holds & settled) | (state.spent >= config.refine_steps) | (best_length == 0))
-    state = state._replace(
-        multipliers=multipliers,
-        best=best,
-        best_length=best_length,
-        mix=mix,
-        clearance=clearance,
-        spent=state.spent + found.astype(jnp.int32),
-    )
-    answer = jnp.where(per_sample(found, images), best, images)
-    moved = jnp.where(per_sample(finite, images), moved, images)
-    return Move(moved, state, sample.aims, finished, found, answer, finite)
+        (_, lead), gradient = jax.value_and_grad(objective, has_aux=True)(images)
+        flat = (len(images), -1)
+        origin, here, gradient = (array.reshape(flat) for array in (sample.images, images, sample.restrict(gradient)))
+        change = here - origin
+        length = jnp.linalg.norm(change, axis=-1)
+
+        success = lead.by(config.margin)
+        better = success & (length < state.best_length)
+        found_before = jnp.isfinite(state.best_length)
+        factor = jnp.select([better & found_before, success & ~better], [_MIX_UP, _MIX_DOWN], 1.0).astype(length.dtype)
+        mix = jnp.clip(state.mix * factor, _LEAST_MIX, 1)
+        best = jnp.where(per_sample(better, images), images, state.best)
+        best_length = jnp.where(better, length, state.best_length)
+
+        missing = config.margin - lead.lead
+        clearance = jnp.where(state.clearance < 0, _CLEARANCE * jnp.maximum(missing, 0), state.clearance)
+        offset = missing + clearance + jnp.sum(gradient * change, axis=-1)
+        state = _with_cut(state, lead.rival, gradient, offset)
+        finite = jnp.isfinite(lead.lead) & jnp.all(jnp.isfinite(state.gram), axis=(1, 2))
+        extra = jnp.where(success, 0, _OVERSHOOT * jnp.maximum(missing + clearance, 0))
+        nearest, multipliers = _project(
+            state, state.offsets + extra[:, None], jnp.where(success[:, None], origin, here), origin
+        )
+        moved = (here + jnp.where(success, mix, 1)[:, None] * (nearest - here)).reshape(images.shape)
+
+        found = jnp.isfinite(best_length)
+        settled = jnp.linalg.norm(nearest - origin, axis=-1) >= _SETTLED * best_length
+        finished = found & ((success & settled) | (state.spent >= self.refine_steps) | (best_length == 0))
+        state = state._replace(
+            multipliers=multipliers,
+            best=best,
+            best_length=best_length,
+            mix=mix,
+            clearance=clearance,
+            spent=state.spent + found.astype(jnp.int32),
+        )
+        answer = jnp.where(per_sample(found, images), best, images)
+        moved = jnp.where(per_sample(finite, images), moved, images)
+        return Move(moved, state, sample.aims, finished, found, answer, finite)
 
 
 def _with_cut(state: Search, rival: Int[Array, "b"], normal: Float[Array, "b p"], offset: Float[Array, "b"]) -> Search:
-    """The half-space takes the place of the rival's last one, else of the oldest that does not act."""
+    """Replaces the rival's last half-space by a new one; a new rival takes the place of the oldest inactive one."""
     same = state.rivals == rival[:, None]
     acts = (state.multipliers > 0) & (state.rivals >= 0)
     age = jnp.where(state.rivals < 0, jnp.iinfo(jnp.int32).max, jnp.where(acts, state.ages - 1_000_000, state.ages))
@@ -158,19 +172,19 @@ def _project(
     """
     known = state.rivals >= 0
 
-    def reach(pixels):
+    def along_normals(pixels):
         return jnp.einsum("bip,bp->bi", state.normals, pixels, precision=jax.lax.Precision.HIGHEST)
 
-    def reached(multipliers):
+    def displaced(multipliers):
         return point + sum(multipliers[:, cut, None] * state.normals[:, cut] for cut in range(_CUTS))
 
-    raw = reached(_non_negative(state.gram, offsets - reach(point - origin), known))
+    raw = displaced(_non_negative(state.gram, offsets - along_normals(point - origin), known))
     inside = (raw >= 0) & (raw <= 1)
     base = jnp.where(inside, point, jnp.clip(raw, 0, 1)) - origin
-    # One product with a vector a cut: on CPUs several times faster than one batched product of two matrices.
-    lost = [reach(jnp.where(inside, 0, state.normals[:, cut])) for cut in range(_CUTS)]
-    multipliers = _non_negative(state.gram - jnp.stack(lost, axis=-1), offsets - reach(base), known)
-    return jnp.clip(reached(multipliers), 0, 1), multipliers
+    # One matrix-vector product per cut: on CPUs several times faster than one batched product of two matrices.
+    lost = [along_normals(jnp.where(inside, 0, state.normals[:, cut])) for cut in range(_CUTS)]
+    multipliers = _non_negative(state.gram - jnp.stack(lost, axis=-1), offsets - along_normals(base), known)
+    return jnp.clip(displaced(multipliers), 0, 1), multipliers
 
 
 def _non_negative(

@@ -163,8 +163,8 @@ def _threshold(
     def halve(_, interval):
         enough, lost = interval
         middle = (enough + lost) / 2
-        holds = jnp.sum(jnp.where(values >= middle[:, None], effects, 0), axis=-1) >= wanted
-        return jnp.where(holds, middle, enough), jnp.where(holds, lost, middle)
+        suffices = jnp.sum(jnp.where(values >= middle[:, None], effects, 0), axis=-1) >= wanted
+        return jnp.where(suffices, middle, enough), jnp.where(suffices, lost, middle)
 
     largest = jnp.max(values, axis=-1)
     return jax.lax.fori_loop(0, _HALVINGS, halve, (0 * largest, largest))[0]

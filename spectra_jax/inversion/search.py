@@ -1,33 +1,24 @@
 """Searches for many images with a fixed number of lanes: a lane whose sample is done takes the next one of the queue.
 
-Samples need between no step and all of their budget. Searched side by side in one batch, all would cost what the
-slowest costs; here the cost follows the work that is left, and what a sample gets does not depend on its neighbours.
+A sample needs anything from no step to its whole budget. In a plain batch all would cost what the slowest costs; here
+the cost follows the work that is left, and what is found for a sample does not depend on its neighbours.
 """
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from spectra_jax.inversion import descent, gauss_newton, nearest
 from spectra_jax.inversion.config import InversionConfig
 from spectra_jax.inversion.encoder import EncodeFn, as_partial, per_sample
 from spectra_jax.inversion.step import Sample
-from spectra_jax.inversion.types import InversionReason
+from spectra_jax.perturbations import lanes as queues
 from spectra_jax.perturbations import projection_perturbation
 from spectra_jax.perturbations.batching import varying_like
-from spectra_jax.types import Head
-
-_METHODS: dict[str, ModuleType] = {
-    "adam": descent,
-    "gradient_descent": descent,
-    "gauss_newton": gauss_newton,
-    "nearest": nearest,
-}
+from spectra_jax.types import Head, Status
 
 
 class Found(NamedTuple):
@@ -37,7 +28,7 @@ class Found(NamedTuple):
         images: (b, h, w, channels).
         num_steps: (b,) updates made.
         evaluations: (b,) how often the method looked at an image.
-        reason: (b,) an `InversionReason`.
+        reason: (b,) a `Status`.
     """
 
     images: Float[Array, "b h w k"]
@@ -79,11 +70,6 @@ class Progress(NamedTuple):
     answers: Found
 
 
-def passes(config: InversionConfig) -> tuple[int, int]:
-    """Forward and backward passes of one evaluation."""
-    return _METHODS[config.method].PASSES
-
-
 def search(
     encode: jax.tree_util.Partial, head: Head, queue: Sample, mutable: Bool[Array, "n"] | None, num_lanes: int,
     *, config: InversionConfig, stepwise: bool, progress: Callable[[InversionProgress], None] | None = None,
@@ -113,7 +99,7 @@ def search(
 
 @jax.jit
 def _feasible_first(aims: Float[Array, "b n"]) -> tuple[Int[Array, "b"], Int[Array, "b"]]:
-    """The order in which nothing infeasible takes up a lane, and the way back."""
+    """The order that puts infeasible rows last, where they take up no lane, and its inverse."""
     order = jnp.argsort(~jnp.all(jnp.isfinite(aims), axis=-1), stable=True)
     return order, jnp.argsort(order)
 
@@ -168,57 +154,46 @@ def _search_on_device(encode, head, queue, mutable, *, num_lanes: int, config: I
 @functools.partial(jax.jit, static_argnames=("num_lanes", "config"))
 def _open(queue: Sample, *, num_lanes: int, config: InversionConfig) -> Progress:
     """Empty lanes."""
-
-    def blank(rows: int) -> Found:
-        return Found(
-            images=jnp.zeros((rows, *queue.images.shape[1:]), queue.images.dtype),
-            num_steps=jnp.zeros(rows, jnp.int32),
-            evaluations=jnp.zeros(rows, jnp.int32),
-            reason=jnp.full(rows, InversionReason.TARGET_INFEASIBLE.value, jnp.int32),
-        )
-
     sample = jax.tree.map(lambda column: jnp.zeros((num_lanes, *column.shape[1:]), column.dtype), queue)
     lanes = Lanes(
         sample=sample,
         place=jnp.full(num_lanes, -1, jnp.int32),
         running=jnp.zeros(num_lanes, bool),
-        found=blank(num_lanes),
-        state=_METHODS[config.method].start(sample.images, config),
+        found=_untouched(sample.images),
+        state=config.build_method().init(sample.images),
     )
     total = jnp.sum(jnp.all(jnp.isfinite(queue.aims), axis=-1), dtype=jnp.int32)
-    answers = blank(len(queue.targets))._replace(images=queue.images)
-    return Progress(lanes, jnp.asarray(0, jnp.int32), total, answers)
+    return Progress(lanes, jnp.asarray(0, jnp.int32), total, _untouched(queue.images))
+
+
+def _untouched(images: Float[Array, "b h w k"]) -> Found:
+    """What there is to say of images that were not searched for."""
+    num_steps, evaluations, reason = (jnp.full(len(images), value, jnp.int32) for value in (0, 0, Status.INFEASIBLE))
+    return Found(images, num_steps, evaluations, reason)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnums=1)
 def _exchange(queue: Sample, progress: Progress, *, config: InversionConfig) -> Progress:
-    """Writes down what has ended and hands the free lanes the next samples."""
+    """Stores the answers of the lanes that have ended and hands them the next samples."""
     lanes, taken, total, answers = progress
     free = ~lanes.running
     where = jnp.where(free & (lanes.place >= 0), lanes.place, len(queue.targets))  # out of bounds is dropped
     answers = jax.tree.map(lambda old, new: old.at[where].set(new, mode="drop"), answers, lanes.found)
-    position = taken + jnp.cumsum(free, dtype=jnp.int32) - 1
-    chosen = free & (position < total)
-    row = jnp.where(chosen, position, 0)
+    chosen, place, taken = queues.refill(free, taken, total)
+    row = jnp.where(chosen, place, 0)
 
     def fill(old, new):
         return jnp.where(per_sample(chosen, old), new, old)
 
     sample = jax.tree.map(lambda old, column: fill(old, column[row]), lanes.sample, queue)
-    fresh = Found(
-        images=sample.images,
-        num_steps=jnp.zeros_like(lanes.found.num_steps),
-        evaluations=jnp.zeros_like(lanes.found.evaluations),
-        reason=jnp.full_like(lanes.found.reason, InversionReason.TARGET_INFEASIBLE.value),
-    )
     lanes = Lanes(
         sample=sample,
-        place=jnp.where(chosen, position, jnp.where(free, -1, lanes.place)),
+        place=jnp.where(chosen, place, jnp.where(free, -1, lanes.place)),
         running=lanes.running | chosen,
-        found=jax.tree.map(fill, lanes.found, fresh),
-        state=jax.tree.map(fill, lanes.state, _METHODS[config.method].start(sample.images, config)),
+        found=jax.tree.map(fill, lanes.found, _untouched(sample.images)),
+        state=jax.tree.map(fill, lanes.state, config.build_method().init(sample.images)),
     )
-    return Progress(lanes, taken + jnp.sum(chosen, dtype=jnp.int32), total, answers)
+    return Progress(lanes, taken, total, answers)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -230,17 +205,13 @@ def _step(encode, head, mutable, lanes: Lanes, *, config: InversionConfig) -> La
     def aim(attributes):
         return _aim_anew(head, mutable, lanes, attributes, config) if config.reaim_every else sample.aims
 
-    move = _METHODS[config.method].move(encode, head, sample, aim, found.images, lanes.state, config)
+    move = config.build_method().step(encode, head, sample, aim, found.images, lanes.state, config=config)
     images = move.images if sample.region is None else jnp.where(sample.region > 0, move.images, sample.images)
     still = jnp.all(images == found.images, axis=tuple(range(1, images.ndim)))
     exhausted = found.num_steps >= sample.budgets
     stop = move.finished | ~move.finite | exhausted | still
-    codes = [InversionReason.SUCCESS, InversionReason.NOT_FINITE, InversionReason.BUDGET]
-    reason = jnp.select(
-        [move.holds, ~move.finite, exhausted],
-        [jnp.asarray(code, jnp.int32) for code in codes],
-        jnp.asarray(InversionReason.STALLED, jnp.int32),
-    )
+    codes = [jnp.asarray(code, jnp.int32) for code in (Status.SOLVED, Status.NOT_FINITE, Status.BUDGET, Status.STALLED)]
+    reason = jnp.select([move.success, ~move.finite, exhausted], codes[:3], codes[3])
     go_on, end = running & ~stop, running & stop
     return Lanes(
         sample=sample._replace(aims=move.aims),
@@ -262,7 +233,7 @@ def search_step(
     encode_fn: EncodeFn, head: Head, images: Float[Array, "b h w k"], target_attributes: Float[Array, "b n"],
     targets: Int[Array, "b"], *, config: InversionConfig,
 ) -> Callable[[], Lanes]:  # fmt: skip
-    """The first step of a search on a full batch, to be called again and again: what a benchmark of its cost needs."""
+    """The first step of a search on a full batch, ready to be timed: what a benchmark of its cost needs."""
     encode = as_partial(encode_fn)
     budgets = jnp.full(len(images), config.max_steps, jnp.int32)
     queue = Sample(images, target_attributes, jnp.asarray(targets, jnp.int32), budgets, None)
@@ -273,7 +244,7 @@ def search_step(
 def _aim_anew(
     head: Head, mutable: Bool[Array, "n"] | None, lanes: Lanes, attributes: Float[Array, "l n"], config: InversionConfig
 ) -> Float[Array, "l n"]:
-    """The wanted attributes, replaced where it is time to by the nearest ones of the target's region."""
+    """The wanted attributes, replaced where that is due by the nearest ones of the target's region."""
     steps, aims = lanes.found.num_steps, lanes.sample.aims
     due = lanes.running & (steps > 0) & (steps % config.reaim_every == 0)
     here = attributes if mutable is None else jnp.where(mutable, attributes, aims)

@@ -1,4 +1,4 @@
-"""The common language of the ways of searching: what a sample asks for and what one step answers."""
+"""What a step of a search is given and what it answers; `spectra_jax.inversion.config.Method` is what takes it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
 class Sample(NamedTuple):
-    """What is asked for, one row a sample.
+    """What is asked for, one row per sample.
 
     Attributes:
         images: (b, h, w, channels) where the search started.
@@ -23,6 +23,10 @@ class Sample(NamedTuple):
     budgets: Int[Array, "b"]
     region: Float[Array, "b h w 1"] | None
 
+    def restrict(self, gradient: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
+        """The gradient, 0 at pixels that may not change."""
+        return gradient if self.region is None else gradient * self.region
+
 
 # From the attributes of the present images to the attributes wanted.
 Aim = Callable[[Float[Array, "b n"]], Float[Array, "b n"]]
@@ -36,7 +40,7 @@ class Move(NamedTuple):
         state: what the method remembers.
         aims: (b, n) the attributes wanted from now on.
         finished: (b,) no further step is worth its cost.
-        holds: (b,) `answer` has the target.
+        success: (b,) the classifier names the target for `answer`.
         answer: (b, h, w, channels) what to return if the search ends here.
         finite: (b,) whether the step can be taken at all.
     """
@@ -45,6 +49,6 @@ class Move(NamedTuple):
     state: PyTree
     aims: Float[Array, "b n"]
     finished: Bool[Array, "b"]
-    holds: Bool[Array, "b"]
+    success: Bool[Array, "b"]
     answer: Float[Array, "b h w k"]
     finite: Bool[Array, "b"]

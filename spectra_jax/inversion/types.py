@@ -1,40 +1,14 @@
-"""What an inversion is asked for and what it answers."""
+"""What an inversion answers."""
 
-import enum
 from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.image_metrics import AttributeSelectivity, ImageDistances
-
-
-class InversionReason(enum.IntEnum):
-    """Why a sample stopped moving."""
-
-    SUCCESS = 0
-    BUDGET = 1
-    TARGET_INFEASIBLE = 2
-    STALLED = 3
-    NOT_FINITE = 4
-    NOT_CONFIRMED = 5
-
-    @property
-    def description(self) -> str:
-        """In words, for a report."""
-        return {
-            InversionReason.SUCCESS: "the classifier names the target",
-            InversionReason.BUDGET: "the step budget ran out before the classifier named the target",
-            InversionReason.TARGET_INFEASIBLE: "the wanted attributes are not finite: no change reaches the target, or "
-            "none is known",
-            InversionReason.STALLED: "the image stopped changing before the classifier named the target",
-            InversionReason.NOT_FINITE: "the loss or its gradient became NaN or infinite",
-            InversionReason.NOT_CONFIRMED: "the target was named during the search, but not when the image was "
-            "evaluated once more, with other rounding errors",
-        }[self]
-
 
 class InversionResult(NamedTuple):
     """The images found and how each search ended. Failures stay in: they belong in every denominator.
+
+    How far the images moved is for `image_distances`, `ssim`, `psnr` and `attribute_selectivity` to say.
 
     Attributes:
         images: (b, h, w, channels) in [0, 1]; the last image tried where the search failed.
@@ -42,9 +16,12 @@ class InversionResult(NamedTuple):
         success: (b,) whether the classifier names the target, by `config.margin`.
         num_steps: (b,) updates made.
         loss: (b,) MSE + lambda (1 - SSIM) at `images`; NaN where the target is infeasible.
-        reason: (b,) an `InversionReason`.
-        survives_rounding: (b,) success whose target the classifier names, by any lead, also after rounding to 8 bits a
-            channel, as a PNG file does.
+        reason: (b,) a `Status`. SOLVED: the classifier names the target. INFEASIBLE: the wanted attributes are not
+            finite, as no change reaches the target or none is known. BUDGET: max_steps ran out. STALLED: the image
+            stopped changing. NOT_FINITE: the loss or its gradient became NaN or infinite. UNRESOLVED: the target was
+            named during the search, but not when the image was evaluated once more, with other rounding errors.
+        survives_rounding: (b,) success whose target the classifier names, by any lead, also after rounding to 8 bits
+            per channel, as a PNG file does.
         images_8bit: (b, h, w, channels) the image to write to a file, on the 256 levels: `images` rounded to the
             nearest or, where that loses the target, by what config.survive_steps allow: first by a lower threshold
             than a half, then by whole levels where the gradient is steepest, see `spectra_jax.inversion.rounding`.
@@ -52,12 +29,8 @@ class InversionResult(NamedTuple):
         forward_passes: (b,) images put through the encoder for this sample, all stages together; a product with the
             Jacobian counts as one.
         backward_passes: (b,) of these, how many were followed by a backward pass.
-        distances: l0, l1, l2, linf of the change of the image.
-        ssim: (b,) of `images` with the originals; NaN if they are smaller than its window.
-        psnr: (b,) dB; inf where nothing changed.
         requested: (b, n) delta, the change of the attributes that was asked for.
         realised: (b, n) phi(x') - phi(x).
-        selectivity: how well the realised change keeps to the requested one; NaN where the target is infeasible.
     """
 
     images: Float[Array, "b h w k"]
@@ -71,9 +44,5 @@ class InversionResult(NamedTuple):
     success_8bit: Bool[Array, "b"]
     forward_passes: Int[Array, "b"]
     backward_passes: Int[Array, "b"]
-    distances: ImageDistances
-    ssim: Float[Array, "b"]
-    psnr: Float[Array, "b"]
     requested: Float[Array, "b n"]
     realised: Float[Array, "b n"]
-    selectivity: AttributeSelectivity

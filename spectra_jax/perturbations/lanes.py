@@ -50,14 +50,13 @@ def run_lanes(
     def turn(state):
         lanes, problem, taken, results = state
         free = lanes.status != RUNNING
-        position = taken + jnp.cumsum(free, dtype=jnp.int32) - 1
-        chosen = free & (position < count)
+        chosen, position, taken = refill(free, taken, count)
         problem = jnp.where(chosen, pick(queue, jnp.minimum(position, size - 1)), problem)
         lanes = lanes._replace(status=jnp.where(free, IDLE, lanes.status))
         lanes, figures = work(load(lanes, chosen, problem))
         ended = (lanes.status != IDLE) & (lanes.status != RUNNING)
         results = write(results, jnp.where(ended, problem, size), lanes, figures)
-        return lanes, problem, taken + jnp.sum(chosen, dtype=jnp.int32), results
+        return lanes, problem, taken, results
 
     def unfinished(state):
         lanes, _, taken, _ = state
@@ -65,6 +64,24 @@ def run_lanes(
 
     start = (lanes, jnp.zeros(num_lanes, jnp.int32), jnp.int32(0), results)
     return jax.lax.while_loop(unfinished, turn, varying_like(waiting, start))[3]
+
+
+def refill(
+    free: Bool[Array, "p"], taken: Int[Array, ""], total: Int[Array, ""]
+) -> tuple[Bool[Array, "p"], Int[Array, "p"], Int[Array, ""]]:
+    """Hands the next places of a queue to the free lanes, in order.
+
+    Args:
+        free: (p,) lanes that have nothing to do.
+        taken: how many places have been handed out.
+        total: how many there are.
+
+    Returns:
+        (p,) the lanes that get a place, (p,) their places, and how many have been handed out by then.
+    """
+    place = taken + jnp.cumsum(free, dtype=jnp.int32) - 1
+    chosen = free & (place < total)
+    return chosen, place, taken + jnp.sum(chosen, dtype=jnp.int32)
 
 
 def pick(matrix: Array, *index: Array) -> Array:

@@ -1,6 +1,6 @@
 """Training an attribute-bottleneck classifier: configuration, the pure step, evaluation, and the loop.
 
-The loss is that of the paper's Eq. 7, composed in `spectra_jax.losses.loss_terms`, plus an optional regulariser.
+The loss is that of the paper's Eq. 7, composed in `spectra_jax.losses.loss_terms`.
 Nothing here touches files: where batches come from and where metrics and checkpoints go is handed to `fit`.
 """
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from spectra_jax.training._loop import fit as fit
     from spectra_jax.training._step import DECODER as DECODER
     from spectra_jax.training._step import Metrics as Metrics
-    from spectra_jax.training._step import Regularizer as Regularizer
     from spectra_jax.training._step import TrainState as TrainState
     from spectra_jax.training._step import balanced_positive_weight as balanced_positive_weight
     from spectra_jax.training._step import check_adversarial as check_adversarial

@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Norm = Literal["l2", "linf"]
@@ -25,7 +26,7 @@ def attack_images(
     can cross the ball and a single step is 1.25 radius, as fast adversarial training has it (Wong et al., 2020).
 
     Args:
-        loss_fn: images -> one loss an image, none depending on another image. Whatever else it needs is a constant
+        loss_fn: images -> one loss per image, none depending on another image. Whatever else it needs is a constant
             here: no gradient leaves this function, neither to the images nor to what `loss_fn` closes over.
         images: (b, h, w, channels) in [0, 1].
         key: of the random start.
@@ -35,7 +36,7 @@ def attack_images(
         steps: gradients to take.
 
     Returns:
-        Images in [0, 1] and within the ball; those that rounding puts outside are outside by float32's last digits.
+        Images in [0, 1] and within the ball, up to rounding.
     """
     images = jax.lax.stop_gradient(images)
     step_size = 2.5 * radius / (steps + 1)
@@ -69,15 +70,10 @@ def _ascent(gradient: Float[Array, "b h w k"], norm: Norm) -> Float[Array, "b h 
     # Scaled first: the square of a well-classified image's gradient would underflow.
     largest = jnp.max(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
     scaled = gradient / jnp.where(largest == 0, 1, largest)
-    return scaled / jnp.maximum(_lengths(scaled), 1)
+    return scaled / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(scaled), axis=(1, 2, 3), keepdims=True)), 1)
 
 
 def _project(change: Float[Array, "b h w k"], radius: float, norm: Norm) -> Float[Array, "b h w k"]:
     """The nearest point of the ball."""
-    if norm == "linf":
-        return jnp.clip(change, -radius, radius)
-    return change * (radius / jnp.maximum(_lengths(change), radius))
-
-
-def _lengths(change: Float[Array, "b h w k"]) -> Float[Array, "b 1 1 1"]:
-    return jnp.sqrt(jnp.sum(jnp.square(change), axis=(1, 2, 3), keepdims=True))
+    project = optax.projections.projection_linf_ball if norm == "linf" else optax.projections.projection_l2_ball
+    return jax.vmap(lambda one: project(one, radius))(change)

@@ -1,8 +1,9 @@
 """What decides a training run, and where each architecture starts."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 MAX_SEED = 2**32 - 1  # JAX cuts longer ones to 32 bits
 
@@ -115,29 +116,29 @@ class TrainConfig:
     non_finite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed <= MAX_SEED:
-            raise ValueError(f"seed must lie in [0, {MAX_SEED}], got {self.seed}")
-        for name in ("batch_size", "epochs", "learning_rate", "clip_norm", "stability_distance", "adversarial_steps"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive and finite, got {value}")
-        lambdas = (name for name in vars(self) if name.startswith("lambda_"))
-        for name in ("image_size", "weight_decay", "adversarial_radius", *lambdas):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be finite and not negative, got {value}")
-        for name in ("warmup", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        lambdas = [name for name in vars(self) if name.startswith("lambda_")]
+        positive = ("batch_size", "epochs", "learning_rate", "clip_norm", "stability_distance", "adversarial_steps")
+        self._expect(("seed",), lambda value: 0 <= value <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}")
+        self._expect(positive, lambda value: 0 < value < math.inf, "a finite number > 0")
+        self._expect(
+            ("image_size", "weight_decay", "adversarial_radius", *lambdas),
+            lambda value: 0 <= value < math.inf,
+            "a finite number >= 0",
+        )
+        self._expect(("warmup", "label_smoothing"), lambda value: 0 <= value < 1, "a number from 0 to below 1")
         if self.lambda_consistency and not self.adversarial_radius:
             raise ValueError(
-                f"lambda_consistency={self.lambda_consistency:g} compares images with attacked ones; set "
+                f"lambda_consistency is {self.lambda_consistency:g}, which compares images with attacked ones; set "
                 "adversarial_radius as well"
             )
         for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                choices = ", ".join(map(repr, get_args(kind)))
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+            if get_origin(kind) is Literal:
+                self._expect((name,), get_args(kind).__contains__, f"one of {get_args(kind)}")
+
+    def _expect(self, names: Iterable[str], is_valid: Callable[[Any], bool], expected: str) -> None:
+        for name in names:
+            if not is_valid(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}")
 
 
 # Where each architecture starts; every value can be overridden on the command line.

@@ -68,7 +68,7 @@ def predict(
             collect(waiting)
         waiting = result
     if waiting is None:
-        raise ValueError("there is nothing to evaluate: the split has no example")
+        raise ValueError("batches is empty; expected at least one example")
     collect(waiting)
     return Predictions(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))
 

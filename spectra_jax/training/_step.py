@@ -11,13 +11,13 @@ import optax
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from spectra_jax.losses import divergence, loss_terms
+from spectra_jax import losses
 from spectra_jax.metrics import class_accuracy
 from spectra_jax.models import Decoder, Model, Params, build_decoder
 from spectra_jax.perturbations import head_logits
 from spectra_jax.training._adversarial import attack_images
 from spectra_jax.training._config import TrainConfig
-from spectra_jax.types import Batch, Head
+from spectra_jax.types import Batch
 
 # Parameters that only a loss uses, beside those of the model.
 FREE_LOGITS, DECODER = "free_logits", "decoder"
@@ -25,7 +25,6 @@ FREE_LOGITS, DECODER = "free_logits", "decoder"
 ATTACK_KEY = 2
 
 Metrics = dict[str, Any]
-Regularizer = Callable[[Params, Head, Float[Array, "b n"], Batch, PRNGKeyArray], Float[Array, ""]]
 
 
 class TrainState(NamedTuple):
@@ -126,25 +125,22 @@ def training_decoder(model: Model, config: TrainConfig) -> Decoder:
     return build_decoder(num_attributes=model.num_attributes, image_size=config.image_size or model.image_size)
 
 
-def balanced_positive_weight(
-    attributes: Float[Array | np.ndarray, "N n"], *, limit: float = 10.0
-) -> Float[np.ndarray, "n"]:
+def balanced_positive_weight(attributes: Float[Array | np.ndarray, "N n"]) -> Float[np.ndarray, "n"]:
     """Weights that make the present and the absent answers of each attribute count alike in the loss.
 
-    (1 - p) / p for an attribute present in a share p of the training examples, clipped to [1 / limit, limit] because an
+    (1 - p) / p for an attribute present in a share p of the training examples, clipped to [0.1, 10] because an
     attribute seen twice would otherwise drown all others. It trades precision for recall: balanced accuracy rises,
     but sigmoid(e) is no longer a probability.
 
     Args:
         attributes: (N, n) labels of the training split in [0, 1].
-        limit: the largest weight.
 
     Returns:
         (n,) float32.
     """
     present = np.mean(np.asarray(attributes, np.float64), axis=0)
     with np.errstate(divide="ignore"):
-        return np.clip((1 - present) / present, 1 / limit, limit).astype(np.float32)
+        return np.clip((1 - present) / present, 0.1, 10).astype(np.float32)
 
 
 def forward(
@@ -176,7 +172,7 @@ def _attacked(model: Model, params: Params, batch: Batch, config: TrainConfig, k
     def loss_fn(images: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
         logits = forward(model, params, images)[1]
         if config.lambda_consistency:
-            return divergence(given, logits)
+            return losses.divergence(given, logits)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
 
     return attack_images(
@@ -195,7 +191,6 @@ def make_train_step(
     config: TrainConfig,
     *,
     positive_weight: Float[Array, "n"] | None = None,
-    regularizer: Regularizer | None = None,
     sharding: Sharding | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the jitted step (state, batch) -> (state, metrics). The state passed in is donated: do not use it again.
@@ -209,14 +204,11 @@ def make_train_step(
         config: what the loss is made of; where it trains parameters of its own, the state has those of
             `with_loss_parameters`.
         positive_weight: (n,) for `attribute_loss`.
-        regularizer: (params, head, attributes (b, n), batch, key) -> scalar, added to the loss as it is. It must mask
-            padded rows by `batch.valid` itself.
         sharding: of state and metrics, replicated over the devices when there are several.
 
     Returns:
         The step. Its metrics are device scalars: loss, every active term of `loss_terms` by name, class_accuracy (of
-        the attacked images where they take the place of the given ones), gradient_norm, finite and, with a
-        regulariser, regularization.
+        the attacked images where they take the place of the given ones), gradient_norm and finite.
 
     Raises:
         ValueError: attacks or a reconstruction are asked for where the batches hold no images.
@@ -226,7 +218,7 @@ def make_train_step(
 
     def loss_fn(trained: Params, rest: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], Metrics]:
         params = {**rest, **trained}
-        dropout_key, regularizer_key = jax.random.split(key)
+        dropout_key, _ = jax.random.split(key)
         inputs, attacked_logits = batch.inputs, None
         if config.adversarial_radius:
             attacked = _attacked(model, params, batch, config, jax.random.fold_in(key, ATTACK_KEY))
@@ -236,7 +228,7 @@ def make_train_step(
                 inputs = attacked
         attributes, logits = forward(model, params, inputs, key=dropout_key)
         free = config.lambda_stability and config.stability_logits == "learned"
-        loss, terms = loss_terms(
+        loss, terms = losses.loss_terms(
             model.head(params),
             attributes,
             batch.attributes,
@@ -260,9 +252,6 @@ def make_train_step(
             valid=batch.valid,
         )
         metrics: Metrics = {**terms, "class_accuracy": class_accuracy(logits, batch.labels, valid=batch.valid)}
-        if regularizer is not None:
-            metrics["regularization"] = regularizer(params, model.head(params), attributes, batch, regularizer_key)
-            loss = loss + metrics["regularization"]
         return loss, {"loss": loss, **metrics}
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
