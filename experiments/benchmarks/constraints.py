@@ -23,7 +23,7 @@ class Args:
         the head of a trained run, its attributes within what the test split shows and in CUB's 28 groups; a minute on
         2 CPU cores.
 
-    Prints seconds a call, median (smallest - largest) over the pairs, how much longer the change is than the projection
+    Prints seconds per call, median (smallest - largest) over the pairs, how much longer the change is than the projection
     without constraints, and how far it can be from the best one by its own lower bound.
 
     Attributes:
@@ -63,7 +63,7 @@ def problem(args: Args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def measure(args: Args) -> dict[str, Any]:
-    """Runs all pairs; times are seconds a call."""
+    """Runs all pairs; times are seconds per call."""
     import jax
     import jax.numpy as jnp
 
