@@ -65,9 +65,10 @@ class SolveConfig:
             and more classes than attributes: a factorisation per class and block); default projection and boundary.
         margin: lead over every other class that a target must have, in logits.
         immutable: names or indices of attributes that must not change; not with pinv.
-        deltas: also write the changes themselves, n numbers per row; with pinv a factorisation per class and block more.
+        deltas: also write the changes themselves, n numbers per row; with pinv one more factorisation per class and
+            block.
         precision: float32, or float64 for pairs that float32 leaves unresolved (about 2 times slower on a CPU).
-        samples_per_partition: 0 for files of about 262,144 pairs a method; Ctrl-C and kills cost at most those in work.
+        samples_per_partition: 0 for files of about 262,144 pairs per method; Ctrl-C and kills cost at most those in work.
     """
 
     methods: tuple[Literal["projection", "boundary", "pinv"], ...] = ()
