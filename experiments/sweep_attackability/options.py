@@ -68,7 +68,8 @@ class SolveConfig:
         deltas: also write the changes themselves, n numbers per row; with pinv one more factorisation per class and
             block.
         precision: float32, or float64 for pairs that float32 leaves unresolved (about 2 times slower on a CPU).
-        samples_per_partition: 0 for files of about 262,144 pairs per method; Ctrl-C and kills cost at most those in work.
+        samples_per_partition: 0 for files of about 262,144 pairs per method; Ctrl-C and kills cost at most those that
+            are in work.
     """
 
     methods: tuple[Literal["projection", "boundary", "pinv"], ...] = ()
