@@ -1,6 +1,7 @@
 # make demo     installs into .venv, runs the main job on the embedded data and says where its report is
 # make explore  opens a live page about the model of make demo in the browser
 # make test     installs the test tools as well, then runs the linters, the type checker and the tests
+# make docs     builds the documentation in docs/_build/html; its notebooks are executed
 # make clean    removes .venv and what the checkers cached
 #
 # PYTHON=python3.12 picks another interpreter, VENV=folder another place for the environment,
@@ -14,10 +15,10 @@ PYTEST_ARGS ?=
 RUN := $(VENV)/bin/python
 PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo explore test check clean
+.PHONY: help demo explore test check docs clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 demo: $(VENV)/.installed
 	$(RUN) -m experiments.quickstart
@@ -32,6 +33,10 @@ check: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+docs: $(VENV)/.installed-docs
+	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -49,10 +54,14 @@ $(VENV)/.created:
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (about 1 GB; a minute or two the first time)"
-	$(PIP_INSTALL) --editable '.[pretrained,explore]'
+	$(PIP_INSTALL) --editable '.[experiments,pretrained,explore]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), test tools included (about 1 GB; a minute or two the first time)"
-	$(PIP_INSTALL) --editable '.[pretrained,explore,test,bench]'
+	$(PIP_INSTALL) --editable '.[experiments,pretrained,explore,test,bench]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[experiments,pretrained,explore,docs]'
 	@touch $(VENV)/.installed $@

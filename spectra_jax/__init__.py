@@ -58,13 +58,12 @@ if TYPE_CHECKING:
     from spectra_jax.models import Model as Model
     from spectra_jax.models import build_model as build_model
     from spectra_jax.perturbations import AllPairsResult as AllPairsResult
-    from spectra_jax.perturbations import BoxResult as BoxResult
+    from spectra_jax.perturbations import BestSingleAttributes as BestSingleAttributes
     from spectra_jax.perturbations import NearestClass as NearestClass
     from spectra_jax.perturbations import NearestTarget as NearestTarget
-    from spectra_jax.perturbations import OneHotResult as OneHotResult
     from spectra_jax.perturbations import ProjectionResult as ProjectionResult
+    from spectra_jax.perturbations import RestrictedResult as RestrictedResult
     from spectra_jax.perturbations import SingleAttributeResult as SingleAttributeResult
-    from spectra_jax.perturbations import SparseResult as SparseResult
     from spectra_jax.perturbations import all_pairs_norms as all_pairs_norms
     from spectra_jax.perturbations import all_pairs_projection as all_pairs_projection
     from spectra_jax.perturbations import best_single_attributes as best_single_attributes

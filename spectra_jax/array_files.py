@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from spectra_jax.extras import extra
+
 SUFFIXES = (".npy", ".npz", ".safetensors")
 UNNAMED = ""  # the only array of an .npy file
 _SKIPPED_BYTES = 1 << 20
@@ -200,7 +202,8 @@ def _compressed(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, 
 
 
 def _open_safetensors(path: Path) -> dict[str, Rows]:
-    from safetensors import SafetensorError, safe_open
+    with extra("experiments"):
+        from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "np") as file:

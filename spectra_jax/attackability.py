@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 
 from spectra_jax.buckets import in_buckets
 from spectra_jax.checks import as_problem, check_choice
+from spectra_jax.perturbations import formulas
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
-from spectra_jax.perturbations.geometry import of_unit_size, relative_logits, safe_norm
+from spectra_jax.perturbations.geometry import safe_norm
 from spectra_jax.perturbations.nearest_class import nearest_class
 from spectra_jax.perturbations.nearest_target import nearest_target
 from spectra_jax.switches import public
@@ -50,15 +51,9 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
     if method == "boundary":
         return nearest_class(head, attributes).attackability
     head, attributes = as_problem(head, attributes, ndim=2)
-    head, _, _ = of_unit_size(head, jnp.zeros((), attributes.dtype))
-    logits = relative_logits(head, attributes)
-    norms = all_pairs_norms(head, attributes, method=method)
-    classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    others = classes[None, :] != jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
-    found = nearest_target(norms, allowed=others)
+    found = nearest_target(all_pairs_norms(head, attributes, method=method))
     nearest = jnp.where(found.num_unresolved > 0, jnp.nan, found.distance)  # the nearest may be one of those
-    on_boundary = nearest == 0
-    return jnp.where(on_boundary, jnp.inf, safe_norm(attributes) / jnp.where(on_boundary, 1, nearest))
+    return formulas.attackability(nearest, safe_norm(attributes))
 
 
 def attackability_summary(
@@ -94,9 +89,13 @@ def attackability_summary(
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size:
-        raise ValueError(f"values has shape {values.shape}; expected (N,), one attackability a sample, N >= 1")
+        raise ValueError(
+            f"values has shape {values.shape}; expected (N,), one attackability per sample, N >= 1: flatten it"
+        )
     if not (values >= 0).all():
-        raise ValueError("values contains NaN or negative numbers; attackability is a ratio of norms")
+        raise ValueError(
+            "values contains NaN or negative numbers; expected ratios of norms: leave unresolved samples out"
+        )
     finite, positive = values[np.isfinite(values)], values[values > 0]
     ordered = np.sort(finite)[::-1]
     total = ordered.sum()

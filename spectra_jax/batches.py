@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from spectra_jax.extras import extra
 from spectra_jax.types import Batch
 
 _ENDLESS = 2**60
@@ -136,7 +137,8 @@ class BatchIterator:
             prefetch: batches kept ready (memory: that many batches).
             identity: JSON-able facts that must be the same where a state is set again.
         """
-        import grain  # here, so that machines without it can use the rest of the package
+        with extra("experiments"):
+            import grain  # here, so that machines without it can use the rest of the package
 
         self.plan = plan
         # What decides the order. The division among processes does not: a run may go on with another number of them.

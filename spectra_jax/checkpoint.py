@@ -15,8 +15,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+
+from spectra_jax.extras import extra
+
+with extra("experiments"):
+    import orbax.checkpoint as ocp
 
 T = TypeVar("T")
 

@@ -16,12 +16,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
 
 from spectra_jax.batches import BatchIterator as BatchIterator
 from spectra_jax.batches import BatchPlan, Rows, flips, padded_batch
 from spectra_jax.batches import array_batches as array_batches
+from spectra_jax.extras import extra
 from spectra_jax.types import Batch
+
+with extra("experiments"):
+    from PIL import Image
 
 SPLITS = ("train", "validation", "test")
 
@@ -139,7 +142,8 @@ class Dataset:
     """A prepared data set; made by `open_dataset`. Splits: "train", "validation", "test", "train+validation"."""
 
     def __init__(self, path: Path, cache_bytes: int):
-        import tensorflow_datasets as tfds  # here, so that machines without it can use the rest of the package
+        with extra("experiments"):
+            import tensorflow_datasets as tfds  # here, so that machines without it can use the rest of the package
 
         found = sorted(path.glob("*/*/metadata.json"))
         if len(found) != 1:

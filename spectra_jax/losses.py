@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import at_least_float32, check_attributes, check_choice
+from spectra_jax.perturbations import formulas
 from spectra_jax.perturbations.all_pairs import all_pairs_norms
 from spectra_jax.perturbations.geometry import head_logits, safe_norm
 from spectra_jax.switches import public
@@ -169,7 +170,7 @@ def stability_loss(
         others = others & (norms <= jnp.min(jnp.where(others, norms, jnp.inf), axis=-1, keepdims=True))
     # A distance of 0 or an erased sample has no logarithm: the smallest normal number keeps both finite.
     tiny = float(jnp.finfo(norms.dtype).tiny)
-    relative = norms / jnp.maximum(safe_norm(attributes)[:, None], tiny)
+    relative = formulas.relative_margin(norms, safe_norm(attributes)[:, None])
     values = {
         "squared": lambda: -jnp.square(jnp.where(others, norms, 0)),
         "log_relative": lambda: -jnp.log(jnp.maximum(jnp.where(others, relative, 1), tiny)),

@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_unit_scale, at_least_float32
+from spectra_jax.extras import extra
 from spectra_jax.switches import public
 
 
@@ -92,8 +93,8 @@ def attribute_metrics(
         balanced_accuracy and map over attributes with both answers present, f1 over attributes present at
         least once (their undefined precision counts as 0), and num_attributes that have both answers.
     """
-    # Half a second that only this function needs.
-    from sklearn.metrics import average_precision_score, multilabel_confusion_matrix
+    with extra("experiments"):  # half a second that only this function needs
+        from sklearn.metrics import average_precision_score, multilabel_confusion_matrix
 
     scores, truth = np.asarray(attributes, np.float64), np.asarray(labels) > 0.5
     if scores.shape != truth.shape or scores.ndim != 2:

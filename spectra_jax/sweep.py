@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import check_choice, check_head, check_margin, check_mutable, is_concrete
+from spectra_jax.perturbations import formulas
 from spectra_jax.perturbations.all_pairs import METHODS, all_pairs_norms
 from spectra_jax.perturbations.all_projections import all_pairs_projection
 from spectra_jax.perturbations.geometry import relative_logits, safe_norm
@@ -50,7 +51,7 @@ class PairAnswers(NamedTuple):
 
 
 class SampleAnswers(NamedTuple):
-    """What is said once a sample.
+    """What is said about each sample.
 
     Attributes:
         predicted: (b,) class with the largest logit.
@@ -84,7 +85,7 @@ class SweepAnswers(NamedTuple):
 
     Attributes:
         samples: per sample.
-        pairs: per (sample, target) pair, one entry a method, in the order they were asked for.
+        pairs: per (sample, target) pair, one entry per method, in the order they were asked for.
     """
 
     samples: SampleAnswers
@@ -144,7 +145,7 @@ def check_methods(methods: Sequence[str], mutable: object) -> None:
     for method in methods:
         check_choice("methods", method, METHODS)
     if "pinv" in methods and mutable is not None:
-        raise ValueError('mutable does not apply to the method "pinv"; leave one of the two out')
+        raise ValueError('mutable is given with the method "pinv"; expected None there: leave one of the two out')
 
 
 def _projection(head, attributes, predicted, margin, mutable, deltas) -> PairAnswers:
@@ -194,7 +195,7 @@ def _pinv(head, attributes, predicted, margin, mutable, deltas) -> PairAnswers:
     def one_target(target):
         return jax.vmap(lambda sample: pinv_perturbation(head, sample, target, margin=margin))(attributes)
 
-    # One factorisation a target, shared by the samples.
+    # One factorisation per target, shared by the samples.
     delta = jnp.swapaxes(jax.lax.map(one_target, classes), 0, 1) if deltas else None
     return PairAnswers(
         norm=norm,
@@ -227,13 +228,13 @@ def _samples(head, attributes, norms, bounds, predicted, margin, mutable, spread
     num_classes, num_attributes = head.weights.shape
     others = _all_targets(head) != predicted[:, None]
     unresolved = others & jnp.isnan(norms)
-    reach = jnp.where(unresolved, bounds if one_facet else jnp.inf, jnp.where(others, norms, jnp.inf))
-    distance, length = jnp.min(reach, axis=-1), safe_norm(attributes)
+    distances = jnp.where(unresolved, bounds if one_facet else jnp.inf, jnp.where(others, norms, jnp.inf))
+    distance, length = jnp.min(distances, axis=-1), safe_norm(attributes)
     # No answer is not "out of reach": the class may be the nearest unless its lower bound says otherwise.
     told = one_facet | ~jnp.any(unresolved & ~(bounds >= distance[:, None]), axis=-1)
     distance = jnp.where(told, distance, jnp.nan)
     known = jnp.isfinite(distance)
-    nearest = jnp.argmin(reach, axis=-1).astype(jnp.int32)
+    nearest = jnp.argmin(distances, axis=-1).astype(jnp.int32)
     spread = jnp.ones(num_attributes, attributes.dtype) if spread is None else spread
     unit = jnp.where(spread > 0, spread, 1)
 
@@ -256,13 +257,12 @@ def _samples(head, attributes, norms, bounds, predicted, margin, mutable, spread
         one_sample, (attributes, nearest, predicted, distance), batch_size=at_once
     )
     alone, moves = alone & known, moves & known
-    on_boundary = distance == 0
     return SampleAnswers(
         predicted=predicted,
         length=length,
         nearest=jnp.where(known, nearest, -1),
         distance=distance,
-        attackability=jnp.where(on_boundary, jnp.inf, length / jnp.where(on_boundary, 1, distance)),
+        attackability=formulas.attackability(distance, length),
         single_attribute=jnp.where(alone, best, -1),
         single_delta=jnp.where(alone, single, jnp.nan),
         largest_attribute=jnp.where(moves, largest, -1),
@@ -305,12 +305,12 @@ def make_sweep(
     check_mutable(head, mutable)
     mesh = data_mesh(jax.local_devices() if devices is None else devices)
     dtype = np.asarray(head.weights).dtype
-    fixed = (
+    given = (
         head,
         None if mutable is None else np.asarray(mutable),
         np.ones(head.weights.shape[1], dtype) if spread is None else np.asarray(spread, dtype),
     )
-    constants = jax.device_put(fixed, replicated(mesh))
+    constants = jax.device_put(given, replicated(mesh))
 
     def block(constants, attributes):
         head, mutable, spread = constants

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+
+from spectra_jax.extras import extra
+
+with extra("experiments"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # Part of every identity: files of another layout or meaning are never taken for finished ones.
 FORMAT = 1

@@ -7,23 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from scipy.optimize import nnls
+from oracles import region_distance, region_distances
 
 import spectra_jax as sj
 from spectra_jax.perturbations import pair_search
 from spectra_jax.perturbations.geometry import relative_logits
-
-
-def nearest_point_norm(weights, sample, target):
-    """Lawson and Hanson's least-distance reduction, in float64."""
-    logits = weights @ sample
-    normals = np.delete(weights[target] - weights, target, 0)
-    heights = np.delete(logits - logits[target], target)
-    if np.all(heights <= 0):
-        return 0.0
-    system, goal = np.vstack([normals.T, heights[None]]), np.append(np.zeros(normals.shape[1]), 1.0)
-    rest = system @ nnls(system, goal, maxiter=10_000)[0] - goal
-    return np.linalg.norm(rest[:-1] / rest[-1])
 
 
 def random_problem(num_classes, num_attributes, num_samples, seed=0):
@@ -37,8 +25,7 @@ def test_pairs_queue_for_lanes_and_float32_keeps_its_digits():
     num_pairs = 60 * 40
     assert num_pairs > 2 * pair_search._LANES_ON_CPU, "each lane must take several pairs"
     found = jax.jit(sj.all_pairs_projection)(head, attributes)
-    weights, samples = np.asarray(head.weights, np.float64), np.asarray(attributes, np.float64)
-    expected = np.array([[nearest_point_norm(weights, row, target) for target in range(60)] for row in samples])
+    expected = region_distances(head, attributes)
     away = expected > 0
     assert away.sum() == num_pairs - 40
     np.testing.assert_allclose(np.asarray(found.norms)[away], expected[away], rtol=2e-6)
@@ -61,15 +48,9 @@ def test_pairs_that_need_many_slots_go_through_every_stage(x64):
     found = jax.jit(sj.all_pairs_projection)(head, attributes)
     assert np.max(found.num_active) > pair_search._MORE_SLOTS
     assert np.all(np.asarray(found.kkt_residual) < 1e-12)
-    extended, ones = np.hstack([weights, bias[:, None]]), np.ones((2, 1))
-    samples = np.hstack([np.asarray(attributes), ones])
     for sample in range(2):
         for target in (0, 80, 81):
-            normals = np.delete(weights[target] - weights, target, 0)
-            heights = np.delete(extended @ samples[sample] - extended[target] @ samples[sample], target)
-            system, goal = np.vstack([normals.T, heights[None]]), np.append(np.zeros(80), 1.0)
-            rest = system @ nnls(system, goal, maxiter=10_000)[0] - goal
-            expected = np.linalg.norm(rest[:-1] / rest[-1]) if np.any(heights > 0) else 0.0
+            expected = region_distance(head, attributes[sample], target)
             np.testing.assert_allclose(found.norms[sample, target], expected, rtol=1e-9)
 
 
@@ -129,8 +110,7 @@ def test_float32_is_right_where_neighbours_nearly_coincide(num_classes):
     weights = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     samples = np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)
     found = np.asarray(sj.all_pairs_norms(sj.Head(jnp.asarray(weights)), jnp.asarray(samples)), np.float64)
-    doubles = weights.astype(np.float64), samples.astype(np.float64)
-    expected = [[nearest_point_norm(doubles[0], row, target) for target in range(num_classes)] for row in doubles[1]]
+    expected = region_distances(sj.Head(weights), samples)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 

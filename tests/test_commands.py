@@ -63,7 +63,7 @@ def test_without_foolbox_a_script_that_needs_it_says_so_in_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")  # enough of a run for the arguments to be right
     script = [sys.executable, "-m", "experiments.robustness", "--run-dirs", str(tmp_path), "--out", str(tmp_path / "o")]
     done = subprocess.run(script, cwd=ROOT, env={**os.environ, **paths}, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: Foolbox is not installed: ")
+    assert done.returncode == 2 and done.stderr.startswith("error: foolbox is not installed: ")
     assert done.stderr.count("\n") == 1
 
 

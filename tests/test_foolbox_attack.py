@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -127,3 +129,12 @@ def test_command_compares_the_two(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines[-2:]] == ["SpectraAttack", "DDNAttack"]
     assert all("within 0.5" in line for line in lines[-2:])
+
+
+def test_the_page_about_foolbox_says_how():
+    model, images, labels = problem()
+    page = (Path(__file__).resolve().parents[1] / "docs" / "foolbox.md").read_text()
+    names = {"encode_fn": model.encode_fn, "head": model.head, "images": images, "labels": labels, "CONFIG": CONFIG}
+    block = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    exec(block.replace("SpectraAttack()", "SpectraAttack(config=CONFIG)"), names)  # SSIM needs 11 pixels
+    assert names["raw"].shape == images.shape and names["success"].all()

@@ -88,17 +88,6 @@ def test_rows_with_a_large_common_part_are_as_right_as_all_pairs():
     check(found, weights, np.zeros(NUM_CLASSES), attributes)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_is_computed_in_float32(dtype):
-    weights, bias, attributes = problem(4)
-    half = jnp.asarray(attributes, dtype)
-    found = sj.nearest_class(sj.Head(jnp.asarray(weights), jnp.asarray(bias)), half)
-    check(found, weights, bias, np.asarray(half.astype(jnp.float32)))
-    assert found.distance.dtype == jnp.float32
-    read = np.asarray(half)  # NumPy's own arrays work as well
-    np.testing.assert_array_equal(sj.nearest_class(sj.Head(weights, bias), read).distance, found.distance)
-
-
 @pytest.mark.usefixtures("x64")
 def test_float64_is_right_to_its_last_digits():
     weights, bias, attributes = (array.astype(np.float64) for array in problem(5))
@@ -126,6 +115,8 @@ def test_a_nan_spoils_its_own_sample_and_no_other():
     found = jax.jit(sj.nearest_class)(head, jnp.asarray(attributes))
     np.testing.assert_array_equal(np.isnan(found.distance), np.arange(len(attributes)) == 7)
     assert found.target[7] == -1 and np.isnan(found.attackability[7])
+    others, whole = np.arange(len(attributes)) != 7, sj.nearest_class(head, jnp.asarray(problem(6)[2]))
+    np.testing.assert_allclose(found.attackability[others], whole.attackability[others], rtol=1e-6)
     with pytest.raises(ValueError, match="attributes contains NaN"):
         sj.nearest_class(head, jnp.asarray(attributes))
     with pytest.raises(ValueError, match="expected one floating type"):
@@ -136,21 +127,3 @@ def test_no_samples_give_no_answers():
     weights, bias, attributes = problem(7)
     found = sj.nearest_class(sj.Head(jnp.asarray(weights), jnp.asarray(bias)), jnp.asarray(attributes[:0]))
     assert [leaf.shape for leaf in found] == [(0,)] * 3
-
-
-def test_the_distance_has_derivatives():
-    weights, bias, attributes = problem(8, 4)
-    target = np.asarray(sj.nearest_class(sj.Head(weights, bias), attributes).target)
-
-    def total(weights, bias, attributes):
-        return jnp.sum(sj.nearest_class(sj.Head(weights, bias), attributes).distance)
-
-    def by_hand(weights, bias, attributes):
-        predicted = (problem(8, 4)[2] @ problem(8, 4)[0].T + problem(8, 4)[1]).argmax(axis=1)
-        rows = weights[predicted] - weights[target]
-        gaps = jnp.sum(rows * attributes, axis=1) + bias[predicted] - bias[target]
-        return jnp.sum(gaps / jnp.linalg.norm(rows, axis=1))
-
-    given = tuple(map(jnp.asarray, (weights, bias, attributes)))
-    for ours, theirs in zip(*(jax.grad(f, (0, 1, 2))(*given) for f in (total, by_hand)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -9,10 +9,10 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -70,17 +70,70 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_core_install_brings_no_other_framework():
-    installed = closure(requirements("pretrained", "explore"))
-    assert {"jax", "jaxlib", "flax", "numpy", "tensorflow-datasets"} <= installed
-    assert not installed & FRAMEWORKS
+EVERYTHING = ("experiments", "pretrained", "explore")  # what the two commands install
+
+
+def test_no_install_brings_another_framework():
+    base, whole = closure(requirements()), closure(requirements(*EVERYTHING))
+    assert {"jax", "jaxlib", "flax", "numpy"} <= base < whole and "tensorflow-datasets" in whole - base
+    assert not whole & FRAMEWORKS
+
+
+@pytest.fixture(scope="module")
+def base_install(tmp_path_factory) -> Path:
+    """The Python of a fresh environment with the wheel of this checkout and nothing of the extras."""
+    folder = tmp_path_factory.mktemp("base")
+    python = folder / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    pip = [python, "-I", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    built = subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT], capture_output=True, text=True)
+    if built.returncode:
+        pytest.skip(f"pip cannot build a wheel here: {built.stderr.strip().splitlines()[-1:]}")
+    (wheel,) = folder.glob("spectra_jax-*.whl")
+    subprocess.run([*pip, "install", "--constraint", ROOT / "constraints.txt", wheel], check=True)
+    return python
+
+
+def test_the_wheel_holds_the_library_alone(base_install):
+    (wheel,) = base_install.parents[2].glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"spectra_jax"}
+    assert {"spectra_jax/py.typed", "spectra_jax/reporting/report.html"} <= set(names)
+
+
+def test_readme_example_needs_the_base_install_alone(base_install, tmp_path):
+    example = tmp_path / "example.py"
+    example.write_text(python_blocks(DOCUMENTS["README.md"])[0] + LOOK)
+    done = subprocess.run([base_install, "-I", example], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    imported, installed = done.stdout.splitlines()[-2:]
+    assert imported == "imported: none"
+    assert installed == "installed: orbax"  # which flax brings
+
+
+LOOK = f"""
+import importlib.util, sys
+heavy = {["tensorflow_datasets", "orbax", "matplotlib", "sklearn", "scipy.stats", "pyarrow"]!r}
+print("imported:", *sorted(set(heavy) & set(sys.modules)) or ["none"])
+print("installed:", *[name for name in heavy if "." not in name and importlib.util.find_spec(name)] or ["none"])
+"""
+
+
+def test_what_an_extra_would_bring_is_named(base_install, tmp_path):
+    for module in ("reporting", "data", "sweep_files"):
+        done = subprocess.run(
+            [base_install, "-I", "-c", f"import spectra_jax.{module}"], capture_output=True, text=True
+        )
+        assert "is not installed: pip install 'spectra-jax[experiments]'" in done.stderr, module
 
 
 def test_every_import_is_declared():
     distributions = importlib.metadata.packages_distributions()
     undeclared = {}
     for path in sources():
-        extras = ["bench"] if "benchmarks" in path.parts or path.name.lstrip("_").startswith("foolbox") else []
+        extras = ["experiments"]
+        extras += ["bench"] if {"benchmarks", "attacks", "foolbox_attack"} & set(path.parts) else []
         extras += ["explore"] if "explore" in path.parts else []
         declared = {canonicalize_name(requirement.name) for requirement in requirements(*extras)}
         for node in ast.walk(ast.parse(path.read_text())):
@@ -97,7 +150,7 @@ def test_every_import_is_declared():
 
 def test_constraints_pin_everything_within_the_declared_bounds():
     pins = constraints()
-    direct = requirements("pretrained", "explore", "test", "bench")
+    direct = requirements(*EVERYTHING, "test", "bench")
     assert closure(direct) <= pins.keys()
     for pin in pins.values():
         assert re.fullmatch(r"==[^=*]+", str(pin.specifier)) and pin.url is None, f"{pin}: expected name==version"
@@ -108,26 +161,11 @@ def test_constraints_pin_everything_within_the_declared_bounds():
 
 def test_package_data_includes_every_file_that_is_no_module():
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*"):
-            if path.is_file() and path.suffix not in (".py", ".pyc"):
-                owner = next(folder for folder in path.parents if (folder / "__init__.py").exists())
-                name, file = ".".join(owner.relative_to(ROOT).parts), path.relative_to(owner).as_posix()
-                assert any(fnmatch.fnmatch(file, pattern) for pattern in patterns.get(name, [])), path
-
-
-def test_readme_example_runs(capsys):
-    names: dict = {}
-    for block in python_blocks(DOCUMENTS["README.md"]):
-        exec(compile(block, "README.md", "exec"), names)
-    assert "projection: class 7 " in capsys.readouterr().out
-    answer = names["answers"].answer(0)
-    assert len(answer.changes) <= 3 and answer.proven
-    assert not any(change.name.startswith("attribute 1") for change in answer.changes)
-    # What the README says of it is true of these numbers.
-    assert names["nearest"].feasible and int(jnp.argmax(names["logits_nearest"])) == names["target"]
-    assert float(jnp.ptp(names["logits_tie"])) < 1e-3
-    assert float(names["nearest"].norm) < float(jnp.linalg.norm(names["tie"]))
+    for path in (ROOT / "spectra_jax").rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            owner = next(folder for folder in path.parents if (folder / "__init__.py").exists())
+            name, file = ".".join(owner.relative_to(ROOT).parts), path.relative_to(owner).as_posix()
+            assert any(fnmatch.fnmatch(file, pattern) for pattern in patterns.get(name, [])), path
 
 
 def test_compiled_programs_are_kept_as_build_says(tmp_path):
@@ -141,19 +179,6 @@ def test_compiled_programs_are_kept_as_build_says(tmp_path):
         subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=300)
         kept.append({path.name: path.stat().st_size for path in tmp_path.iterdir() if path.name.endswith("-cache")})
     assert kept[0] and kept[0] == kept[1]  # the second process found them all
-
-
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_documents_name_what_exists(name):
-    text = DOCUMENTS[name]
-    modules = set(re.findall(r"python -m ((?:spectra_jax|experiments|data_prep)[\w.]*)", text))
-    assert modules and all(importlib.util.find_spec(module) for module in modules)
-    outside_comments = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", outside_comments) if "://" not in link]
-    paths = re.findall(r"`((?:spectra_jax|experiments|data_prep|tests)/[\w./]*)`", text)
-    assert [path for path in {*links, *paths} if not (ROOT / path).exists()] == []
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z]+)", text)) <= targets
 
 
 def test_changelog_has_this_version():

@@ -262,17 +262,3 @@ def test_transforms_in_any_order_and_one_compilation():
         np.testing.assert_allclose(several[0][index], single[0], rtol=1e-6)
     solve(head, attributes + 1)
     assert solve._cache_size() == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"margin": -1.0}, "margin is -1.0"),
-        ({"scale": jnp.ones(3)}, "one unit per attribute"),
-        ({"scale": jnp.zeros(5)}, "not positive"),
-        ({"mutable": jnp.ones(5)}, "booleans"),
-    ],
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        sj.best_single_attributes(sj.Head(jnp.eye(4, 5)), jnp.ones((2, 5)), **options)

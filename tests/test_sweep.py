@@ -158,7 +158,7 @@ def test_in_float64(x64):
         ({"methods": ()}, "one or more different"),
         ({"methods": ("boundary", "boundary")}, "one or more different"),
         ({"methods": ("bound",)}, "expected one of 'boundary', 'pinv', 'projection'"),
-        ({"methods": ("pinv",), "mutable": np.ones(5, bool)}, 'does not apply to the method "pinv"'),
+        ({"methods": ("pinv",), "mutable": np.ones(5, bool)}, 'mutable is given with the method "pinv"'),
         ({"margin": -1.0}, "margin is -1"),
         ({"mutable": np.ones(4, bool)}, r"mutable has shape \(4,\)"),
     ],

@@ -254,7 +254,7 @@ def test_bad_features_and_labels_are_found_before_any_work(tmp_path, source):
     ("options", "message"),
     [
         ({"margin": -1.0}, "--margin -1: expected"),
-        ({"methods": ("pinv",), "immutable": ("1",)}, "--methods: mutable does not apply"),
+        ({"methods": ("pinv",), "immutable": ("1",)}, "--methods: mutable is given with"),
         ({"immutable": ("wing_colour::blu",)}, r"no such attribute, nor an index from 0 to 3.*wing_colour::blue"),
         ({"immutable": ("0", "1", "2", "3")}, "leaves no attribute"),
         ({"samples_per_partition": -1}, "--samples-per-partition -1"),

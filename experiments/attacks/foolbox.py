@@ -9,17 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from experiments.attacks.options import NEAREST
-from experiments.cli.command import missing_library
 from experiments.runs.loading import LoadedRun
 from spectra_jax import Head, InversionConfig, all_pairs_norms, head_logits, invert, nearest_target, perturbations
+from spectra_jax.extras import extra
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # foolbox imports GitPython, which looks for a git program
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of SciPy, about an import of foolbox's
-    try:
+    with extra("bench"):
         import foolbox
-    except ModuleNotFoundError as error:
-        raise missing_library("Foolbox", "bench") from error
     from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwargs
     from foolbox.criteria import Misclassification, TargetedMisclassification
 

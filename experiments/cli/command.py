@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import tyro
 
 from data_prep.commands import ended
+from spectra_jax.extras import MissingLibraryError
 
 _T = TypeVar("_T")
 
@@ -98,18 +99,11 @@ def check_file(option: str, path: Path | None) -> None:
         raise UserError(f"--{option} {path}: there is no such file.")
 
 
-def missing_library(name: str, extra: str) -> BaseException:
-    """What to raise where an optional library is not installed; a script that is being run ends in one line."""
-    message = f"{name} is not installed: {sys.executable} -m pip install -c constraints.txt -e '.[{extra}]'"
-    is_script = getattr(sys.modules["__main__"].__spec__, "name", "").startswith("experiments.")
-    return SystemExit(f"error: {message}") if is_script else ImportError(message)
-
-
 def run_main(main: Callable[..., int]) -> None:
-    """Runs a script's `main`, showing a UserError as a message and exit code 2, Ctrl-C as exit code 130."""
+    """Runs a script's `main`: what its user can mend is one message and exit code 2, Ctrl-C exit code 130."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns about options that we set on purpose
     sys.unraisablehook = _show_unraisable
-    sys.exit(ended(main, UserError))
+    sys.exit(ended(main, UserError, MissingLibraryError))
 
 
 def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:

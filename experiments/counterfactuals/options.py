@@ -62,7 +62,7 @@ class PairConfig:
     request: Literal["projection", "boundary", "pinv", "single"] = "projection"
     margin: float = 1.0
     batch_size: int = 8
-    inversion: InversionOptions = InversionOptions(method="nearest", margin=0.2, shrink_steps=8)
+    inversion: InversionOptions = InversionOptions(method="nearest", margin=0.2, shrink_steps=8, survive_steps=12)
 
     def __post_init__(self) -> None:
         for name in ("num_pairs", "batch_size"):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.cli.command import UserError, check_run_folder, missing_library, parse, run_main
+from experiments.cli.command import UserError, check_run_folder, parse, run_main
+from spectra_jax.extras import extra
 
 HOST = "127.0.0.1"
 
@@ -55,13 +56,11 @@ def serve(args: Args) -> None:
 
 
 def _serve(args: Args, listening: socket.socket) -> None:
-    try:
+    with extra("explore"):
         import uvicorn
 
         from experiments.explore.security import kept_token
         from experiments.explore.server import make_app
-    except ImportError as error:
-        raise missing_library(error.name or "starlette", "explore") from error
     from experiments.cli.devices import cache_dir, use_compilation_cache
     from experiments.explore.runs import check_same_pictures, open_run, warm_up
     from experiments.explore.turns import Turns

@@ -19,6 +19,7 @@ from spectra_jax import (
     single_attribute_perturbations,
 )
 from spectra_jax.names import readable_attribute, readable_class
+from spectra_jax.perturbations import formulas
 from spectra_jax.reporting.formatting import format_number
 
 # A change of more spreads than this is one that no test image comes near; the next kind of request is made instead.
@@ -58,7 +59,7 @@ class Interval(NamedTuple):
 
     def nearest(self) -> np.ndarray:
         """The t nearest 0; inf where there is none."""
-        return np.where(self.lower <= self.upper, np.minimum(np.maximum(self.lower, 0), self.upper), np.inf)
+        return np.where(self.lower <= self.upper, formulas.nearest_to_zero(self.lower, self.upper), np.inf)
 
 
 class Request(NamedTuple):
@@ -85,14 +86,10 @@ def intervals(weights: np.ndarray, logits: np.ndarray, margin: float) -> Interva
         margin: lead that the target shall have, in logits.
     """
     weights, logits = np.asarray(weights, np.float64), np.asarray(logits, np.float64)
-    slope = weights[:, None] - weights[None, :]  # target, rival
-    gap = logits[None, :] - logits[:, None] + margin
-    rival = ~np.eye(len(weights), dtype=bool)
-    crossing = np.divide(gap, slope, out=np.zeros_like(gap), where=slope != 0)
-    lower = np.where(rival & (slope > 0), crossing, -np.inf)
-    upper = np.where(rival & (slope < 0), crossing, np.inf)
-    hopeless = rival & (slope == 0) & (gap > 0)  # parallel and ahead: never overtaken
-    lower[hopeless] = np.inf
+    targets = np.arange(len(weights))
+    slopes = weights[:, None] - weights[None, :]  # target, rival
+    offsets = formulas.offsets(np.broadcast_to(logits, slopes.shape), targets, np.full(len(weights), margin))
+    lower, upper = formulas.interval(offsets, slopes)
     return Interval(lower.max(axis=1), upper.min(axis=1), lower.argmax(axis=1), upper.argmin(axis=1))
 
 

@@ -17,6 +17,7 @@ from experiments.runs.stored import read_records, read_summary
 from spectra_jax import Status, head_logits, nearest_target
 from spectra_jax.data import DatasetInfo
 from spectra_jax.names import readable_attribute, readable_class
+from spectra_jax.perturbations import formulas
 from spectra_jax.reporting import AttributeChange, Column, CounterfactualCard, Metric, Opens, Report
 from spectra_jax.reporting.formatting import format_number
 
@@ -311,7 +312,7 @@ def relative_margins(norms: np.ndarray, lengths: np.ndarray, predicted: np.ndarr
     """
     others = np.arange(norms.shape[1]) != predicted[:, None]
     found = nearest_target(jnp.asarray(norms), allowed=jnp.asarray(others))
-    return np.asarray(found.distance) / np.maximum(lengths, TINY)
+    return formulas.relative_margin(np.asarray(found.distance), lengths)
 
 
 def add_training(report: Report, run_dir: Path) -> None:

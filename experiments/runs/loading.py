@@ -12,8 +12,8 @@ import numpy as np
 
 from experiments.cli.command import UserError
 from experiments.cli.devices import cache_dir
-from experiments.runs.folder import CHECKPOINTS, CONFIG
 from experiments.cli.options import DataConfig
+from experiments.runs.folder import CHECKPOINTS, CONFIG
 from experiments.runs.stored import TestSplit, open_prepared, read_run_config, read_test_split
 from spectra_jax.checkpoint import CheckpointError, Checkpoints
 from spectra_jax.data import Dataset, DatasetInfo

@@ -10,9 +10,9 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs.loading import LoadedRun, load_run, load_test_split
 from experiments.cli.command import UserError
 from experiments.cli.options import OwnModel
+from experiments.runs.loading import LoadedRun, load_run, load_test_split
 from experiments.runs.own_files import load_function, read_images, read_names, read_own_head
 from spectra_jax import Head, head_logits
 from spectra_jax.data import DatasetInfo

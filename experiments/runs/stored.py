@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-from experiments.cli.command import check_run_folder
-from experiments.cli.command import UserError
+from experiments.cli.command import UserError, check_run_folder
 from experiments.runs.folder import CONFIG, METRICS, SUMMARY, read_config, read_json
 from experiments.runs.store import write_arrays
 from spectra_jax import Head

@@ -1,8 +1,8 @@
 """Lower bounds on the length of a change, whatever options are chosen.
 
-For multipliers lambda >= 0 of the rows, every change of every choice has
+For multipliers lambda >= 0 of the constraint normals, every change of every choice has
 
-    1/2 ||delta||^2 >= lambda . gaps + min (1/2 ||delta||^2 - pull . delta),   pull = sum of the rows so weighted
+    1/2 ||delta||^2 >= lambda . offsets + min (1/2 ||delta||^2 - pull . delta),   pull = sum of the normals so weighted
 
 and the minimum over ALL choices is a sum over units (`Options.values`). Subgradient steps (Polyak 1969) search for the
 multipliers with the largest bound.
@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spectra_jax.constraints.options import Options
-from spectra_jax.constraints.problem import Problem
+from spectra_jax.constraints.programs import Programs
 
 _STEPS = 120
 _EPSILON = 2.0**-52
 
 
 class Bound(NamedTuple):
-    """What is proven of each problem.
+    """What is proven of each programs.
 
     Attributes:
         half_square: (p,) no choice has a smaller 1/2 ||delta||^2; rounding is taken off.
@@ -39,23 +39,22 @@ class Bound(NamedTuple):
 
 
 def raise_bound(
-    problem: Problem, options: Options, start: Float[np.ndarray, "p m"], upper: Float[np.ndarray, "p"]
+    programs: Programs, options: Options, start: Float[np.ndarray, "p m"], upper: Float[np.ndarray, "p"]
 ) -> Bound:
     """Searches from `start`; `upper` bounds 1/2 ||delta||^2 of the answer, inf if nothing is known of it."""
-    lengths = problem.lengths()
-    asked = problem.gaps > -np.inf
-    gaps = np.where(asked, problem.gaps, 0)
+    lengths = programs.lengths()
+    asked, offsets = programs.offsets > -np.inf, programs.asked
     multipliers = np.where(asked & np.isfinite(start), np.maximum(start, 0), 0)
-    best = Bound(np.zeros(len(start)), multipliers, options.choose(options.values(problem.pull(multipliers))))
+    best = Bound(np.zeros(len(start)), multipliers, options.choose(options.values(programs.pull(multipliers))))
     for step in range(_STEPS):
-        pull = problem.pull(multipliers)
+        pull = programs.pull(multipliers)
         values = options.values(pull)
         chosen = options.choose(values)
         terms = options.of_units(values, chosen)
         low, high = options.boxes(chosen)
         delta = np.clip(pull, low, high)
-        value = (multipliers * gaps).sum(axis=1) + terms.sum(axis=1)
-        size = (multipliers * np.abs(gaps)).sum(axis=1) + np.abs(terms).sum(axis=1)
+        value = (multipliers * offsets).sum(axis=1) + terms.sum(axis=1)
+        size = (multipliers * np.abs(offsets)).sum(axis=1) + np.abs(terms).sum(axis=1)
         proven = value - 8 * _EPSILON * size
         better = proven > best.half_square
         best = Bound(
@@ -63,7 +62,7 @@ def raise_bound(
             np.where(better[:, None], multipliers, best.multipliers),
             np.where(better[:, None], chosen, best.chosen),
         )
-        uphill = np.where(asked, gaps - problem.lead(delta), 0) / lengths
+        uphill = np.where(asked, offsets - programs.products(delta), 0) / lengths
         # Multipliers at 0 that would go negative do not move: what is left is the direction that counts.
         uphill = np.where((multipliers > 0) | (uphill > 0), uphill, 0)
         square = np.square(uphill).sum(axis=1)

@@ -1,5 +1,6 @@
 """The exact nearest points of a batch of problems with ranges, by the dual path; see `perturbations.dual_path`."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from spectra_jax.constraints.problem import Problem
-from spectra_jax.perturbations import dual_events
-from spectra_jax.perturbations.dual_path import Answers, solve_exactly
-from spectra_jax.perturbations.geometry import HIGHEST
-from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, pick
+from spectra_jax.constraints.programs import Programs
+from spectra_jax.perturbations.answers import Answers
+from spectra_jax.perturbations.dual_path import solve_exactly
+from spectra_jax.perturbations.exact import make_queue
+from spectra_jax.perturbations.lanes import pick
+from spectra_jax.types import Status
 
 _USUAL_ACTIVE = 32
 # Problems in one call of the compiled program: a few sizes, so that few programs are compiled.
@@ -25,10 +27,10 @@ class Nearest(NamedTuple):
     Attributes:
         delta: (q, n) in units of attributes times costs; NaN where there is none.
         norm: (q,) inf where there is none, NaN where the search cannot tell.
-        multipliers: (q, c + r) of the rows. Where there is no point they are its certificate: no change within the
-            ranges can meet the rows so weighted.
-        shortfall: (q,) how far the certificate proves the rows so weighted, as one of length 1 at most, to be out of
-            reach; 0 where there is a point, NaN where the search cannot tell.
+        multipliers: (q, c + r) of the constraint normals. Where there is no point they are the certificate of that: no
+            change within the ranges meets all constraints, so weighted.
+        shortfall: (q,) how far the certificate proves the constraints so weighted, as one of length 1 at most, to be
+            out of reach; 0 where there is a point, NaN where the search cannot tell.
     """
 
     delta: Float[np.ndarray, "q n"]
@@ -38,12 +40,12 @@ class Nearest(NamedTuple):
 
 
 def nearest_points(
-    problem: Problem, low: Float[np.ndarray, "q n"], high: Float[np.ndarray, "q n"], *, most_free: int | None = None
+    programs: Programs, low: Float[np.ndarray, "q n"], high: Float[np.ndarray, "q n"], *, most_free: int | None = None
 ) -> Nearest:
     """Solves every problem within its own ranges, given in units of attributes times costs.
 
     Args:
-        problem: q problems.
+        programs: q of them.
         low: (q, n) smallest change.
         high: (q, n) largest change, at least low.
         most_free: bound on the attributes whose range is more than {0}: if small, only their columns are worked on.
@@ -51,7 +53,7 @@ def nearest_points(
     Returns:
         Nearest.
     """
-    (size, num_attributes), num_rows = low.shape, problem.gaps.shape[1]
+    (size, num_attributes), num_rows = low.shape, programs.offsets.shape[1]
     width = None if most_free is None else max(4, 1 << (most_free - 1).bit_length())
     if width is not None and 2 * width > num_attributes:
         width = None
@@ -67,15 +69,15 @@ def nearest_points(
         support = None
         columns = np.arange(num_attributes)[None]
         if width is not None:
-            fixed = (low[padded] == 0) & (high[padded] == 0)
-            columns = np.argsort(fixed, axis=1, kind="stable")[:, :width].astype(np.int32)
+            immobile = (low[padded] == 0) & (high[padded] == 0)
+            columns = np.argsort(immobile, axis=1, kind="stable")[:, :width].astype(np.int32)
             support = columns
         lowest, highest = (np.take_along_axis(ends[padded], columns, axis=1) for ends in (low, high))
-        part = problem.of(padded)
+        part = programs.of(padded)
         with jax.enable_x64(True), jax.debug_nans(False), jax.debug_infs(False):
             answers = jax.device_get(_solve(*part, lowest, highest, waiting, support))
         answers = _first(answers, len(rows))
-        solved, empty = answers.status == OPTIMAL, answers.status == INFEASIBLE
+        solved, empty = answers.status == Status.SOLVED, answers.status == Status.INFEASIBLE
         delta = np.where(solved[:, None], answers.proof.whole.delta, np.nan)
         if support is None:
             found.delta[rows] = delta
@@ -84,7 +86,7 @@ def nearest_points(
             found.delta[rows[:, None], columns[: len(rows)]] = delta
         found.norm[rows] = np.where(solved, answers.norm, np.where(empty, np.inf, np.nan))
         np.add.at(found.multipliers, (rows[:, None], answers.proof.slots), answers.proof.multipliers)
-    found.shortfall[:] = _shortfall(problem, low, high, found)
+    found.shortfall[:] = _shortfall(programs, low, high, found)
     return found
 
 
@@ -92,73 +94,41 @@ def _first(tree: Answers, count: int) -> Answers:
     return jax.tree.map(lambda leaf: leaf[:count], tree)
 
 
-def _shortfall(problem: Problem, low, high, found: Nearest) -> Float[np.ndarray, "q"]:
+def _shortfall(programs: Programs, low, high, found: Nearest) -> Float[np.ndarray, "q"]:
     shortfall = np.where(np.isnan(found.norm), np.nan, 0.0)
     (empty,) = np.nonzero(found.norm == np.inf)
     if not empty.size:
         return shortfall
-    ours, weights = problem.of(empty), found.multipliers[empty]
-    pull = ours.pull(weights)
+    ours, multipliers = programs.of(empty), found.multipliers[empty]
+    pull = ours.pull(multipliers)
     ends = np.where(pull > 0, high[empty], low[empty])
-    reach = np.where(np.isfinite(ends), pull * np.where(np.isfinite(ends), ends, 0), 0).sum(axis=1)
-    wanted = (weights * np.where(weights > 0, ours.gaps, 0)).sum(axis=1)
-    size = (weights * ours.lengths()).sum(axis=1)
-    shortfall[empty] = np.maximum(wanted - reach, 0) / np.where(size > 0, size, 1)
+    most = np.where(np.isfinite(ends), pull * np.where(np.isfinite(ends), ends, 0), 0).sum(axis=1)
+    asked = (multipliers * np.where(multipliers > 0, ours.offsets, 0)).sum(axis=1)
+    size = (multipliers * ours.lengths()).sum(axis=1)
+    shortfall[empty] = np.maximum(asked - most, 0) / np.where(size > 0, size, 1)
     return shortfall
 
 
 @jax.jit
-def _solve(weights, relations, targets, gaps, rounding, low, high, waiting, support) -> Answers:
+def _solve(weights, relations, targets, offsets, rounding, low, high, waiting, support) -> Answers:
     """All arrays in float64, indices in int32; `support` (q, k) names the columns that low and high are about."""
-    num_classes, num_rows = len(weights), gaps.shape[1]
+    others = jnp.sqrt(jnp.sum(jnp.square(relations), axis=1))
 
-    def columns_of(matrix, problem):
-        """(p, k, rows) the columns that may move."""
-        return pick(matrix.T, pick(support, problem))
+    def of_target(target):
+        return jnp.concatenate([jnp.sqrt(jnp.sum(jnp.square(weights[target][None, :] - weights), axis=1)), others])
 
-    def rows_of(problem):
-        ours = columns_of(weights, problem)
-        own = jnp.take_along_axis(ours, pick(targets, problem)[:, None, None], axis=2)
-        return jnp.concatenate([own - ours, columns_of(relations, problem)], axis=2)
-
-    def difference(problem, row):
-        rival, other = jnp.minimum(row, num_classes - 1), jnp.maximum(row - num_classes, 0)
-        target = pick(targets, problem)
-        if support is None:
-            ours, theirs = pick(weights, target) - pick(weights, rival), pick(relations, other) if len(relations) else 0
-        else:
-            places = pick(support, problem)
-            ours = pick(weights, target[:, None], places) - pick(weights, rival[:, None], places)
-            theirs = pick(relations, other[:, None], places) if len(relations) else 0
-        return jnp.where((row < num_classes)[:, None], ours, theirs)
-
-    def lead(problem, delta):
-        if support is not None:
-            return jnp.sum(rows_of(problem) * delta[:, :, None], axis=1)
-        reached = jnp.matmul(delta, weights.T, precision=HIGHEST)
-        own = jnp.take_along_axis(reached, pick(targets, problem)[:, None], axis=1)
-        return jnp.concatenate([own - reached, jnp.matmul(delta, relations.T, precision=HIGHEST)], axis=1)
-
-    if support is None:
-        others = jnp.sqrt(jnp.sum(jnp.square(relations), axis=1))
-
-        def row_lengths(target):
-            return jnp.concatenate([jnp.sqrt(jnp.sum(jnp.square(weights[target][None, :] - weights), axis=1)), others])
-
-        lengths = jax.lax.map(row_lengths, targets)
-
-    problem = dual_events.Problem(
-        difference=difference,
-        lead=lead,
-        lengths=lambda problem: (
-            pick(lengths, problem) if support is None else jnp.sqrt(jnp.sum(jnp.square(rows_of(problem)), axis=1))
-        ),
-        heights=lambda problem: (pick(gaps, problem), pick(rounding, problem)),
-        ranges=lambda problem: (pick(low, problem), pick(high, problem)),
+    queue = make_queue(
+        weights,
+        targets,
+        lengths=functools.partial(pick, jax.lax.map(of_target, targets)) if support is None else None,
+        offsets=lambda index: (pick(offsets, index), pick(rounding, index)),
+        ranges=lambda index: (pick(low, index), pick(high, index)),
+        supports=support,
+        relations=relations,
     )
-    rank = min(low.shape[1], num_rows - 1)
+    rank = min(low.shape[1], offsets.shape[1] - 1)
     return solve_exactly(
-        *(problem, waiting),
+        *(queue, waiting),
         num_attributes=low.shape[1],
         rank=rank,
         usual=_USUAL_ACTIVE,

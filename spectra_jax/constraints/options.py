@@ -81,9 +81,9 @@ class Options(NamedTuple):
 
     def longest(self) -> Float[np.ndarray, "p"]:
         """Bound on 1/2 ||delta||^2 over all choices; inf where some attribute has no end."""
-        reach = np.maximum(np.abs(self.low), np.abs(self.high))
+        farthest = np.maximum(np.abs(self.low), np.abs(self.high))
         starts = np.flatnonzero(np.diff(self.entry_option, prepend=-1))
-        square = np.add.reduceat(np.square(np.minimum(reach, 1e100)) / 2, starts, axis=1)
+        square = np.add.reduceat(np.square(np.minimum(farthest, 1e100)) / 2, starts, axis=1)
         values = np.where(self.allowed, -square, np.inf)
         longest = -self.of_units(values, self.choose(values)).sum(axis=1)
         return np.where(longest < 1e150, longest, np.inf)

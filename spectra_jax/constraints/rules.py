@@ -118,13 +118,17 @@ def as_constraints(rules: Rules, num_attributes: int) -> Constraints:
         raise ValueError(f"the range of attribute {first} is [{lower[first]}, {upper[first]}]; expected lower <= upper")
     costs = array("costs", 1.0, float)
     if not (np.isfinite(costs).all() and (costs > 0).all()):
-        raise ValueError("costs has entries that are not positive and finite; lock attributes instead")
+        raise ValueError(
+            "rules.costs has entries that are not positive and finite; expected prices > 0: lock by may_rise, may_fall"
+        )
     switch_values = array("switch_values", np.nan, float, (num_attributes, 2))
     off, on = switch_values.T
     if not ((np.isnan(off) & np.isnan(on)) | (np.isfinite(off) & np.isfinite(on) & (off < on))).all():
-        raise ValueError("rules.switch_values must hold an off value below an on value, or NaN for both")
+        raise ValueError(
+            "rules.switch_values has an unordered pair; expected an off value below an on value, or NaN for both"
+        )
     if not np.isfinite(rules.on_level):
-        raise ValueError(f"on_level is {rules.on_level}; expected a finite number, in the attributes' unit")
+        raise ValueError(f"rules.on_level is {rules.on_level}; expected a finite number, in the attributes' unit")
     relations = np.zeros((0, num_attributes)) if rules.relations is None else np.asarray(rules.relations, float)
     offsets = np.zeros(0) if rules.offsets is None else np.asarray(rules.offsets, float)
     if relations.shape != (len(np.atleast_1d(offsets)), num_attributes):
@@ -133,7 +137,7 @@ def as_constraints(rules: Rules, num_attributes: int) -> Constraints:
             f"expected (r, {num_attributes}) and (r,)"
         )
     if not (np.isfinite(relations).all() and np.isfinite(offsets).all()):
-        raise ValueError("rules.relations or rules.offsets contain NaN or infinite values")
+        raise ValueError("rules.relations or rules.offsets contains NaN or infinite values; expected finite numbers")
     return Constraints(
         lower=lower,
         upper=upper,

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from spectra_jax.constraints.lagrangian import raise_bound
 from spectra_jax.constraints.nearest import Nearest, nearest_points
 from spectra_jax.constraints.options import Options
-from spectra_jax.constraints.problem import Problem
+from spectra_jax.constraints.programs import Programs
 from spectra_jax.constraints.remaining import remaining_choices
 
 _MAX_ROUNDS = 30
@@ -23,7 +23,7 @@ _EPSILON = 2.0**-52
 
 
 class Found(NamedTuple):
-    """The shortest change found for each problem.
+    """The shortest change found for each programs.
 
     Attributes:
         point: the nearest point within the chosen boxes.
@@ -38,12 +38,12 @@ class Found(NamedTuple):
     proven: Bool[np.ndarray, "p"]
 
 
-def shortest_choice(problem: Problem, options: Options, *, max_choices: int) -> Found:
+def shortest_choice(programs: Programs, options: Options, *, max_choices: int) -> Found:
     """Searches every problem; at most `max_choices` choices are solved to prove each answer, 0: no proof."""
-    most_free, num_pairs = options.most_free(), len(problem.targets)
+    most_free, num_pairs = options.most_free(), len(programs.targets)
     possible = options.possible()
     low, high = options.hull()
-    whole = nearest_points(problem, np.where(low <= high, low, 0), np.where(low <= high, high, 0))
+    whole = nearest_points(programs, np.where(low <= high, low, 0), np.where(low <= high, high, 0))
     empty = ~possible | (whole.norm == np.inf)
     open_ = np.flatnonzero(~empty)
     best = Found(
@@ -54,7 +54,7 @@ def shortest_choice(problem: Problem, options: Options, *, max_choices: int) -> 
     )
     if not open_.size:
         return best
-    ours, choices, longest = problem.of(open_), options.of(open_), options.of(open_).longest()
+    ours, choices, longest = programs.of(open_), options.of(open_), options.of(open_).longest()
     bound = raise_bound(ours, choices, whole.multipliers[open_], np.full(len(open_), np.inf))
     # What would have to be longer than any change within the ranges does not exist.
     excluded = bound.half_square > longest * (1 + 1e-9)
@@ -89,9 +89,9 @@ def shortest_choice(problem: Problem, options: Options, *, max_choices: int) -> 
     return best
 
 
-def _solve(problem: Problem, options: Options, rows, chosen, most_free) -> Nearest:
+def _solve(programs: Programs, options: Options, rows, chosen, most_free) -> Nearest:
     low, high = options.of(rows).boxes(chosen)
-    return nearest_points(problem.of(rows), low, high, most_free=most_free)
+    return nearest_points(programs.of(rows), low, high, most_free=most_free)
 
 
 def _ranks(point: Nearest) -> Float[np.ndarray, "q"]:
@@ -102,7 +102,7 @@ def _ranks(point: Nearest) -> Float[np.ndarray, "q"]:
 
 
 def _merge(point: Nearest, chosen, rows, new: Nearest, new_chosen) -> Bool[np.ndarray, "p"]:
-    """Takes over what is better, in place; several new points may be about one problem. Returns where it helped."""
+    """Takes over what is better, in place; several new points may be about one programs. Returns where it helped."""
     improved = np.zeros(len(chosen), bool)
     ranks, new_ranks = _ranks(point), _ranks(new)
     for place in np.argsort(new_ranks, kind="stable"):
@@ -115,37 +115,37 @@ def _merge(point: Nearest, chosen, rows, new: Nearest, new_chosen) -> Bool[np.nd
     return improved
 
 
-def _improve(problem: Problem, options: Options, starts, most_free) -> tuple[Nearest, Int[np.ndarray, "p u"]]:
+def _improve(programs: Programs, options: Options, starts, most_free) -> tuple[Nearest, Int[np.ndarray, "p u"]]:
     """From the best start of each problem: exchanges options while that helps."""
-    rows = np.tile(np.arange(len(problem.targets)), len(starts))
+    rows = np.tile(np.arange(len(programs.targets)), len(starts))
     tried = np.concatenate(starts)
-    solved = _solve(problem, options, rows, tried, most_free)
-    first = len(problem.targets)
+    solved = _solve(programs, options, rows, tried, most_free)
+    first = len(programs.targets)
     point, chosen = Nearest(*(leaf[:first].copy() for leaf in solved)), tried[:first].copy()
     _merge(point, chosen, rows, solved, tried)
     active = np.arange(first)
     for _ in range(_MAX_ROUNDS):
         if not active.size:
             break
-        moves = [_exchanges(problem, options, point, chosen, pair) for pair in active.tolist()]
+        moves = [_exchanges(programs, options, point, chosen, pair) for pair in active.tolist()]
         rows = np.repeat(active, [len(each) for each in moves])
         if not rows.size:
             break
         tried = np.concatenate(moves)
-        solved = _solve(problem, options, rows, tried, most_free)
+        solved = _solve(programs, options, rows, tried, most_free)
         improved = _merge(point, chosen, rows, solved, tried)
         active = active[improved[active]]
     return point, chosen
 
 
-def _exchanges(problem: Problem, options: Options, point: Nearest, chosen, pair: int) -> Int[np.ndarray, "t u"]:
+def _exchanges(programs: Programs, options: Options, point: Nearest, chosen, pair: int) -> Int[np.ndarray, "t u"]:
     """The most promising choices that differ from the present one in one option, or that swap two units' places.
 
     By weak duality, with the present multipliers no choice is shorter than its value of the Lagrangian.
     """
     here = options.of(np.array([pair]))
     multipliers = point.multipliers[pair : pair + 1]
-    pull = problem.of(np.array([pair])).pull(multipliers)
+    pull = programs.of(np.array([pair])).pull(multipliers)
     known = np.isfinite(point.norm[pair])
     if not known:  # a certificate's direction counts alone: make the quadratic term negligible
         pull = pull * (1e6 / max(np.abs(pull).max(), 1e-300))
@@ -180,11 +180,11 @@ def _exchanges(problem: Problem, options: Options, point: Nearest, chosen, pair:
 
 
 def _try_remaining(
-    problem: Problem, options: Options, point: Nearest, chosen, multipliers, most_free: int, max_choices: int
+    programs: Programs, options: Options, point: Nearest, chosen, multipliers, most_free: int, max_choices: int
 ) -> Bool[np.ndarray, "p"]:
     """Solves what the bound does not exclude and takes over what is shorter; returns whether that was all."""
-    values = options.values(problem.pull(multipliers))
-    gained = (multipliers * np.where(problem.gaps > -np.inf, problem.gaps, 0)).sum(axis=1)
+    values = options.values(programs.pull(multipliers))
+    gained = (multipliers * programs.asked).sum(axis=1)
     complete, left = np.zeros(len(chosen), bool), []
     for pair in range(len(chosen)):
         upper = point.norm[pair] ** 2 / 2 if np.isfinite(point.norm[pair]) else np.inf
@@ -194,7 +194,7 @@ def _try_remaining(
         left.append(found)
     rows, tried = np.repeat(np.arange(len(left)), [len(each) for each in left]), np.concatenate(left)
     if rows.size:
-        solved = _solve(problem, options, rows, tried, most_free)
+        solved = _solve(programs, options, rows, tried, most_free)
         _merge(point, chosen, rows, solved, tried)
         np.logical_and.at(complete, rows, ~np.isnan(solved.norm))
     return complete

@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float, Int
 from spectra_jax.checks import as_problem, check_margin, check_targets
 from spectra_jax.constraints.nearest import nearest_points
 from spectra_jax.constraints.options import make_options
-from spectra_jax.constraints.problem import is_masked, make_problem
+from spectra_jax.constraints.programs import is_masked, make_programs
 from spectra_jax.constraints.rules import Constraints, Rules, as_constraints
 from spectra_jax.constraints.search import shortest_choice
-from spectra_jax.types import Head
+from spectra_jax.types import Head, Status
 
 MAX_CHOICES = 1000
 
@@ -25,7 +25,9 @@ class ConstrainedResult(NamedTuple):
         lower_bound: (p,) no change within the rules is shorter.
         proven: (p,) whether norm is the least one, or there is none.
         multipliers: (p, c + r) of the rivals, then of the relations, per unit of cost; positive only for those that
-            bind, or that make up the certificate of an empty problem.
+            bind, or that make up the certificate of a problem without an answer.
+        status: (p,) a `Status`: SOLVED, INFEASIBLE, BUDGET where no choice that was tried has an answer, and
+            UNRESOLVED where there is nothing to choose and rounding hides the answer.
     """
 
     delta: Float[np.ndarray, "p n"]
@@ -33,6 +35,7 @@ class ConstrainedResult(NamedTuple):
     lower_bound: Float[np.ndarray, "p"]
     proven: Bool[np.ndarray, "p"]
     multipliers: Float[np.ndarray, "p m"]
+    status: Int[np.ndarray, "p"]
 
 
 def constrained_perturbations(
@@ -74,7 +77,9 @@ def constrained_perturbations(
     check_max_choices(max_choices)
     shape = np.shape(attributes)
     if np.shape(targets) != shape[:1] or not shape[0]:
-        raise ValueError(f"targets has shape {np.shape(targets)}; expected ({shape[0]},), one for each of >= 1 samples")
+        raise ValueError(
+            f"targets has shape {np.shape(targets)}; expected ({shape[0]},), one per sample, for at least one"
+        )
     if locked is not None and (np.shape(locked) != shape or np.asarray(locked).dtype != bool):
         raise ValueError(f"locked has shape {np.shape(locked)}; expected {shape} booleans, to match attributes")
     constraints = as_constraints(rules, head.weights.shape[1])
@@ -110,23 +115,32 @@ def solve_constrained(
     max_choices: int = MAX_CHOICES,
 ) -> ConstrainedResult:
     """`constrained_perturbations` of what has been checked."""
-    problem = make_problem(head, attributes, targets, margin, rules)
+    programs = make_programs(head, attributes, targets, margin, rules)
     if rules.is_combinatorial:
-        found = shortest_choice(problem, make_options(rules, attributes, locked), max_choices=max_choices)
+        found = shortest_choice(programs, make_options(rules, attributes, locked), max_choices=max_choices)
         point, lower, proven = found.point, found.lower_bound, found.proven
     else:
         low, high = rules.limits(attributes, locked)
         fits = low <= high
-        point = nearest_points(problem, np.where(fits, low, 0) * rules.costs, np.where(fits, high, 0) * rules.costs)
+        point = nearest_points(programs, np.where(fits, low, 0) * rules.costs, np.where(fits, high, 0) * rules.costs)
         contradictory = ~np.all(fits, axis=1)
         norm = np.where(contradictory, np.inf, point.norm)
         point = point._replace(norm=norm, delta=np.where(contradictory[:, None], np.nan, point.delta))
         lower, proven = np.nan_to_num(norm, nan=0, posinf=np.inf), ~np.isnan(norm)
     masked = is_masked(head, targets)
+    norm = np.where(masked, np.inf, point.norm)
     return ConstrainedResult(
         delta=np.where(masked[:, None], np.nan, point.delta / rules.costs),
-        norm=np.where(masked, np.inf, point.norm),
+        norm=norm,
         lower_bound=np.where(masked, np.inf, lower),
         proven=proven | masked,
         multipliers=np.where(masked[:, None], 0, point.multipliers),
+        status=status_of(norm, rules),
     )
+
+
+def status_of(norm: Float[np.ndarray, "p"], rules: Constraints) -> Int[np.ndarray, "p"]:
+    """The `Status` of each answer under the rules."""
+    unknown = Status.BUDGET if rules.is_combinatorial else Status.UNRESOLVED
+    known = np.where(norm == np.inf, Status.INFEASIBLE, unknown)
+    return np.where(np.isfinite(norm), Status.SOLVED, known).astype(np.int32)

@@ -15,8 +15,9 @@ from spectra_jax.constraints.verify import keeps_rules
 from spectra_jax.counterfactuals.calibration import Calibration
 from spectra_jax.counterfactuals.explanation import Explanation
 from spectra_jax.counterfactuals.named_rules import Patterns, Range, compile_rules
-from spectra_jax.counterfactuals.queries import Solver, status_of
+from spectra_jax.counterfactuals.queries import Solver
 from spectra_jax.names import Names, make_names
+from spectra_jax.perturbations import formulas
 from spectra_jax.types import Head, Status
 
 _ENCODED = 64  # images put through an encoder at once
@@ -129,12 +130,9 @@ def explain(
         first = _unmoved(first, (asked == predicted[:, None]).reshape(-1))
     answers = [first] if num_answers == 1 else solver.several(pairs, asked.reshape(-1), first, num_answers)
     shape = (*asked.shape, len(answers))
-    delta, norm, lower_bound, proven, _ = (
+    delta, norm, lower_bound, proven, _, status = (
         np.stack(leaves, axis=1).reshape(*shape, *leaves[0].shape[1:]) for leaves in zip(*answers, strict=True)
     )
-    # That no further answer was found does not say that there is none.
-    searched = [rules.is_combinatorial] + [True] * (len(answers) - 1)
-    status = np.stack(list(map(status_of, answers, searched)), axis=1).reshape(shape)
     status = _checked(solver, values, asked, delta, status)
     return Explanation(
         head=head,
@@ -218,6 +216,7 @@ def _unmoved(result: ConstrainedResult, own: np.ndarray) -> ConstrainedResult:
         norm=np.where(own, 0, result.norm),
         lower_bound=np.where(own, 0, result.lower_bound),
         proven=result.proven | own,
+        status=np.where(own, Status.SOLVED, result.status),
     )
 
 
@@ -232,11 +231,9 @@ def _checked(solver: Solver, values, asked, delta, status) -> np.ndarray:
     rows, targets, flat = rows[solved], targets[solved], flat[solved]
     weights = solver.exact.weights
     logits = (rows + flat) @ weights.T + (0 if solver.exact.bias is None else solver.exact.bias)
-    own = logits[np.arange(len(targets)), targets]
     size = 1 + np.abs(rows + flat) @ np.abs(weights).max(axis=0)
-    logits[np.arange(len(targets)), targets] = -np.inf
     moved = np.abs(flat).max(axis=1, initial=0) > 0
-    leads = own - logits.max(axis=1) >= np.where(moved, solver.margin, 0) - 1e-5 * size
+    leads = formulas.lead(logits, targets) >= np.where(moved, solver.margin, 0) - 1e-5 * size
     fine = leads & (keeps_rules(solver.rules, rows, flat) | ~moved)
     flat_status = status.reshape(-1).copy()
     flat_status[np.flatnonzero(solved)[~fine]] = Status.UNRESOLVED

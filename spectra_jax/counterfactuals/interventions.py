@@ -12,7 +12,7 @@ from spectra_jax.checks import as_problem, check_array, check_count
 from spectra_jax.counterfactuals.calibration import on_and_off, present_mask
 from spectra_jax.counterfactuals.sentences import number
 from spectra_jax.names import Names, make_names, readable_attribute, readable_class
-from spectra_jax.perturbations import head_logits, nearest_class
+from spectra_jax.perturbations import formulas, head_logits, nearest_class
 from spectra_jax.types import Head
 
 
@@ -121,11 +121,11 @@ def intervene(
 def decide(head: Head, attributes: Float[Array, "b n"]) -> Decision:
     """Class, lead and nearest other class of each sample."""
     logits = np.asarray(head_logits(head, attributes), float)
-    ranked = np.sort(logits, axis=1)
+    predicted = logits.argmax(axis=1)
     nearest = nearest_class(head, attributes)
     return Decision(
-        predicted=logits.argmax(axis=1),
-        lead=ranked[:, -1] - ranked[:, -2],
+        predicted=predicted,
+        lead=formulas.lead(logits, predicted),
         nearest=np.asarray(nearest.target),
         distance=np.asarray(nearest.distance, float),
     )

@@ -103,13 +103,15 @@ class Solver(NamedTuple):
             jnp.asarray(self.margin, dtype),
             jnp.asarray(rules.may_rise),
         )
-        delta, norm, multipliers = (np.asarray(leaf, float)[: len(targets)] for leaf in found)
+        delta, norm, multipliers, status = (np.asarray(leaf)[: len(targets)] for leaf in found)
+        delta, norm, multipliers = (leaf.astype(float) for leaf in (delta, norm, multipliers))
         return ConstrainedResult(
             delta=np.where(np.isfinite(norm)[:, None], delta / rules.costs, np.nan),
             norm=norm,
             lower_bound=np.nan_to_num(norm, nan=0, posinf=np.inf),
             proven=~np.isnan(norm),
             multipliers=multipliers,
+            status=status,
         )
 
     def _scaled_head(self) -> Head:
@@ -193,6 +195,7 @@ class Solver(NamedTuple):
             used = [_support(answer.delta[row], self.rules.costs) for answer in answers]
             candidates.sort(key=lambda each: np.inf if np.isnan(each[0]) else each[0])
             result.delta[row], result.norm[row], result.proven[row] = np.nan, np.nan, False
+            result.status[row] = Status.BUDGET  # that none was found does not say that there is none
             while candidates:
                 norm, lock, one = candidates.pop(0)
                 if not np.isfinite(norm):
@@ -200,7 +203,8 @@ class Solver(NamedTuple):
                 support = _support(one.delta, self.rules.costs)
                 if any((support == before).all() for before in used):
                     continue
-                result.delta[row], result.norm[row], result.multipliers[row] = one.delta, one.norm, one.multipliers
+                for name in ("delta", "norm", "multipliers", "status"):
+                    getattr(result, name)[row] = getattr(one, name)
                 locked[row] = lock
                 break
         locks.append(locked)
@@ -211,7 +215,7 @@ class Solver(NamedTuple):
 def _project_pairs(head, attributes, targets, margin, mutable):
     def one(attributes, target):
         found = projection_perturbation(head, attributes, target, margin=margin, mutable=mutable)
-        return found.delta, found.norm, found.multipliers
+        return found.delta, found.norm, found.multipliers, found.status
 
     return jax.vmap(one)(attributes, targets)
 
@@ -219,11 +223,3 @@ def _project_pairs(head, attributes, targets, margin, mutable):
 def _support(delta: Float[np.ndarray, "n"], costs: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
     size = np.abs(np.nan_to_num(delta)) * costs
     return size > 1e-9 * max(size.max(), 1e-300)
-
-
-def status_of(result: ConstrainedResult, combinatorial: bool) -> Int[np.ndarray, "p"]:
-    """A `Status` for each pair."""
-    nothing = Status.BUDGET if combinatorial else Status.UNRESOLVED
-    return np.where(
-        np.isfinite(result.norm), Status.SOLVED, np.where(result.norm == np.inf, Status.INFEASIBLE, nothing)
-    ).astype(np.int8)

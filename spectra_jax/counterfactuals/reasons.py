@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spectra_jax.constraints.options import make_options
-from spectra_jax.constraints.problem import is_masked, make_problem
+from spectra_jax.constraints.programs import is_masked, make_programs
 from spectra_jax.constraints.rules import Constraints
 from spectra_jax.constraints.solve import ConstrainedResult, in_float64, solve_constrained
 from spectra_jax.counterfactuals.sentences import number
@@ -115,13 +115,13 @@ def _rivals(explanation: "Explanation", relaxed: ConstrainedResult, whole: Const
     weights = certificate.multipliers[0]
     if not (np.isfinite(weights).all() and (weights > 0).any()):
         return f"No choice that the rules allow makes it {word}."
-    problem = make_problem(in_float64(explanation.head), values, target, explanation.margin, rules)
-    strength = weights * problem.lengths()[0]
+    programs = make_programs(in_float64(explanation.head), values, target, explanation.margin, rules)
+    strength = weights * programs.lengths()[0]
     count = len(names.classes)
     strongest = [k for k in np.argsort(-strength)[:_NAMED] if strength[k] > 1e-3 * strength.max()]
     rivals = [readable_class(names.classes[k]) for k in strongest if k < count]
     related = len(rivals) < len(strongest)
-    pull = problem.pull(certificate.multipliers)[0]
+    pull = programs.pull(certificate.multipliers)[0]
     held = [readable_attribute(names.attributes[f]) for f in np.argsort(-np.abs(pull))[:_NAMED] if abs(pull[f]) > 0]
     text = f"Within the rules {word} cannot get ahead of {_listed(rivals)}" if rivals else f"{word} is out of reach"
     text += " while the relations hold" if related else ""

@@ -7,6 +7,7 @@ import numpy as np
 
 from spectra_jax.checks import check_choice
 from spectra_jax.counterfactuals.sentences import number, percent
+from spectra_jax.extras import extra
 from spectra_jax.names import readable_class
 from spectra_jax.types import Status
 
@@ -64,7 +65,8 @@ def as_table(explanation: "Explanation", kind: str) -> Any:
     check_choice("kind", kind, ("text", "arrow", "pandas"))
     if kind == "text":
         return as_text(explanation)
-    import pyarrow
+    with extra("experiments"):
+        import pyarrow
 
     table = pyarrow.table(columns(explanation))
     return table if kind == "arrow" else table.to_pandas()
@@ -72,9 +74,10 @@ def as_table(explanation: "Explanation", kind: str) -> Any:
 
 def as_text(explanation: "Explanation") -> str:
     """A table for a terminal, and below it what could not be answered."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    with extra("experiments"):
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
 
     names, rows = _shown(explanation)
     table = Table(*names, box=None, pad_edge=False, header_style="")
@@ -88,7 +91,8 @@ def as_text(explanation: "Explanation") -> str:
 
 def as_html(explanation: "Explanation") -> str:
     """A table for a notebook."""
-    from markupsafe import escape
+    with extra("experiments"):
+        from markupsafe import escape
 
     names, rows = _shown(explanation)
     head = "".join(f"<th>{escape(name)}</th>" for name in names)

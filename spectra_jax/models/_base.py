@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
+from spectra_jax.extras import extra
 from spectra_jax.models._init import draw_parameters
 from spectra_jax.types import Head
 
@@ -188,6 +187,9 @@ class Model:
                 f"model {self.name!r} as configured has no pretrained weights; those that have: efficientnet_lite0 and "
                 f"resnet with norm='frozen_batch'"
             )
+        with extra("experiments"):
+            from safetensors import SafetensorError
+            from safetensors.numpy import load_file
         try:
             tensors = load_file(path)
         except SafetensorError as error:

@@ -11,10 +11,10 @@ It starts at delta = 0, adds the most violated rival, and drops rivals whose mul
 negative: every iterate is optimal for its own active set, so it ends after finitely many steps.
 
 A pair occupies a lane: a few slots with its active rivals, their multipliers and the inverse of their Gram matrix.
-Only the search for the most violated rival looks at all classes, and it only adds up a few rows of K.
+Only the search for the most violated rival looks at all classes, and all it does is add up a few rows of K.
 
-This is the fast way for ordinary pairs. Classes with nearly equal weights, whose differences cancel in K, rivals that
-depend on each other and empty regions are found out and left to `dual_path`.
+This is the fast path for ordinary pairs. Classes with nearly equal weights, whose differences cancel in K, rivals that
+depend on each other and empty regions are recognised and left to `dual_path`.
 """
 
 from typing import NamedTuple
@@ -23,20 +23,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from spectra_jax.perturbations import formulas
 from spectra_jax.perturbations.geometry import HIGHEST, safe_sqrt
 from spectra_jax.perturbations.lanes import (
+    CONVERGED,
     FULL,
     IDLE,
-    OPTIMAL,
     RUNNING,
-    SOLVED,
     STUCK,
-    UNRESOLVED,
     pick,
     scatter_slots,
     times,
     where_lane,
 )
+from spectra_jax.types import Status
 
 # Up to here the active rows of K are added up one by one; beyond, one matrix product is cheaper.
 _FEW_SLOTS = 16
@@ -48,42 +48,42 @@ class Regions(NamedTuple):
     Attributes:
         gram: (c, c) their inner products.
         lengths: (c, c) distances ||w_j - w_k||.
-        reach: (c, c) their reciprocals; 0 for rows closer than rounding can tell apart, which count as one row.
+        inverse_lengths: (c, c) their reciprocals; 0 for rows closer than rounding can tell apart, which count as one.
         logits: (b, c) of the samples; -inf for a class that can never be predicted.
-        margin: (b,) required lead, in logits.
+        margins: (b,) required lead, in logits.
     """
 
     gram: Float[Array, "c c"]
     lengths: Float[Array, "c c"]
-    reach: Float[Array, "c c"]
+    inverse_lengths: Float[Array, "c c"]
     logits: Float[Array, "b c"]
-    margin: Float[Array, "b"]
+    margins: Float[Array, "b"]
 
 
 def make_regions(
     gram: Float[Array, "c c"],
     squares: Float[Array, "c c"],
     logits: Float[Array, "b c"],
-    margin: Float[Array, "b"],
+    margins: Float[Array, "b"],
 ) -> Regions:
-    """The shared problem, from the Gram matrix of the centred rows and their squared distances."""
+    """What all pairs share, from the Gram matrix of the centred weight rows and their squared distances."""
     lengths = jnp.sqrt(squares)
     same = lengths <= 4 * float(jnp.finfo(gram.dtype).eps) * jnp.sqrt(jnp.max(jnp.diagonal(gram)))
-    return Regions(gram, lengths, jnp.where(same, 0, 1 / jnp.where(same, 1, lengths)), logits, margin)
+    return Regions(gram, lengths, jnp.where(same, 0, 1 / jnp.where(same, 1, lengths)), logits, margins)
 
 
 class Lanes(NamedTuple):
-    """Pairs being solved, one a lane.
+    """Pairs being solved, one in every lane.
 
     Attributes:
         sample: (p,) which pair, with `target`.
         target: (p,).
         slots: (p, m) class index of the active rival in each slot.
         used: (p, m) which slots are occupied.
-        held: (p, m) multipliers lambda >= 0, 0 in free slots.
+        multipliers: (p, m) lambda >= 0, 0 in free slots.
         inverse: (p, m, m) inverse of the active rivals' Gram matrix, 0 in free rows and columns.
         candidate: (p,) rival being added, -1 between additions.
-        push: (p,) its multiplier so far.
+        candidate_multiplier: (p,) that of the candidate, so far.
         settled: (p, c) rivals not to be added: the target and the active ones.
         status: (p,) see `lanes`.
         steps: (p,) steps taken.
@@ -93,10 +93,10 @@ class Lanes(NamedTuple):
     target: Int[Array, "p"]
     slots: Int[Array, "p m"]
     used: Bool[Array, "p m"]
-    held: Float[Array, "p m"]
+    multipliers: Float[Array, "p m"]
     inverse: Float[Array, "p m m"]
     candidate: Int[Array, "p"]
-    push: Float[Array, "p"]
+    candidate_multiplier: Float[Array, "p"]
     settled: Bool[Array, "p c"]
     status: Int[Array, "p"]
     steps: Int[Array, "p"]
@@ -124,10 +124,10 @@ def empty_lanes(regions: Regions, num_lanes: int, capacity: int) -> Lanes:
         target=jnp.zeros(num_lanes, jnp.int32),
         slots=jnp.zeros((num_lanes, capacity), jnp.int32),
         used=jnp.zeros((num_lanes, capacity), bool),
-        held=jnp.zeros((num_lanes, capacity), dtype),
+        multipliers=jnp.zeros((num_lanes, capacity), dtype),
         inverse=jnp.zeros((num_lanes, capacity, capacity), dtype),
         candidate=jnp.full(num_lanes, -1, jnp.int32),
-        push=jnp.zeros(num_lanes, dtype),
+        candidate_multiplier=jnp.zeros(num_lanes, dtype),
         settled=jnp.zeros((num_lanes, num_classes), bool),
         status=jnp.full(num_lanes, IDLE, jnp.int32),
         steps=jnp.zeros(num_lanes, jnp.int32),
@@ -161,7 +161,7 @@ def advance(regions: Regions, lanes: Lanes, *, complete: bool, max_steps: int) -
         The lanes after the step.
     """
     _, dependence = _precision(regions)
-    gram, target, slots, used, held = regions.gram, lanes.target, lanes.slots, lanes.used, lanes.held
+    gram, target, slots, used, multipliers = regions.gram, lanes.target, lanes.slots, lanes.used, lanes.multipliers
     capacity = slots.shape[1]
     violated, found = _most_violated(regions, lanes)
     fresh = lanes.candidate < 0
@@ -173,15 +173,16 @@ def advance(regions: Regions, lanes: Lanes, *, complete: bool, max_steps: int) -
     length = pick(regions.lengths, target, candidate)
     square = jnp.square(length)
     left = square - jnp.sum(cross * response, axis=-1)
-    independent = (pick(regions.reach, target, candidate) > 0) & (left > dependence * square)
+    independent = (pick(regions.inverse_lengths, target, candidate) > 0) & (left > dependence * square)
     if complete:
         independent = independent & ~jnp.all(used, axis=-1)
-    slack = jnp.sum(held * cross, axis=-1) + lanes.push * square - _height(regions, lanes.sample, target, candidate)
+    reached = jnp.sum(multipliers * cross, axis=-1) + lanes.candidate_multiplier * square
+    slack = reached - _offset(regions, lanes.sample, target, candidate)
     # A response that is zero but for rounding must not block, or divide: hence the relative threshold.
     reaction = response * pick(regions.lengths, target[:, None], slots)
     largest = jnp.maximum(jnp.max(jnp.abs(jnp.where(used, reaction, 0)), axis=-1), length)
     falling = used & (reaction > dependence * largest[:, None])
-    ratios = jnp.where(falling, held / jnp.where(falling, response, 1), jnp.inf)
+    ratios = jnp.where(falling, multipliers / jnp.where(falling, response, 1), jnp.inf)
     shortest = jnp.min(ratios, axis=-1)
     full_step = jnp.where(independent, jnp.maximum(-slack, 0) / jnp.where(independent, left, 1), jnp.inf)
     step = jnp.minimum(shortest, full_step)
@@ -204,21 +205,21 @@ def advance(regions: Regions, lanes: Lanes, *, complete: bool, max_steps: int) -
     inverse = jnp.where(keep[:, :, None] & keep[:, None, :], inverse, 0)
 
     step = jnp.where(go, step, 0)
-    push = lanes.push + step
-    after = jnp.where(used, jnp.maximum(held - step[:, None] * response, 0), 0)
-    after = jnp.where(at_slot, jnp.where(add, push, 0)[:, None], after)
+    candidate_multiplier = lanes.candidate_multiplier + step
+    after = jnp.where(used, jnp.maximum(multipliers - step[:, None] * response, 0), 0)
+    after = jnp.where(at_slot, jnp.where(add, candidate_multiplier, 0)[:, None], after)
     changing = jnp.where(go, jnp.where(add, candidate, jnp.max(jnp.where(at_slot, slots, -1), axis=-1)), -1)
     classes = jnp.arange(gram.shape[0], dtype=jnp.int32)
     settled = jnp.where(classes[None, :] == changing[:, None], add[:, None], lanes.settled)
     steps = lanes.steps + 1
-    status = jnp.where(no_room, FULL, jnp.where(steps >= max_steps, UNRESOLVED, RUNNING))
-    status = jnp.where(solved, SOLVED, jnp.where(stuck, STUCK, status)).astype(jnp.int32)
+    status = jnp.where(no_room, FULL, jnp.where(steps >= max_steps, Status.UNRESOLVED, RUNNING))
+    status = jnp.where(solved, CONVERGED, jnp.where(stuck, STUCK, status)).astype(jnp.int32)
     moved = lanes._replace(
         slots=jnp.where(at_slot & add[:, None], candidate[:, None], slots),
         used=jnp.where(at_slot, add[:, None], used),
-        held=after,
+        multipliers=after,
         inverse=inverse,
-        push=jnp.where(add, 0, push),
+        candidate_multiplier=jnp.where(add, 0, candidate_multiplier),
         settled=settled,
     )
     lanes_after = where_lane(go, moved, lanes)
@@ -231,48 +232,49 @@ def advance(regions: Regions, lanes: Lanes, *, complete: bool, max_steps: int) -
 
 
 def conclude(regions: Regions, lanes: Lanes, tolerance: float) -> tuple[Lanes, Conclusions]:
-    """Polishes and checks lanes that are SOLVED.
+    """Polishes and checks lanes that have CONVERGED.
 
     What rounding can have spoilt by more than the tolerance, relative to the norm, is UNRESOLVED: a norm that nearly
-    cancels, rivals whose lead is not known well enough to say that they are behind, rows that lie close to the
-    target's. So is every STUCK lane, whose candidate depends on the active rivals: whether its region is empty is not
+    cancels, rivals whose slack is not known well enough to say that they are behind, weights close to the target's. So
+    is every STUCK lane, whose candidate depends on the active rivals: whether its region is empty is not
     for this precision to say.
     """
     epsilon, _ = _precision(regions)
-    solved = lanes.status == SOLVED
+    solved = lanes.status == CONVERGED
     target, slots, used = lanes.target, lanes.slots, lanes.used
     own = pick(regions.gram, target, target)[:, None]
     to_target = pick(regions.gram, target[:, None], slots)
     between = pick(regions.gram, slots[:, :, None], slots[:, None, :])
     between = own[:, :, None] - to_target[:, :, None] - to_target[:, None, :] + between
     between = jnp.where(used[:, :, None] & used[:, None, :], between, 0)
-    heights = jnp.where(used, _height(regions, lanes.sample[:, None], target[:, None], slots), 0)
+    offsets = jnp.where(used, _offset(regions, lanes.sample[:, None], target[:, None], slots), 0)
     lengths = pick(regions.lengths, target[:, None], slots)
 
     # The inverse was built up step by step: one Newton step against the true Gram matrix takes its rounding out.
-    correction = times(lanes.inverse, heights - times(between, lanes.held))
-    held = jnp.where(used & solved[:, None], jnp.maximum(lanes.held + correction, 0), lanes.held)
-    ended = lanes._replace(held=held)
-    product = times(between, held)
-    square = jnp.maximum(jnp.sum(held * (2 * heights - product), axis=-1), 0)
+    correction = times(lanes.inverse, offsets - times(between, lanes.multipliers))
+    multipliers = jnp.where(used & solved[:, None], jnp.maximum(lanes.multipliers + correction, 0), lanes.multipliers)
+    ended = lanes._replace(multipliers=multipliers)
+    product = times(between, multipliers)
+    square = jnp.maximum(jnp.sum(multipliers * (2 * offsets - product), axis=-1), 0)
     norm = safe_sqrt(square)
 
     slack, rounding, _ = _slack(regions, ended)
-    reach = pick(regions.reach, target)
-    # K cancels in the rows' differences: the rounding of a lead is that of the products of whole rows.
+    inverse_lengths = pick(regions.inverse_lengths, target)
+    # K cancels in the normals: the rounding of a slack is that of the products of whole weight rows.
     sizes = jnp.sqrt(jnp.diagonal(regions.gram))
-    terms = jnp.sum(held * (pick(sizes, slots) + pick(sizes, target)[:, None]), axis=-1)
+    terms = jnp.sum(multipliers * (pick(sizes, slots) + pick(sizes, target)[:, None]), axis=-1)
     noise = rounding + 4 * epsilon * (sizes[None, :] + pick(sizes, target)[:, None]) * terms[:, None]
     rival = jnp.arange(len(sizes), dtype=jnp.int32)[None, :] != target[:, None]
-    violation = jnp.max(jnp.maximum(-slack, 0) * reach, axis=-1)
+    violation = jnp.max(jnp.maximum(-slack, 0) * inverse_lengths, axis=-1)
     # An active rival may be off by its noise. Another one that may be violated may depend on the active ones, and then
     # no bound says how far away the point is that satisfies both.
     active = lanes.settled & rival
-    unclear = jnp.where(rival & (slack <= noise), jnp.where(active & (reach > 0), noise * reach, jnp.inf), 0)
-    apart = jnp.max(jnp.where(used, jnp.abs(product - heights) / jnp.where(used, lengths, 1), 0), axis=-1)
+    bounded = jnp.where(active & (inverse_lengths > 0), noise * inverse_lengths, jnp.inf)
+    unclear = jnp.where(rival & (slack <= noise), bounded, 0)
+    apart = jnp.max(jnp.where(used, jnp.abs(product - offsets) / jnp.where(used, lengths, 1), 0), axis=-1)
     residual = jnp.maximum(violation, apart)
     rows = jnp.arange(len(target), dtype=jnp.int32)[:, None]
-    blurred = jnp.sum(held * pick(rounding, rows, slots), axis=-1)
+    blurred = jnp.sum(multipliers * pick(rounding, rows, slots), axis=-1)
     trusted = (
         (jnp.maximum(residual, jnp.max(unclear, axis=-1)) <= tolerance * norm)
         & (blurred <= tolerance * square)
@@ -282,18 +284,19 @@ def conclude(regions: Regions, lanes: Lanes, tolerance: float) -> tuple[Lanes, C
     nothing = ~jnp.any(used, axis=-1) & jnp.all(~rival | (slack > noise), axis=-1)
     trusted = trusted | nothing
 
-    status = jnp.where(solved & trusted, OPTIMAL, jnp.where(solved | (lanes.status == STUCK), UNRESOLVED, lanes.status))
-    status = status.astype(jnp.int32)
-    optimal = status == OPTIMAL
+    ended_otherwise = solved | (lanes.status == STUCK)
+    status = jnp.where(ended_otherwise, Status.UNRESOLVED, lanes.status)
+    status = jnp.where(solved & trusted, Status.SOLVED, status).astype(jnp.int32)
+    optimal = status == Status.SOLVED
     return ended._replace(status=status), Conclusions(
         norm=jnp.where(optimal, norm, jnp.nan),
         residual=jnp.where(optimal, residual, jnp.nan),
-        num_active=jnp.sum(held > 0, axis=-1, dtype=jnp.int32),
+        num_active=jnp.sum(multipliers > 0, axis=-1, dtype=jnp.int32),
     )
 
 
 def unit_inverse(regions: Regions, lanes: Lanes) -> Float[Array, "p m m"]:
-    """The inverse for rows of length 1."""
+    """The inverse for normals of length 1."""
     lengths = pick(regions.lengths, lanes.target[:, None], lanes.slots)
     return lanes.inverse * lengths[:, :, None] * lengths[:, None, :]
 
@@ -309,14 +312,9 @@ def _precision(regions: Regions) -> tuple[float, float]:
     return epsilon, epsilon ** (2 / 3)
 
 
-def _height(regions: Regions, sample: Array, target: Array, rival: Array) -> Array:
-    return pick(regions.logits, sample, rival) - pick(regions.logits, sample, target) + pick(regions.margin, sample)
-
-
-def _rounding(logits: Array, own: Array, margin: Array) -> Array:
-    """Of a rival's height: that of the numbers it is made of. A class masked by -inf has none."""
-    sizes = jnp.abs(logits) + jnp.abs(own) + margin
-    return jnp.where(jnp.isfinite(sizes), float(jnp.finfo(logits.dtype).eps) * sizes, 0)
+def _offset(regions: Regions, sample: Array, target: Array, rival: Array) -> Array:
+    logits, own = pick(regions.logits, sample, rival), pick(regions.logits, sample, target)
+    return formulas.offset(logits, own, pick(regions.margins, sample))
 
 
 def _response(regions: Regions, lanes: Lanes, rival: Int[Array, "p"]) -> tuple[Array, Array]:
@@ -333,32 +331,36 @@ def _slack(regions: Regions, lanes: Lanes) -> tuple[Float[Array, "p c"], Float[A
     gram, target = regions.gram, lanes.target
     epsilon, _ = _precision(regions)
     # v = lambda - sum(lambda) at the target turns G G^T lambda into differences of K v.
-    candidate, total = jnp.maximum(lanes.candidate, 0), jnp.sum(lanes.held, axis=-1) + lanes.push
+    candidate, total = jnp.maximum(lanes.candidate, 0), jnp.sum(lanes.multipliers, axis=-1) + lanes.candidate_multiplier
     if lanes.slots.shape[1] <= _FEW_SLOTS:
-        rows = sum(held[:, None] * pick(gram, slot) for held, slot in zip(lanes.held.T, lanes.slots.T, strict=True))
-        rows = rows + lanes.push[:, None] * pick(gram, candidate)
+        of_slots = zip(lanes.multipliers.T, lanes.slots.T, strict=True)
+        rows = sum(multiplier[:, None] * pick(gram, slot) for multiplier, slot in of_slots)
+        rows = rows + lanes.candidate_multiplier[:, None] * pick(gram, candidate)
     else:
-        multipliers = scatter_slots(lanes.slots, jnp.where(lanes.used, lanes.held, 0), gram.shape[0])
-        rows = jnp.matmul(multipliers, gram, precision=HIGHEST) + lanes.push[:, None] * pick(gram, candidate)
+        multipliers = scatter_slots(lanes.slots, jnp.where(lanes.used, lanes.multipliers, 0), gram.shape[0])
+        rows = jnp.matmul(multipliers, gram, precision=HIGHEST)
+        rows = rows + lanes.candidate_multiplier[:, None] * pick(gram, candidate)
     rows = rows - total[:, None] * pick(gram, target)
-    at_target = jnp.sum(lanes.held * pick(gram, target[:, None], lanes.slots), axis=-1)
-    at_target = at_target + lanes.push * pick(gram, candidate, target) - total * pick(gram, target, target)
-    spread = jnp.sum(lanes.held * pick(regions.lengths, target[:, None], lanes.slots), axis=-1)
-    spread = spread + lanes.push * pick(regions.lengths, target, candidate)
+    at_target = jnp.sum(lanes.multipliers * pick(gram, target[:, None], lanes.slots), axis=-1)
+    at_target = at_target + lanes.candidate_multiplier * pick(gram, candidate, target)
+    at_target = at_target - total * pick(gram, target, target)
+    spread = jnp.sum(lanes.multipliers * pick(regions.lengths, target[:, None], lanes.slots), axis=-1)
+    spread = spread + lanes.candidate_multiplier * pick(regions.lengths, target, candidate)
     logits, own = pick(regions.logits, lanes.sample), pick(regions.logits, lanes.sample, target)[:, None]
-    margin = pick(regions.margin, lanes.sample)[:, None]
-    rounding = _rounding(logits, own, margin)
-    slack = (rows - at_target[:, None]) - (logits - own + margin)
+    margins = pick(regions.margins, lanes.sample)[:, None]
+    rounding = formulas.offset_rounding(logits, own, margins)
+    slack = (rows - at_target[:, None]) - formulas.offset(logits, own, margins)
     return slack, rounding, 8 * (rounding + epsilon * pick(regions.lengths, target) * spread[:, None])
 
 
 def _most_violated(regions: Regions, lanes: Lanes) -> tuple[Int[Array, "p"], Bool[Array, "p"]]:
     """The rival violated most, in distance, and whether there is one."""
     slack, _, noise = _slack(regions, lanes)
-    reach = pick(regions.reach, lanes.target)
+    inverse_lengths = pick(regions.inverse_lengths, lanes.target)
     violated = ~lanes.settled & (slack < -noise)
-    # Rivals whose row coincides with the target's come first: they decide feasibility.
-    distance = jnp.where(violated, jnp.where(reach > 0, -slack * reach, float(jnp.finfo(slack.dtype).max)), 0)
+    # Rivals with the target's own weights come first: they decide feasibility.
+    distance = jnp.where(inverse_lengths > 0, -slack * inverse_lengths, float(jnp.finfo(slack.dtype).max))
+    distance = jnp.where(violated, distance, 0)
     num_classes = distance.shape[1]
     classes = jnp.arange(num_classes, dtype=jnp.int32)
     if distance.dtype == jnp.float64:

@@ -54,12 +54,12 @@ def all_pairs_norms(
     check_margin(margin)
     check_mutable(head, mutable)
     if method == "pinv" and mutable is not None:
-        raise ValueError('mutable does not apply to method="pinv"; use "boundary" or "projection"')
+        raise ValueError('mutable is given with method="pinv"; expected None there: use "boundary" or "projection"')
     if logits is not None:
         check_array("logits", logits)
         wanted = (attributes.shape[0], head.weights.shape[0])
         if logits.shape != wanted:
-            raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row a sample")
+            raise ValueError(f"logits has shape {logits.shape}; expected {wanted}, one row per sample")
         logits = jnp.asarray(logits, attributes.dtype)
     return _norms(head, attributes, jnp.asarray(margin, attributes.dtype), mutable, logits, method=method)
 

@@ -8,11 +8,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.buckets import in_buckets
 from spectra_jax.checks import as_problem, check_margin, check_mutable
-from spectra_jax.perturbations.geometry import HIGHEST, gram_matrix, of_unit_size, relative_logits, safe_norm
-from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, scatter_slots
+from spectra_jax.perturbations import formulas
+from spectra_jax.perturbations.geometry import (
+    HIGHEST,
+    are_finite,
+    gram_matrix,
+    is_predicted,
+    of_unit_size,
+    relative_logits,
+    safe_norm,
+)
+from spectra_jax.perturbations.lanes import scatter_slots
 from spectra_jax.perturbations.pair_search import Solutions, search_pairs, shared_by_pairs
 from spectra_jax.switches import public
-from spectra_jax.types import Head
+from spectra_jax.types import Head, Status
 
 
 class AllPairsResult(NamedTuple):
@@ -20,15 +29,20 @@ class AllPairsResult(NamedTuple):
 
     Attributes:
         norms: (b, c) as `all_pairs_norms` gives them.
-        feasible: (b, c) whether the target can win by the margin at all; the predicted class counts as feasible.
         num_active: (b, c) rivals that bound the region at the nearest point, or make up an empty one's certificate.
         kkt_residual: (b, c) as in `ProjectionResult`.
+        status: (b, c) as in `ProjectionResult`; SOLVED for the predicted class.
     """
 
     norms: Float[Array, "b c"]
-    feasible: Bool[Array, "b c"]
     num_active: Int[Array, "b c"]
     kkt_residual: Float[Array, "b c"]
+    status: Int[Array, "b c"]
+
+    @property
+    def feasible(self) -> Bool[Array, "b c"]:
+        """Whether the target can win by the margin at all."""
+        return self.status == Status.SOLVED
 
 
 @in_buckets
@@ -65,15 +79,15 @@ def _project_all(head: Head, attributes: Array, margin: Array, mutable: Array | 
     head, margin, _ = of_unit_size(head, margin)
     logits = relative_logits(head, attributes)
     found = _all_targets(head, logits, attributes, margin, mutable)
-    predicted = _is_predicted(logits)
-    scale = safe_norm(attributes)[:, None] + jnp.where(jnp.isfinite(found.norm), found.norm, 0)
-    # The residual of an optimum is a distance; that of a certificate is relative already.
-    relative = jnp.where(found.status == INFEASIBLE, 1, jnp.where(scale > 0, scale, 1))
+    predicted = is_predicted(logits)
+    relative = formulas.relative_residual(found.residual, safe_norm(attributes)[:, None], found.norm)
+    status = jnp.where(predicted, Status.SOLVED, found.status)
     return AllPairsResult(
         norms=jnp.where(predicted, 0, found.norm),
-        feasible=predicted | (found.status == OPTIMAL),
         num_active=jnp.where(predicted, 0, found.num_active),
-        kkt_residual=jnp.where(predicted, 0, found.residual / relative),
+        # The residual of an optimum is a distance; that of a certificate is relative already.
+        kkt_residual=jnp.where(predicted, 0, jnp.where(found.status == Status.INFEASIBLE, found.residual, relative)),
+        status=jnp.where(are_finite(head, attributes, margin)[:, None], status, Status.NOT_FINITE),
     )
 
 
@@ -89,7 +103,7 @@ def projection_norms(
     """||projection_perturbation|| for all samples and targets.
 
     By the envelope theorem the first derivative of the squared norm is that of the dual objective with the multipliers
-    held fixed. For second derivatives use `projection_perturbation`.
+    kept as they are. For second derivatives use `projection_perturbation`.
 
     Args:
         head: weights (c, n), optional bias (c,).
@@ -101,9 +115,9 @@ def projection_norms(
     Returns:
         (b, c); 0 for the predicted class, inf where the target's region is empty, NaN where nothing can be told.
     """
-    fixed = jax.lax.stop_gradient
-    predicted = _is_predicted(logits)
-    norms = _norms(fixed((head, attributes, mutable)), gram_matrix(head.weights, mutable), logits, margin)
+    predicted = is_predicted(logits)
+    gram = gram_matrix(head.weights, mutable)
+    norms = _norms(jax.lax.stop_gradient((head, attributes, mutable)), gram, logits, margin)
     return jnp.where(predicted, 0, norms)
 
 
@@ -118,24 +132,19 @@ def _norms_jvp(primals, tangents):
     (head, attributes, mutable), _, logits, margin = primals
     _, gram_dot, logits_dot, margin_dot = tangents
     found = _all_targets(head, logits, attributes, margin, mutable, want_multipliers=True)
-    feasible = found.status == OPTIMAL
+    feasible = found.status == Status.SOLVED
     rivals = found.proof
-    slots, held = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (rivals.slots, rivals.multipliers))
-    multipliers = scatter_slots(slots, held, logits.shape[1]).reshape(*feasible.shape, logits.shape[1])
+    slots, multipliers = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (rivals.slots, rivals.multipliers))
+    multipliers = scatter_slots(slots, multipliers, logits.shape[1]).reshape(*feasible.shape, logits.shape[1])
     multipliers = jnp.where(feasible[..., None], multipliers, 0)
     # ||delta||^2 = 2 lambda . h - v^T K v with v = lambda - sum(lambda) at the target.
     total = jnp.sum(multipliers, axis=-1)
     signed = multipliers - total[..., None] * jnp.eye(total.shape[1], dtype=total.dtype)[None]
-    heights_dot = jnp.einsum("bjk,bk->bj", signed, logits_dot, precision=HIGHEST) + total * margin_dot
+    offsets_dot = jnp.einsum("bjk,bk->bj", signed, logits_dot, precision=HIGHEST) + total * margin_dot
     product_dot = jnp.sum(jnp.einsum("bjk,km->bjm", signed, gram_dot, precision=HIGHEST) * signed, axis=-1)
     moving = feasible & (found.norm > 0)
-    change = (heights_dot - product_dot / 2) / jnp.where(moving, found.norm, 1)
+    change = (offsets_dot - product_dot / 2) / jnp.where(moving, found.norm, 1)
     return found.norm, jnp.where(moving, change, 0)
-
-
-def _is_predicted(logits: Float[Array, "b c"]) -> Bool[Array, "b c"]:
-    classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    return classes[None, :] == jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
 
 
 def _all_targets(head, logits, attributes, margin, mutable, *, want_multipliers: bool = False) -> Solutions:

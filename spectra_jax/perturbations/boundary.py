@@ -1,10 +1,12 @@
 """The nearest point of the hyperplane between two classes (Section 2.5.2)."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spectra_jax.checks import as_pair
-from spectra_jax.perturbations.geometry import logit_gaps, of_unit_size, relative_logits, safe_sqrt
+from spectra_jax.perturbations import formulas
+from spectra_jax.perturbations.geometry import is_predicted, safe_norm, safe_sqrt
+from spectra_jax.perturbations.problem import Problem, make_problem
 from spectra_jax.switches import public
 from spectra_jax.types import Head
 
@@ -33,17 +35,19 @@ def boundary_perturbation(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
-    head, attributes, target, margin = as_pair(head, attributes, target, margin)
-    head, margin, _ = of_unit_size(head, margin)
-    gaps = logit_gaps(relative_logits(head, attributes[None])[0], target, margin)
-    rival = jnp.argmax(gaps)
-    gap = jnp.maximum(gaps[rival], 0)
-    direction = head.weights[target] - head.weights[rival]
-    square = jnp.sum(jnp.square(direction))
+    return _to_boundary(make_problem(head, attributes, target, margin=margin))
+
+
+@jax.jit
+def _to_boundary(problem: Problem) -> Float[Array, "n"]:
+    rival = jnp.argmax(problem.offsets)
+    normal = problem.normals(rival[None])[0]
+    length = safe_norm(normal)
+    distance = formulas.boundary_distance(jnp.maximum(problem.offsets[rival], 0), length)
     # Rows that coincide, or a target that is masked by a bias of -inf: nothing helps. NaN stays NaN.
-    impossible = ((square == 0) & (gap > 0)) | (gap == jnp.inf)
-    gap, square = jnp.where(impossible, 0, gap), jnp.where(square == 0, 1, square)
-    return jnp.where(impossible, jnp.inf, gap / square * direction)
+    impossible = distance == jnp.inf
+    change = jnp.where(impossible, 0, distance) * (normal / jnp.where(length > 0, length, 1))
+    return jnp.where(impossible, jnp.inf, change)
 
 
 def boundary_norms(
@@ -57,12 +61,9 @@ def boundary_norms(
         margin: required lead over the predicted class, in logits.
 
     Returns:
-        (b, c); 0 for the predicted class, inf where the two rows of weights coincide and a gap remains.
+        (b, c); 0 for the predicted class, inf where the two classes have equal weights and the target is behind.
     """
-    predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    gaps = jnp.max(logits, axis=-1, keepdims=True) - logits + margin
-    distances = safe_sqrt(squares)[predicted]
-    apart = distances > 0
-    # 0 * gaps rather than 0: a NaN logit must stay one.
-    norms = jnp.where(apart, gaps / jnp.where(apart, distances, 1), jnp.where(gaps > 0, jnp.inf, 0 * gaps))
-    return jnp.where(jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] == predicted[:, None], 0, norms)
+    predicted = jnp.argmax(logits, axis=-1)
+    offsets = formulas.offset(jnp.max(logits, axis=-1, keepdims=True), logits, margin)
+    norms = formulas.boundary_distance(offsets, safe_sqrt(squares)[predicted])
+    return jnp.where(is_predicted(logits), 0, norms)

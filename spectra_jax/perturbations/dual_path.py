@@ -17,9 +17,9 @@ events, at the answer or at a candidate that no multiplier can make tight, whose
 there is none. A bound on the events guards against pieces of length 0 that repeat, which rounding makes all but
 impossible. Without ranges it is the method of Goldfarb and Idnani (1983).
 
-Rows are differences taken between the weights themselves, and of length 1, so classes with nearly equal weights do no
-harm. Exact ties between rivals are broken by lowering every height by some 100 roundings, each by a little other; the
-answer is polished on the true heights.
+Constraint normals are differences between the weights themselves, scaled to length 1, so classes with nearly equal
+weights do no harm. Exact ties between rivals are broken by lowering every offset by some 100 roundings, no two by the
+same; the answer is polished on the true offsets.
 """
 
 from typing import NamedTuple
@@ -28,90 +28,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.perturbations.dual_events import Lanes, Problem, change_of, empty_lanes, event, load, ranges_of
+from spectra_jax.perturbations import formulas
+from spectra_jax.perturbations.answers import Answers, Evidence, Pattern
+from spectra_jax.perturbations.dual_events import Lanes, Queue, change_of, empty_lanes, event, load, ranges_of
 from spectra_jax.perturbations.geometry import HIGHEST
 from spectra_jax.perturbations.lanes import (
     FULL,
-    INFEASIBLE,
-    OPTIMAL,
     RUNNING,
     STUCK,
-    UNRESOLVED,
     pick,
     run_lanes,
     times,
     where_lane,
 )
+from spectra_jax.types import Status
 
 _EPSILON = 2e-16
-# The combined rows of a certificate may leave this part of their terms: rounding, and not a region that is far away.
+# The combined normals of a certificate may leave this part of their terms: rounding, and not a region that is far away.
 _CANCELLED = 1e-12
-# Numbers in the rows and inverses of all lanes, which on a CPU should fit into its caches, and lanes at most.
+# Numbers in the normals and inverses of all lanes, which on a CPU should fit into its caches, and lanes at most.
 _LANE_MEMORY, _LANE_MEMORY_ON_CPU, _MOST_LANES = 100_000_000, 200_000, 1024
 _EVENTS_AT_ONCE = 12  # between two looks at all rivals
 
 
-class Answers(NamedTuple):
-    """The outcome of each problem.
-
-    Attributes:
-        status: (q,) OPTIMAL, INFEASIBLE or UNRESOLVED.
-        norm: (q,) length of the nearest point; inf where INFEASIBLE, NaN where UNRESOLVED.
-        residual: (q,) largest violation of the optimality conditions, as a distance; for a certificate the length of
-            the combined rows along attributes without an end, relative to the terms of the combination.
-        num_active: (q,) rivals with a positive multiplier.
-        evidence: the rest, or None if not asked for.
-    """
-
-    status: Int[Array, "q"]
-    norm: Float[Array, "q"]
-    residual: Float[Array, "q"]
-    num_active: Int[Array, "q"]
-    evidence: "Evidence | None"
-
-    @property
-    def proof(self) -> "Evidence":
-        """The evidence, where it was asked for."""
-        assert self.evidence is not None
-        return self.evidence
-
-
-class Evidence(NamedTuple):
-    """What holds each answer.
-
-    Attributes:
-        slots: (q, s) the active rivals, and the candidate of a certificate.
-        multipliers: (q, s) of the rows g_k; 0 in slots that are not used.
-        pattern: the rest, or None if not asked for.
-    """
-
-    slots: Int[Array, "q s"]
-    multipliers: Float[Array, "q s"]
-    pattern: "Pattern | None"
-
-    @property
-    def whole(self) -> "Pattern":
-        """The pattern, where it was asked for."""
-        assert self.pattern is not None
-        return self.pattern
-
-
-class Pattern(NamedTuple):
-    """The nearest point and what its derivatives need.
-
-    Attributes:
-        delta: (q, n) the nearest point; 0 where there is none.
-        place: (q, n) int8: -1 or 1 for an attribute held at the lower or upper end of its range, 0 for a free one.
-        inverse: (q, s, s) inverse of the Gram matrix of the active rivals' unit rows over the free attributes.
-    """
-
-    delta: Float[Array, "q n"]
-    place: Int[Array, "q n"]
-    inverse: Float[Array, "q s s"]
-
-
 def solve_exactly(
-    problem: Problem,
+    queue: Queue,
     waiting: Bool[Array, "q"],
     *,
     num_attributes: int,
@@ -123,14 +64,14 @@ def solve_exactly(
     """The nearest point of every problem that waits.
 
     Args:
-        problem: all of them.
+        queue: all of them.
         waiting: (q,) which to solve; the answers of the others are UNRESOLVED.
         num_attributes: n.
         rank: min(n, c - 1), the most rivals that can be active.
         usual: as many active rivals are enough for most problems; those that need more queue again.
         num_slots: s, of the evidence, or None for none. The multipliers and the inverse of an answer with more active
             rivals are NaN.
-        want_pattern: whether the evidence has its pattern, n + s^2 numbers a problem.
+        want_pattern: whether the evidence has its pattern, n + s^2 numbers per problem.
 
     Returns:
         Answers.
@@ -149,13 +90,13 @@ def solve_exactly(
             pattern=pattern if want_pattern else None,
         )
     answers = Answers(
-        status=jnp.where(waiting, FULL, UNRESOLVED).astype(jnp.int32),
+        status=jnp.where(waiting, FULL, Status.UNRESOLVED).astype(jnp.int32),
         norm=jnp.full(size, jnp.nan, jnp.float64),
         residual=jnp.full(size, jnp.nan, jnp.float64),
         num_active=jnp.zeros(size, jnp.int32),
         evidence=evidence,
     )
-    max_steps = 200 + 20 * (rank + (0 if problem.ranges is None else num_attributes))
+    max_steps = 200 + 20 * (rank + (0 if queue.ranges is None else num_attributes))
 
     def stage(capacity: int, answers: Answers) -> Answers:
         memory = _LANE_MEMORY_ON_CPU if jax.default_backend() == "cpu" else _LANE_MEMORY
@@ -163,9 +104,9 @@ def solve_exactly(
         lanes = empty_lanes(max(1, min(size, room, _MOST_LANES)), capacity, num_attributes)
 
         def work(lanes):
-            heights = _heights(problem, lanes)
-            lanes = _follow(problem, lanes, heights, complete=capacity == rank, max_steps=max_steps)
-            return _look(problem, lanes, heights, num_slots)
+            offsets = _offsets(queue, lanes)
+            lanes = _follow(queue, lanes, offsets, complete=capacity == rank, max_steps=max_steps)
+            return _look(queue, lanes, offsets, num_slots)
 
         def write(answers, where, lanes, figures):
             if not want_pattern and figures.evidence is not None:
@@ -173,27 +114,27 @@ def solve_exactly(
             return jax.tree.map(lambda old, new: old.at[where].set(new, mode="drop"), answers, figures)
 
         def start(lanes, chosen, index):
-            return load(problem, lanes, chosen, index)
+            return load(queue, lanes, chosen, index)
 
         return run_lanes(lanes, answers, answers.status == FULL, load=start, work=work, write=write)
 
     if size:
         for capacity in [usual, rank] if usual is not None and 2 * usual < rank else [rank]:
             answers = stage(capacity, answers)
-    return answers._replace(status=jnp.where(answers.status == FULL, UNRESOLVED, answers.status))
+    return answers._replace(status=jnp.where(answers.status == FULL, Status.UNRESOLVED, answers.status))
 
 
-class _Heights(NamedTuple):
+class _Offsets(NamedTuple):
     """All rivals of every lane.
 
     Attributes:
-        lengths: (p, c) of the rows.
+        lengths: (p, c) of the constraint normals.
         true: (p, c) what they must reach.
         lowered: (p, c) the same with exact ties broken.
         rounding: (p, c) of the true ones.
         scale: (p,) rounding of g_k . delta per length of delta.
         farthest: (p,) distance to the farthest single boundary, which no answer can be nearer than.
-        apart: (p, c) rivals that ask for something and whose row does not coincide with the target's.
+        apart: (p, c) rivals that ask for something and whose weights do not coincide with the target's.
     """
 
     lengths: Float[Array, "p c"]
@@ -205,16 +146,16 @@ class _Heights(NamedTuple):
     apart: Bool[Array, "p c"]
 
 
-def _heights(problem: Problem, lanes: Lanes) -> _Heights:
-    lengths = problem.lengths(lanes.problem)
-    true, rounding = problem.heights(lanes.problem)
+def _offsets(queue: Queue, lanes: Lanes) -> _Offsets:
+    lengths = queue.lengths(lanes.which)
+    true, rounding = queue.offsets(lanes.which)
     apart = (lengths > 0) & (true > -jnp.inf)
-    farthest = jnp.max(jnp.where(apart, true / jnp.where(apart, lengths, 1), 0), axis=-1)
+    farthest = jnp.max(jnp.where(apart, formulas.boundary_distance(true, lengths), 0), axis=-1)
     scale = _EPSILON * jnp.max(jnp.where(apart, lengths, 0), axis=-1)
     numbers = jnp.arange(1, true.shape[1] + 1, dtype=jnp.int32).astype(jnp.float64)
     uneven = 100 * (0.5 + 0.5 * jnp.mod(numbers * 0.6180339887498949, 1.0))[None, :]
     lowered = true - uneven * (rounding + (scale * jnp.maximum(farthest, 0))[:, None])
-    return _Heights(lengths, true, lowered, rounding, scale, jnp.maximum(farthest, 0), apart)
+    return _Offsets(lengths, true, lowered, rounding, scale, jnp.maximum(farthest, 0), apart)
 
 
 def _of(values: Float[Array, "p c"], rivals: Int[Array, "p m"]) -> Float[Array, "p m"]:
@@ -222,20 +163,20 @@ def _of(values: Float[Array, "p c"], rivals: Int[Array, "p m"]) -> Float[Array, 
 
 
 def _of_candidate(values: Float[Array, "p c"], lanes: Lanes) -> Float[Array, "p"]:
-    """Per length of the candidate's row."""
-    return _of(values, jnp.maximum(lanes.candidate, 0)[:, None])[:, 0] / jnp.where(lanes.size > 0, lanes.size, 1)
+    """Per length of the candidate's normal."""
+    return _of(values, jnp.maximum(lanes.candidate, 0)[:, None])[:, 0] / jnp.where(lanes.length > 0, lanes.length, 1)
 
 
-def _follow(problem: Problem, lanes: Lanes, heights: _Heights, *, complete: bool, max_steps: int) -> Lanes:
+def _follow(queue: Queue, lanes: Lanes, offsets: _Offsets, *, complete: bool, max_steps: int) -> Lanes:
     """Events until every lane needs another candidate, or enough of them."""
-    height = _of_candidate(heights.lowered, lanes)
+    offset = _of_candidate(offsets.lowered, lanes)
 
     def busy(lanes):
         return (lanes.status == RUNNING) & (lanes.candidate >= 0)
 
     def turn(state):
         lanes, count = state
-        return event(problem, lanes, height, busy(lanes), complete, max_steps), count + 1
+        return event(queue, lanes, offset, busy(lanes), complete, max_steps), count + 1
 
     def unfinished(state):
         lanes, count = state
@@ -244,31 +185,31 @@ def _follow(problem: Problem, lanes: Lanes, heights: _Heights, *, complete: bool
     return jax.lax.while_loop(unfinished, turn, (lanes, jnp.int32(0)))[0]
 
 
-def _look(problem: Problem, lanes: Lanes, heights: _Heights, num_slots: int | None) -> tuple[Lanes, Answers]:
+def _look(queue: Queue, lanes: Lanes, offsets: _Offsets, num_slots: int | None) -> tuple[Lanes, Answers]:
     """Looks at all rivals, in lanes that have come to the end of something.
 
     Lanes without a candidate take the most violated rival; where nothing is violated, the answer is polished on the
-    true heights and looked at once more. Lanes that are STUCK have a certificate, or are UNRESOLVED.
+    true offsets and looked at once more. Lanes that are STUCK have a certificate, or are UNRESOLVED.
     """
-    index, num_classes = lanes.problem, heights.true.shape[1]
-    low, high = ranges_of(problem, index)
+    index, num_classes = lanes.which, offsets.true.shape[1]
+    low, high = ranges_of(queue, index)
     choosing = (lanes.status == RUNNING) & (lanes.candidate < 0)
     stuck = lanes.status == STUCK
-    asked = jnp.where(lanes.polishing[:, None], heights.true, heights.lowered)
-    sizes = jnp.where(lanes.used, lanes.sizes, 1)
-    held, pull, gap = _tightened(problem, lanes, _of(asked, lanes.slots) / sizes)
-    lanes = lanes._replace(held=jnp.where(choosing[:, None], held, lanes.held))
+    asked = jnp.where(lanes.polishing[:, None], offsets.true, offsets.lowered)
+    lengths = jnp.where(lanes.used, lanes.lengths, 1)
+    multipliers, pull, missing = _tightened(queue, lanes, _of(asked, lanes.slots) / lengths)
+    lanes = lanes._replace(multipliers=jnp.where(choosing[:, None], multipliers, lanes.multipliers))
     lanes = lanes._replace(pull=jnp.where(choosing[:, None], pull, lanes.pull))
-    change = change_of(problem, lanes)
+    change = change_of(queue, lanes)
     change = jnp.where(lanes.polishing[:, None], jnp.minimum(jnp.maximum(change, low), high), change)
     norm = jnp.sqrt(jnp.sum(jnp.square(change), axis=-1))
-    rounding = heights.rounding + (4 * heights.scale * norm)[:, None]
-    short = asked - problem.lead(index, change)
+    rounding = offsets.rounding + (4 * offsets.scale * norm)[:, None]
+    slack = queue.products(index, change) - asked
 
-    # The most violated rival, in distance; those whose row coincides with the target's keep their gap for ever.
-    behind = (heights.lengths == 0) & (heights.true > 0)
-    distances = jnp.where(heights.apart, short / jnp.where(heights.apart, heights.lengths, 1), 0)
-    violation = jnp.where(behind, jnp.inf, jnp.where(short > rounding, distances, 0))
+    # The most violated rival, in distance; those whose weights coincide with the target's stay ahead for ever.
+    behind = (offsets.lengths == 0) & (offsets.true > 0)
+    distances = jnp.where(offsets.apart, -slack / jnp.where(offsets.apart, offsets.lengths, 1), 0)
+    violation = jnp.where(behind, jnp.inf, jnp.where(slack < -rounding, distances, 0))
     # An active rival is tight, but for rounding that no further step takes out.
     rows = jnp.arange(len(index), dtype=jnp.int32)[:, None]
     violation = violation.at[rows, jnp.where(lanes.used, lanes.slots, num_classes)].set(0, mode="drop")
@@ -276,7 +217,7 @@ def _look(problem: Problem, lanes: Lanes, heights: _Heights, num_slots: int | No
     numbers = jnp.arange(num_classes, dtype=jnp.int32)[None, :]
     candidate = jnp.min(jnp.where(violation >= most[:, None], numbers, num_classes), axis=-1)
     found = (most > 0) & ~lanes.polishing
-    following = _loaded(problem, lanes, jnp.minimum(candidate, num_classes - 1))
+    following = _loaded(queue, lanes, jnp.minimum(candidate, num_classes - 1))
     following = following._replace(
         candidate=jnp.where(found, candidate, -1).astype(jnp.int32),
         place=jnp.where(found[:, None], following.place, lanes.place),
@@ -285,17 +226,17 @@ def _look(problem: Problem, lanes: Lanes, heights: _Heights, num_slots: int | No
 
     clipping = jnp.max(jnp.abs(jnp.where(lanes.place == 0, lanes.pull - change, 0)), axis=-1)
     noise = jnp.max(
-        jnp.where(heights.apart & (distances > 0), rounding / jnp.where(heights.apart, heights.lengths, 1), 0), axis=-1
+        jnp.where(offsets.apart & (distances > 0), rounding / jnp.where(offsets.apart, offsets.lengths, 1), 0), axis=-1
     )
-    residual = jnp.maximum(jnp.max(distances, axis=-1), jnp.maximum(jnp.max(jnp.abs(gap), axis=-1), clipping))
+    residual = jnp.maximum(jnp.max(distances, axis=-1), jnp.maximum(jnp.max(jnp.abs(missing), axis=-1), clipping))
     ended = choosing & lanes.polishing
     right = ended & (residual <= 1e-8 * norm + 1000 * noise)
 
-    certificate = _certificate(problem, lanes, heights, rounding)
+    certificate = _certificate(queue, lanes, offsets, rounding)
     empty = stuck & certificate.valid
-    status = jnp.where(ended | stuck, UNRESOLVED, lanes.status)
-    status = jnp.where(right, OPTIMAL, jnp.where(empty, INFEASIBLE, status)).astype(jnp.int32)
-    weights = jnp.where(stuck[:, None], certificate.multipliers, lanes.held)
+    status = jnp.where(ended | stuck, Status.UNRESOLVED, lanes.status)
+    status = jnp.where(right, Status.SOLVED, jnp.where(empty, Status.INFEASIBLE, status)).astype(jnp.int32)
+    weights = jnp.where(stuck[:, None], certificate.multipliers, lanes.multipliers)
     figures = Answers(
         status=status,
         norm=jnp.where(right, norm, jnp.where(empty, jnp.inf, jnp.nan)),
@@ -303,54 +244,57 @@ def _look(problem: Problem, lanes: Lanes, heights: _Heights, num_slots: int | No
         num_active=jnp.sum(weights > 0, axis=-1, dtype=jnp.int32) + empty.astype(jnp.int32),
         evidence=None
         if num_slots is None
-        else _evidence(lanes, jnp.where(right[:, None], change, 0), weights / sizes, empty, num_slots),
+        else _evidence(lanes, jnp.where(right[:, None], change, 0), weights / lengths, empty, num_slots),
     )
     return where_lane(choosing, following, lanes)._replace(normals=lanes.normals, status=status), figures
 
 
-def _tightened(problem: Problem, lanes: Lanes, heights: Float[Array, "p m"]) -> tuple[Array, Array, Array]:
-    """Multipliers at which the active rivals are tight at these heights, their pull, and what is left of the gaps.
+def _tightened(queue: Queue, lanes: Lanes, offsets: Float[Array, "p m"]) -> tuple[Array, Array, Array]:
+    """Multipliers at which the active rivals are tight at these offsets, their pull, and what the offsets still miss.
 
     Takes out the rounding of the events before.
     """
 
-    def gap(pull):
+    def missing(pull):
         reached = jnp.einsum(
-            "pmn,pn->pm", lanes.normals, change_of(problem, lanes._replace(pull=pull)), precision=HIGHEST
+            "pmn,pn->pm", lanes.normals, change_of(queue, lanes._replace(pull=pull)), precision=HIGHEST
         )
-        return jnp.where(lanes.used, heights - reached, 0)
+        return jnp.where(lanes.used, offsets - reached, 0)
 
     def refine(state):
-        held, _, left, count = state
-        held = jnp.maximum(held + times(lanes.inverse, left), 0)
-        pull = jnp.einsum("pm,pmn->pn", held, lanes.normals, precision=HIGHEST)
-        return held, pull, gap(pull), count + 1
+        multipliers, _, left, count = state
+        multipliers = jnp.maximum(multipliers + times(lanes.inverse, left), 0)
+        pull = jnp.einsum("pm,pmn->pn", multipliers, lanes.normals, precision=HIGHEST)
+        return multipliers, pull, missing(pull), count + 1
 
-    start = (lanes.held, lanes.pull, gap(lanes.pull), jnp.int32(0))
+    start = (lanes.multipliers, lanes.pull, missing(lanes.pull), jnp.int32(0))
     return jax.lax.while_loop(lambda state: state[3] < 3, refine, start)[:3]
 
 
-def _loaded(problem: Problem, lanes: Lanes, candidate: Int[Array, "p"]) -> Lanes:
+def _loaded(queue: Queue, lanes: Lanes, candidate: Int[Array, "p"]) -> Lanes:
     """With this rival as the candidate."""
-    row = problem.difference(lanes.problem, candidate)
-    size = jnp.sqrt(jnp.sum(jnp.square(row), axis=-1))
-    normal = row / jnp.where(size > 0, size, 1)[:, None]
+    normal = queue.normals(lanes.which, candidate)
+    length = jnp.sqrt(jnp.sum(jnp.square(normal), axis=-1))
+    normal = normal / jnp.where(length > 0, length, 1)[:, None]
     # Without active rivals every attribute follows the candidate alone, from 0: one at an end stays if pushed outwards.
-    low, high = ranges_of(problem, lanes.problem)
+    low, high = ranges_of(queue, lanes.which)
     at_end = jnp.where((normal < 0) & (low == 0), -1, jnp.where((normal > 0) & (high == 0), 1, 0)).astype(jnp.int8)
     inside = (low <= 0) & (high >= 0) & (low < high)
     alone = inside & ~jnp.any(lanes.used, axis=-1)[:, None]
     return lanes._replace(
-        normal=normal, size=size, push=jnp.zeros_like(lanes.push), place=jnp.where(alone, at_end, lanes.place)
+        normal=normal,
+        length=length,
+        candidate_multiplier=jnp.zeros_like(lanes.candidate_multiplier),
+        place=jnp.where(alone, at_end, lanes.place),
     )
 
 
 class _Certificate(NamedTuple):
-    """Of lanes that are STUCK: multipliers of the unit rows, that of the candidate being 1.
+    """Of lanes that are STUCK: multipliers of the unit normals, that of the candidate being 1.
 
     Attributes:
         multipliers: (p, m).
-        residual: (p,) length of the combined rows along attributes without an end, relative to the terms.
+        residual: (p,) length of the combined normals along attributes without an end, relative to the terms.
         valid: (p,) whether it proves that there is no answer.
     """
 
@@ -359,27 +303,27 @@ class _Certificate(NamedTuple):
     valid: Bool[Array, "p"]
 
 
-def _certificate(problem: Problem, lanes: Lanes, heights: _Heights, rounding: Float[Array, "p c"]) -> _Certificate:
+def _certificate(queue: Queue, lanes: Lanes, offsets: _Offsets, rounding: Float[Array, "p c"]) -> _Certificate:
     """The candidate's direction: nothing blocks it and it moves nothing that is free.
 
-    Every delta within the ranges has certificate . (G delta - h) <= reach - gain + ||open pull|| ||delta||, which is
+    Every delta within the ranges has certificate . (G delta - h) <= bound - gain + ||open pull|| ||delta||, which is
     >= 0 where delta is an answer.
     """
-    low, high = ranges_of(problem, lanes.problem)
-    sizes = jnp.where(lanes.used, lanes.sizes, 1)
+    low, high = ranges_of(queue, lanes.which)
+    lengths = jnp.where(lanes.used, lanes.lengths, 1)
     noise = 1e-14 * (1 + jnp.sum(jnp.abs(lanes.response), axis=-1, keepdims=True))
     multipliers = jnp.where(lanes.used & (lanes.response < -noise), -lanes.response, 0)
     combined = lanes.normal + jnp.einsum("pm,pmn->pn", multipliers, lanes.normals, precision=HIGHEST)
     ends = jnp.where(combined > 0, high, low)
     bounded = jnp.isfinite(ends)
-    reach = jnp.where(bounded, combined * jnp.where(bounded, ends, 0), 0)
-    gain = _of_candidate(heights.true, lanes) - jnp.sum(reach, axis=-1)
-    gain = gain + jnp.sum(jnp.where(lanes.used, multipliers * _of(heights.true, lanes.slots), 0) / sizes, axis=-1)
-    blur = _of_candidate(rounding, lanes) + 1e-15 * jnp.sum(jnp.abs(reach), axis=-1)
-    blur = blur + jnp.sum(multipliers * _of(rounding, lanes.slots) / sizes, axis=-1)
+    bound = jnp.where(bounded, combined * jnp.where(bounded, ends, 0), 0)
+    gain = _of_candidate(offsets.true, lanes) - jnp.sum(bound, axis=-1)
+    gain = gain + jnp.sum(jnp.where(lanes.used, multipliers * _of(offsets.true, lanes.slots), 0) / lengths, axis=-1)
+    blur = _of_candidate(rounding, lanes) + 1e-15 * jnp.sum(jnp.abs(bound), axis=-1)
+    blur = blur + jnp.sum(multipliers * _of(rounding, lanes.slots) / lengths, axis=-1)
     left = jnp.sqrt(jnp.sum(jnp.square(jnp.where(bounded, 0, combined)), axis=-1))
-    # A row that coincides with the target's says it alone, and exactly.
-    clear = gain > jnp.where(lanes.size > 0, blur, 0)
+    # Weights that coincide with the target's say it alone, and exactly.
+    clear = gain > jnp.where(lanes.length > 0, blur, 0)
     residual = left / (1 + jnp.sum(multipliers, axis=-1))
     return _Certificate(multipliers, residual, clear & (residual <= _CANCELLED))
 
@@ -409,7 +353,7 @@ def _evidence(lanes: Lanes, change: Array, multipliers: Array, empty: Array, num
         count = jnp.sum(lanes.used, axis=-1, dtype=jnp.int32)
         crowded = count + empty.astype(jnp.int32) > num_slots
     behind = (jnp.arange(num_slots, dtype=jnp.int32)[None, :] == count[:, None]) & empty[:, None]
-    own = 1 / jnp.where(lanes.size > 0, lanes.size, 1)
+    own = 1 / jnp.where(lanes.length > 0, lanes.length, 1)
     return Evidence(
         slots=jnp.where(behind, lanes.candidate[:, None], slots),
         multipliers=jnp.where(crowded[:, None], jnp.nan, jnp.where(behind, own[:, None], multipliers)),

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from spectra_jax.perturbations import formulas
+
 # Samples walked side by side. On a CPU their running minima should stay in its caches; an accelerator wants more
 # work in each of the many small steps.
 _SAMPLES_ON_CPU, _SAMPLES_ON_ACCELERATOR = 16, 1024
@@ -26,11 +28,11 @@ class _Best(NamedTuple):
 
 
 class _Corner(NamedTuple):
-    """The class on top, its slope and its height at t = 0, for every (sample, attribute)."""
+    """The class on top, its slope and its logit at t = 0, for every (sample, attribute)."""
 
     name: Int[Array, "b n"]
     slope: Float[Array, "b n"]
-    height: Float[Array, "b n"]
+    logit: Float[Array, "b n"]
 
 
 def choose_attributes(
@@ -91,7 +93,6 @@ def _choose(weights, margin, unit, logits, *, margin_is_zero: bool | None) -> In
 def _walk_right(slopes, logits, margin, unit, best: _Best, *, margin_is_zero: bool | None) -> _Best:
     """Visits the classes that are on top at some t >= 0, one corner of every (sample, attribute) at a time."""
     num_classes, num_attributes = slopes.shape
-    heights = logits.T
     shape = (logits.shape[0], num_attributes)
     samples = jnp.arange(shape[0], dtype=jnp.int32)[:, None]
     numbers = jnp.arange(num_attributes, dtype=jnp.int32)[None, :]
@@ -101,24 +102,24 @@ def _walk_right(slopes, logits, margin, unit, best: _Best, *, margin_is_zero: bo
 
     def over_classes(turn, start):
         def body(k, state):
-            return turn(k, jnp.broadcast_to(slopes[k], shape), jnp.broadcast_to(heights[k][:, None], shape), state)
+            return turn(k, jnp.broadcast_to(slopes[k], shape), jnp.broadcast_to(logits[:, k][:, None], shape), state)
 
         return jax.lax.fori_loop(0, num_classes, body, start)
 
     def at(name) -> _Corner:
         return _Corner(name, jnp.take_along_axis(slopes, name, 0), jnp.take_along_axis(logits, name, 1))
 
-    def meeting(here: _Corner, slope, height):
+    def meeting(here: _Corner, slope, logit):
         """t at which a steeper line overtakes the one on top."""
         rise = slope - here.slope
-        return jnp.where(rise > 0, (here.height - height) / jnp.where(rise > 0, rise, 1), jnp.inf)
+        return jnp.where(rise > 0, formulas.crossing(formulas.offset(here.logit, logit, 0), rise), jnp.inf)
 
     def steepest(belongs):
         """The steepest of the lines that belong, the first among equals."""
 
-        def turn(k, slope, height, state):
+        def turn(k, slope, logit, state):
             best_slope, name = state
-            better = belongs(slope, height) & (slope > best_slope)
+            better = belongs(slope, logit) & (slope > best_slope)
             return jnp.where(better, slope, best_slope), jnp.where(better, k, name)
 
         return over_classes(turn, (-everywhere, nobody))[1]
@@ -126,9 +127,9 @@ def _walk_right(slopes, logits, margin, unit, best: _Best, *, margin_is_zero: bo
     def first_meeting(here: _Corner):
         """The smallest t of a meeting, whose it is, and whether several lines share it."""
 
-        def turn(k, slope, height, state):
+        def turn(k, slope, logit, state):
             first, name, shared = state
-            t = meeting(here, slope, height)
+            t = meeting(here, slope, logit)
             return jnp.minimum(first, t), jnp.where(t < first, k, name), (t == first) | (shared & (t > first))
 
         return over_classes(turn, (everywhere, here.name, jnp.zeros(shape, bool)))
@@ -136,13 +137,11 @@ def _walk_right(slopes, logits, margin, unit, best: _Best, *, margin_is_zero: bo
     def interval(here: _Corner):
         """The t at which the line on top leads all others by the margin; lower > upper where there are none."""
 
-        def turn(k, slope, height, state):
-            lower, upper = state
-            ahead, gain = height - here.height + margin, here.slope - slope
-            t = ahead / jnp.where(gain == 0, 1, gain)
-            blocked = (gain == 0) & (k != here.name) & (ahead > 0)
-            bound = jnp.where(gain > 0, t, jnp.where(blocked, jnp.inf, -jnp.inf))
-            return jnp.maximum(lower, bound), jnp.minimum(upper, jnp.where(gain < 0, t, jnp.inf))
+        def turn(k, slope, logit, state):
+            ends = formulas.interval(formulas.offset(logit, here.logit, margin), here.slope - slope)
+            # The line on top is no rival of its own.
+            lower, upper = jnp.where(k == here.name, -jnp.inf, ends[0]), ends[1]
+            return jnp.maximum(state[0], lower), jnp.minimum(state[1], upper)
 
         return over_classes(turn, (-everywhere, everywhere))
 
@@ -162,8 +161,8 @@ def _walk_right(slopes, logits, margin, unit, best: _Best, *, margin_is_zero: bo
         """Takes every class into account that meets the line on top at the same t."""
         ranks = rank(first)
 
-        def turn(k, slope, height, best):
-            mine = jnp.where(meeting(here, slope, height) == first, ranks, jnp.inf)
+        def turn(k, slope, logit, best):
+            mine = jnp.where(meeting(here, slope, logit) == first, ranks, jnp.inf)
             least = jnp.min(mine, axis=1)
             attribute = jnp.min(jnp.where((mine == least[:, None]) & (mine < jnp.inf), numbers, num_attributes), axis=1)
             old = _Best(best.rank[:, k], best.attribute[:, k])
@@ -193,7 +192,7 @@ def _walk_right(slopes, logits, margin, unit, best: _Best, *, margin_is_zero: bo
 
         def leading(best):
             lower, upper = interval(here)
-            nearest = jnp.minimum(jnp.maximum(lower, 0), upper)
+            nearest = formulas.nearest_to_zero(lower, upper)
             return enter(best, name, jnp.where(lower <= upper, rank(nearest), jnp.inf))
 
         if margin_is_zero is None:
@@ -202,13 +201,13 @@ def _walk_right(slopes, logits, margin, unit, best: _Best, *, margin_is_zero: bo
             best = touching(best) if margin_is_zero else leading(best)
         following = jax.lax.cond(
             some_shared,
-            lambda: steepest(lambda slope, height: meeting(here, slope, height) == first),
+            lambda: steepest(lambda slope, logit: meeting(here, slope, logit) == first),
             lambda: following,
         )
         more = first < jnp.inf
         return jnp.where(more, following, name), best, jnp.any(more)
 
     top = jnp.broadcast_to(jnp.max(logits, axis=-1, keepdims=True), shape)
-    start = steepest(lambda slope, height: height == top)
+    start = steepest(lambda slope, logit: logit == top)
     _, best, _ = jax.lax.while_loop(lambda state: state[2], step, (start, best, jnp.asarray(True)))
     return best

@@ -1,10 +1,15 @@
-"""Pairs of samples and targets given to the exact search: rows are differences of one matrix of weights."""
+"""Pairs of samples and targets given to the exact search: constraint normals are differences of one head's weights."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.perturbations.dual_events import Problem
-from spectra_jax.perturbations.dual_path import Answers, solve_exactly
+from spectra_jax.perturbations import formulas
+from spectra_jax.perturbations.answers import Answers
+from spectra_jax.perturbations.dual_events import Queue
+from spectra_jax.perturbations.dual_path import solve_exactly
 from spectra_jax.perturbations.float64 import in_float64
 from spectra_jax.perturbations.geometry import HIGHEST, squared_distances
 from spectra_jax.perturbations.lanes import pick
@@ -19,10 +24,11 @@ def exact_pairs(
     samples: Int[Array, "q"],
     targets: Int[Array, "q"],
     waiting: Bool[Array, "q"],
-    ranges: tuple[Float[Array, "b n"], Float[Array, "b n"]] | None = None,
     *,
-    from_logits: bool = False,
+    ranges: tuple[Float[Array, "b n"], Float[Array, "b n"]] | None = None,
+    supports: Int[Array, "q k"] | None = None,
     mutable: Bool[Array, "n"] | None = None,
+    from_logits: bool = False,
     usual: int | None = None,
     num_slots: int | None = None,
     want_pattern: bool = True,
@@ -38,15 +44,15 @@ def exact_pairs(
         targets: (q,).
         waiting: (q,) which pairs to solve.
         ranges: (b, n) smallest and largest change of each attribute.
-        from_logits: whether the inputs are logits, which then need not be the head's own.
+        supports: (q, k) the only attributes that may change, others for each pair; delta is then (q, k).
         mutable: (n,) attributes that may change.
+        from_logits: whether the inputs are logits, which then need not be the head's own.
         usual, num_slots, want_pattern: see `solve_exactly`.
 
     Returns:
         Answers in the type of the weights.
     """
-    num_classes, num_attributes = head.weights.shape
-    equal = (squares if mutable is None else squared_distances(head.weights)) == 0
+    same = (squares if mutable is None else squared_distances(head.weights)) == 0
 
     def solve(head: Head, squares, inputs, margins, ranges) -> Answers:
         weights, bias = head
@@ -54,30 +60,27 @@ def exact_pairs(
         if mutable is not None:
             weights = jnp.where(mutable[None, :], weights, 0)
 
-        def lead(problem, delta):
-            reached = jnp.matmul(delta, weights.T, precision=HIGHEST)
-            return jnp.take_along_axis(reached, pick(targets, problem)[:, None], axis=1) - reached
+        def offsets(index):
+            sample, target = pick(samples, index), pick(targets, index)
+            own = None if from_logits else pick(same, target)
+            return offsets_and_rounding(pick(logits, sample), target, pick(margins, sample), own, bias)
 
-        def heights(problem):
-            sample, target = pick(samples, problem), pick(targets, problem)
-            offsets = None if from_logits else (equal, bias)
-            return _gaps(pick(logits, sample), target, pick(margins, sample), offsets)
+        def limits(index):
+            return pick(ranges[0], pick(samples, index)), pick(ranges[1], pick(samples, index))
 
-        def limits(problem):
-            return pick(ranges[0], pick(samples, problem)), pick(ranges[1], pick(samples, problem))
-
-        problem = Problem(
-            difference=lambda problem, rival: pick(weights, pick(targets, problem)) - pick(weights, rival),
-            lead=lead,
-            lengths=lambda problem: jnp.sqrt(pick(squares, pick(targets, problem))),
-            heights=heights,
+        queue = make_queue(
+            weights,
+            targets,
+            lengths=None if supports is not None else lambda index: jnp.sqrt(pick(squares, pick(targets, index))),
+            offsets=offsets,
             ranges=None if ranges is None else limits,
+            supports=supports,
         )
-        rank = min(num_attributes, num_classes - 1)
+        num_attributes = weights.shape[1] if supports is None else supports.shape[1]
         return solve_exactly(
-            *(problem, waiting),
+            *(queue, waiting),
             num_attributes=num_attributes,
-            rank=rank,
+            rank=min(num_attributes, len(weights) - 1),
             usual=usual,
             num_slots=num_slots,
             want_pattern=want_pattern,
@@ -86,56 +89,61 @@ def exact_pairs(
     return in_float64(solve)(head, squares, inputs, margins, ranges)
 
 
-def exact_on_supports(
-    head: Head,
-    squares: Float[Array, "c c"],
-    attributes: Float[Array, "b n"],
-    margins: Float[Array, "b"],
-    samples: Int[Array, "q"],
+def make_queue(
+    weights: Float[Array, "c n"],
     targets: Int[Array, "q"],
-    supports: Int[Array, "q k"],
-    waiting: Bool[Array, "q"],
-) -> Answers:
-    """`exact_pairs` where only a few attributes may change, others for each problem.
+    *,
+    lengths: Callable[[Array], Array] | None,
+    offsets: Callable[[Array], tuple[Array, Array]],
+    ranges: Callable[[Array], tuple[Array, Array]] | None = None,
+    supports: Int[Array, "q k"] | None = None,
+    relations: Float[Array, "r n"] | None = None,
+) -> Queue:
+    """Problems whose constraint normals are the target's weights less those of its rivals.
 
     Args:
-        head, squares, attributes, margins, samples, targets, waiting: see `exact_pairs`.
-        supports: (q, k) the attributes that may change.
+        weights: (c, n).
+        targets: (q,) of each problem.
+        lengths, offsets, ranges: see `Queue`; without lengths they are taken from the normals, on the supports.
+        supports: (q, k) the only attributes that may change, others for each problem; delta is then (q, k).
+        relations: (r, n) further constraint normals, which follow those of the rivals.
 
     Returns:
-        Answers with evidence; delta is (q, k), on the support.
+        Queue.
     """
-    num_classes, count = len(head.weights), supports.shape[1]
-    equal = squares == 0
+    num_classes = len(weights)
+    rows = weights if relations is None else jnp.concatenate([weights, relations])
+    of_rival = jnp.arange(len(rows), dtype=jnp.int32) < num_classes
 
-    def solve(head: Head, attributes, margins) -> Answers:
-        weights, bias = head
-        logits = head_logits64(head, attributes)
+    def less_rivals(own, others, of_rival):
+        """The constraint normals, from the target's weights and the rows of the others."""
+        return own - others if relations is None else jnp.where(of_rival, own - others, others)
 
-        def rows(problem):
-            """(p, k, c) columns of w_target - w_k."""
-            columns = pick(weights.T, pick(supports, problem))
-            return jnp.take_along_axis(columns, pick(targets, problem)[:, None, None], axis=2) - columns
+    def normals(index, row):
+        target, own = pick(targets, index), (row < num_classes)[:, None]
+        if supports is None:
+            return less_rivals(pick(weights, target), pick(rows, row), own)
+        support = pick(supports, index)
+        return less_rivals(pick(weights, target[:, None], support), pick(rows, row[:, None], support), own)
 
-        def heights(problem):
-            sample = pick(samples, problem)
-            return _gaps(pick(logits, sample), pick(targets, problem), pick(margins, sample), (equal, bias))
+    def on_supports(index):
+        """(p, k, c + r) all normals."""
+        assert supports is not None
+        columns = pick(rows.T, pick(supports, index))
+        own = jnp.take_along_axis(columns, pick(targets, index)[:, None, None], axis=2)
+        return less_rivals(own, columns, of_rival[None, None, :])
 
-        def difference(problem, rival):
-            support = pick(supports, problem)
-            return pick(weights, pick(targets, problem)[:, None], support) - pick(weights, rival[:, None], support)
+    def products(index, delta):
+        if supports is not None:
+            return jnp.sum(on_supports(index) * delta[:, :, None], axis=1)
+        reached = jnp.matmul(delta, rows.T, precision=HIGHEST)
+        own = jnp.take_along_axis(reached, pick(targets, index)[:, None], axis=1)
+        return less_rivals(own, reached, of_rival[None, :])
 
-        problem = Problem(
-            difference=difference,
-            lead=lambda problem, delta: jnp.sum(rows(problem) * delta[:, :, None], axis=1),
-            lengths=lambda problem: jnp.sqrt(jnp.sum(jnp.square(rows(problem)), axis=1)),
-            heights=heights,
-            ranges=None,
-        )
-        rank = min(count, num_classes - 1)
-        return solve_exactly(problem, waiting, num_attributes=count, rank=rank, num_slots=rank + 1)
+    def lengths_on_supports(index):
+        return jnp.sqrt(jnp.sum(jnp.square(on_supports(index)), axis=1))
 
-    return in_float64(solve)(head, attributes, margins)
+    return Queue(normals, products, lengths or lengths_on_supports, offsets, ranges)
 
 
 def head_logits64(head: Head, attributes: Float[Array, "b n"]) -> Float[Array, "b c"]:
@@ -143,23 +151,35 @@ def head_logits64(head: Head, attributes: Float[Array, "b n"]) -> Float[Array, "
     return logits if head.bias is None else logits + head.bias[None, :]
 
 
-def _gaps(logits: Float[Array, "p c"], targets: Int[Array, "p"], margins: Float[Array, "p"], offsets):
-    """l_k - l_target + margin, -inf for the target itself, and the rounding error to expect in it.
+def offsets_and_rounding(
+    logits: Float[Any, "p c"],
+    targets: Int[Any, "p"],
+    margins: Float[Any, "p"],
+    same: Bool[Any, "p c"] | None,
+    bias: Float[Any, "c"] | None,
+) -> tuple[Float[Any, "p c"], Float[Any, "p c"]]:
+    """The offsets of many pairs, and the rounding error to expect in them; of arrays of JAX or NumPy.
 
-    Two sums of the same products need not round alike: classes of equal rows differ by their bias only. `offsets` says
-    which rows are equal, (c, c), and the bias; None for logits that need not be the head's own.
+    Two sums of the same products need not round alike: classes of equal weights differ by their bias only.
+
+    Args:
+        logits: of each pair.
+        targets: of each pair.
+        margins: of each pair.
+        same: classes of the target's own weights; None for logits that need not be the head's own.
+        bias: of the head.
+
+    Returns:
+        The offsets, -inf for the target itself, and their rounding.
     """
-    own = jnp.take_along_axis(logits, targets[:, None], axis=1)
-    gaps = logits - own
-    if offsets is not None:
-        equal, bias = offsets
-        apart = 0 if bias is None else bias[None, :] - pick(bias, targets)[:, None]
-        gaps = jnp.where(pick(equal, targets), apart, gaps)
-    margins = margins[:, None]
-    sizes = jnp.abs(logits) + jnp.abs(own) + margins
-    rounding = jnp.where(jnp.isfinite(sizes), 2e-16 * sizes, 0)
-    classes = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :]
-    return jnp.where(classes == targets[:, None], -jnp.inf, gaps + margins), rounding
+    xp = logits.__array_namespace__()
+    offsets = formulas.offsets(logits, targets, margins)
+    if same is not None:
+        of_bias = xp.zeros_like(logits) if bias is None else xp.broadcast_to(bias[None, :], logits.shape)
+        by_bias = formulas.offsets(of_bias, targets, margins)
+        offsets = xp.where(same, by_bias, offsets)
+    own = xp.take_along_axis(logits, targets[:, None], axis=1)
+    return offsets, formulas.offset_rounding(logits, own, margins[:, None])
 
 
 def max_slots(head: Head) -> int:

@@ -1,4 +1,4 @@
-"""What every perturbation is made of: logits, logit gaps and distances between class weight vectors.
+"""What every perturbation is made of: logits, their differences, and distances between class weight vectors.
 
 Only differences of weight rows ever matter, so rows are centred first: without it, a common offset of
 the rows would swamp their differences in float32. Products run at full precision because TF32 or
@@ -7,7 +7,7 @@ bfloat16, the default on GPU and TPU, would silently spoil a solver.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from spectra_jax.checks import at_least_float32, check_attributes
 from spectra_jax.switches import public
@@ -118,14 +118,19 @@ def of_unit_size(head: Head, margin: Float[Array, "..."]) -> tuple[Head, Float[A
     return Head(head.weights * factor, bias), margin * factor, factor
 
 
-def has_answer(
-    head: Head, attributes: Float[Array, "n"], target: Int[Array, ""], margin: Float[Array, ""]
-) -> Bool[Array, ""]:
-    """Whether all numbers are ones, and the target is no class masked by a bias of -inf, which nothing can lift."""
-    finite = jnp.all(jnp.isfinite(head.weights)) & jnp.all(jnp.isfinite(attributes)) & (margin < jnp.inf)
-    if head.bias is None:
-        return finite
-    return finite & jnp.all(head.bias < jnp.inf) & (head.bias[target] > -jnp.inf)
+def is_predicted(logits: Float[Array, "b c"]) -> Bool[Array, "b c"]:
+    """Marks the class with the largest logit of each sample, the first among equals."""
+    classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    return classes[None, :] == jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
+
+
+def are_finite(head: Head, attributes: Float[Array, "... n"], margin: Float[Array, ""]) -> Bool[Array, "..."]:
+    """Whether everything that a sample's answers depend on is a number; a bias of -inf only masks its class."""
+    head, attributes, margin = jax.lax.stop_gradient((head, attributes, margin))
+    of_all = jnp.all(jnp.isfinite(head.weights)) & (margin < jnp.inf)
+    if head.bias is not None:
+        of_all = of_all & jnp.all(head.bias < jnp.inf)
+    return of_all & jnp.all(jnp.isfinite(attributes), axis=-1)
 
 
 def centred(weights: Float[Array, "c n"]) -> Float[Array, "c n"]:
@@ -148,15 +153,6 @@ def squared_distances(weights: Float[Array, "c n"], mutable: Bool[Array, "n"] | 
     """
     rows = weights if mutable is None else jnp.where(mutable[None, :], weights, 0)
     return jax.lax.map(lambda row: jnp.sum(jnp.square(row[None, :] - rows), axis=-1), rows)
-
-
-def logit_gaps(logits: Float[Array, "c"], target: Int[Array, ""], margin: Float[Array, ""]) -> Float[Array, "c"]:
-    """How much each rival is ahead of the target, l_k - l_target + margin; -inf for the target itself.
-
-    The target wins by the margin exactly where every gap is <= 0.
-    """
-    rivals = jnp.arange(logits.shape[0], dtype=jnp.int32) != jnp.asarray(target, jnp.int32)
-    return jnp.where(rivals, logits - logits[target] + margin, -jnp.inf)
 
 
 def safe_norm(vectors: Float[Array, "... n"]) -> Float[Array, "..."]:

@@ -4,58 +4,46 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import as_pair, check_groups, check_mutable
+from spectra_jax.checks import check_groups
+from spectra_jax.perturbations.answers import Answers
 from spectra_jax.perturbations.box import from_evidence, search_ranges
-from spectra_jax.perturbations.dual_path import Answers
-from spectra_jax.perturbations.geometry import HIGHEST, logit_gaps, of_unit_size, relative_logits, squared_distances
-from spectra_jax.perturbations.lagrangian import raise_bound, unit_rows
-from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, UNRESOLVED, scatter_slots
+from spectra_jax.perturbations.geometry import HIGHEST, squared_distances
+from spectra_jax.perturbations.lagrangian import raise_bound, unit_normals
+from spectra_jax.perturbations.lanes import scatter_slots
+from spectra_jax.perturbations.problem import Problem, Ranges, absent, make_problem, make_ranges
+from spectra_jax.perturbations.result import RestrictedResult
 from spectra_jax.switches import public
-from spectra_jax.types import Head
+from spectra_jax.types import Head, Status
 
 # Steps on the lower bound, patterns read off its multipliers, and rounds of turning on another value of one group, of
 # which the most promising are tried.
 _BOUND_STEPS, _PATTERNS, _MAX_ROUNDS, _TRIED = 400, 8, 20, 32
 
 
-class OneHotResult(NamedTuple):
-    """A change that keeps one value on in every group, and how far from the best one it can be.
+class _Changes(NamedTuple):
+    """What may be done to each attribute so that its value ends on, and so that it ends off.
 
     Attributes:
-        delta: (n,) the change; inf where none exists, NaN where none was found although one may exist.
-        norm: its Euclidean length; inf or NaN likewise.
-        lower_bound: no change to any choice of values is shorter than this.
-        proven: whether the answer is proven: norm equals lower_bound up to rounding, or there is no answer.
-        active: (n,) the value that is on in each group.
-        multipliers: (c,) of the rivals; positive only for those that bind.
-        bound_multipliers: (n,) positive for a value held on, negative for one held off, 0 where the group does not
-            bind; see `BoxResult`.
-        feasible: whether delta makes the target win by the margin, with one value on in every group.
-        kkt_residual: of the projection with this choice of values, see `BoxResult`; NaN where not feasible.
+        on, off: (n,) ranges; `outside` is 1 or -1 where an immutable attribute is not on, or not off, already.
     """
 
-    delta: Float[Array, "n"]
-    norm: Float[Array, ""]
-    lower_bound: Float[Array, ""]
-    proven: Bool[Array, ""]
-    active: Bool[Array, "n"]
-    multipliers: Float[Array, "c"]
-    bound_multipliers: Float[Array, "n"]
-    feasible: Bool[Array, ""]
-    kkt_residual: Float[Array, ""]
+    on: Ranges
+    off: Ranges
 
+    def to(self, pattern: Bool[Array, "... n"]) -> Ranges:
+        """The ranges that put these values on and all others off."""
+        return jax.tree.map(lambda on, off: jnp.where(pattern, on, off), self.on, self.off)
 
-class _Ranges(NamedTuple):
-    """Changes allowed to each attribute when its value is on, and when it is off."""
+    @property
+    def can_on(self) -> Bool[Array, "n"]:
+        return self.on.outside == 0
 
-    on_low: Float[Array, "n"]
-    on_high: Float[Array, "n"]
-    off_low: Float[Array, "n"]
-    off_high: Float[Array, "n"]
-    can_on: Bool[Array, "n"]
-    can_off: Bool[Array, "n"]
+    @property
+    def can_off(self) -> Bool[Array, "n"]:
+        return self.off.outside == 0
 
 
 @public()
@@ -68,7 +56,7 @@ def one_hot_perturbation(
     threshold: float | Float[Array, ""] = 0.0,
     margin: float | Float[Array, ""] = 0.0,
     mutable: Bool[Array, "n"] | None = None,
-) -> OneHotResult:
+) -> RestrictedResult:
     """Small change (Euclidean) after which `target` wins and exactly one value of every group is on.
 
     A value is on where e + delta >= threshold and off where e + delta <= -threshold: at threshold 0, sigmoid above or
@@ -94,66 +82,50 @@ def one_hot_perturbation(
         mutable: (n,) attributes that may change; all of them by default.
 
     Returns:
-        OneHotResult.
+        RestrictedResult; `chosen` are the values that are on, one in each group. BUDGET where no choice that was tried
+        has an answer, though another one may.
 
     Raises:
         ValueError: shapes do not match, target out of range, margin or threshold negative.
     """
-    head, attributes, target, margin = as_pair(head, attributes, target, margin)
-    check_mutable(head, mutable)
+    problem = make_problem(head, attributes, target, margin=margin, mutable=mutable)
     groups = check_groups(head, groups, threshold)
-    return _solve(head, attributes, target, margin, jnp.asarray(threshold, attributes.dtype), mutable, groups)
+    return _solve(problem, jnp.asarray(threshold, problem.attributes.dtype), groups)
 
 
 @jax.jit  # op by op it would be hundreds of programs, and its loop compiled anew at every call
-def _solve(head, attributes, target, margin, threshold, mutable, groups) -> OneHotResult:
-    num_attributes = head.weights.shape[1]
-    allowed = jnp.ones(num_attributes, bool) if mutable is None else mutable
-    grouped = groups >= 0
-    fixed = jax.lax.stop_gradient
-
-    def ranges(low, high, applies):
-        """What may be done to each attribute so that it ends in [low, high]; an immutable one is there or is not."""
-        inside = (attributes >= low) & (attributes <= high)
-        low = jnp.where(allowed, jnp.where(applies, low - attributes, -jnp.inf), 0)
-        high = jnp.where(allowed, jnp.where(applies, high - attributes, jnp.inf), 0)
-        return low, high, allowed | inside | ~applies
-
-    on_low, on_high, can_on = ranges(threshold, jnp.inf, grouped)
-    off_low, off_high, can_off = ranges(-jnp.inf, -threshold, grouped)
-    change = _Ranges(on_low, on_high, off_low, off_high, can_on, can_off)
-    head, margin, scale = of_unit_size(head, margin)
-    still = jax.tree.map(fixed, change)
-    found = _search(fixed(head), fixed(attributes), target, fixed(margin), still, groups)
-    # No finite change lifts a class masked by a bias of -inf.
-    logits = fixed(relative_logits(head, attributes[None])[0])
-    impossible = found.impossible | ((logits[target] == -jnp.inf) & jnp.all(logits < jnp.inf))
-    active, bound = found.active, found.bound
-    broken = jnp.where(active, ~change.can_on, ~change.can_off)
-    result = from_evidence(
-        head,
-        attributes,
-        target,
-        margin,
-        low=jnp.where(active, change.on_low, change.off_low),
-        high=jnp.where(active, change.on_high, change.off_high),
-        outside=jnp.where(broken, jnp.where(active, 1, -1), 0).astype(attributes.dtype),
-        found=found.answer,
-    )
-    feasible = result.feasible
-    norm = jnp.where(feasible, result.norm, jnp.where(impossible, jnp.inf, jnp.nan))
-    bound = jnp.where(impossible, jnp.inf, jnp.where(feasible, jnp.minimum(bound, fixed(norm)), bound))
-    tolerance = 10 * float(jnp.finfo(attributes.dtype).eps) ** (2 / 3)
-    return OneHotResult(
-        delta=jnp.where(feasible, result.delta, norm),
+def _solve(problem: Problem, threshold: Array, groups: Array) -> RestrictedResult:
+    changes = _changes(problem, threshold, groups >= 0)
+    problem = problem._replace(is_finite=problem.is_finite & stop_gradient(threshold < jnp.inf))
+    found = _search(stop_gradient(problem), stop_gradient(changes), groups)
+    # A class that is masked by its bias has no answer whatever the choice.
+    result = from_evidence(problem._replace(ranges=changes.to(found.active)), found.answer)
+    none = problem.status(jnp.where(found.impossible, Status.INFEASIBLE, Status.BUDGET))
+    status = jnp.where(result.feasible, Status.SOLVED, none).astype(jnp.int32)
+    norm = jnp.where(result.feasible, result.norm, absent(status))
+    bound = jnp.where(result.feasible, jnp.minimum(found.bound, stop_gradient(norm)), found.bound)
+    return RestrictedResult(
+        delta=jnp.where(result.feasible, result.delta, absent(status)),
         norm=norm,
-        lower_bound=bound,
-        proven=impossible | (feasible & (norm - bound <= tolerance * norm)),
-        active=active & feasible,
-        multipliers=scale * result.multipliers,
+        lower_bound=jnp.where(status == Status.INFEASIBLE, jnp.inf, bound),
+        status=status,
+        multipliers=result.multipliers,
         bound_multipliers=result.bound_multipliers,
-        feasible=feasible,
-        kkt_residual=jnp.where(feasible, result.kkt_residual, jnp.nan),
+        chosen=found.active & result.feasible,
+        kkt_residual=jnp.where(result.feasible, result.kkt_residual, jnp.nan),
+    )
+
+
+def _changes(problem: Problem, threshold: Float[Array, ""], grouped: Bool[Array, "n"]) -> _Changes:
+    """What turning each value on or off means; ungrouped attributes may do as they like."""
+    endless = jnp.full_like(problem.attributes, jnp.inf)
+
+    def between(lower, upper) -> Ranges:
+        return make_ranges(problem.attributes, problem.mutable, lower, upper)
+
+    return _Changes(
+        on=between(jnp.where(grouped, threshold, -endless), endless),
+        off=between(-endless, jnp.where(grouped, -threshold, endless)),
     )
 
 
@@ -182,7 +154,7 @@ class _Round(NamedTuple):
         active: (n,) the best so far.
         answer: of the best so far.
         bound: half the square of the lower bound, found after the first rounds.
-        pull: (n,) lambda^T G of the multipliers that prove the bound.
+        pull: (n,) sum of the normals times the multipliers that prove the bound.
         impossible: whether no choice can do it.
         number: of the round.
         done: whether nothing is left to try.
@@ -199,20 +171,24 @@ class _Round(NamedTuple):
     done: Bool[Array, ""]
 
 
-def _search(head: Head, attributes, target, margin, change: _Ranges, groups) -> _Found:
+def _search(problem: Problem, changes: _Changes, groups: Int[Array, "n"]) -> _Found:
     """The value to turn on in each group.
 
     Round 0 also solves the problem in which every value may be on or off, without which there is no answer at all.
     Rounds 1 to _PATTERNS follow the multipliers; then come the pattern of the best lower bound and exchanges.
     """
-    num_attributes, dtype = head.weights.shape[1], head.weights.dtype
+    weights = problem.head.weights
+    num_classes, num_attributes, dtype = *weights.shape, weights.dtype
     grouped = groups >= 0
     names = jnp.where(grouped, groups, num_attributes)
     numbers = jnp.arange(num_attributes, dtype=jnp.int32)
-    rows = head.weights[target][None, :] - head.weights
-    normals, heights, lengths = unit_rows(rows, logit_gaps(relative_logits(head, attributes[None])[0], target, margin))
+    normals = problem.normals(jnp.arange(num_classes, dtype=jnp.int32))
+    unit, offsets, lengths = unit_normals(normals, problem.offsets)
     few = min(_TRIED, num_attributes)
-    squares = squared_distances(head.weights)
+    squares = squared_distances(weights)
+
+    def search(ranges: Ranges, worth: Bool[Array, ""]) -> Answers:
+        return search_ranges(problem._replace(ranges=ranges), squares, worth)
 
     def over_groups(function, values):
         return function(values, names, num_attributes + 1)
@@ -220,15 +196,13 @@ def _search(head: Head, attributes, target, margin, change: _Ranges, groups) -> 
     def extra(pull):
         """What turning a value on costs more than leaving it off, in 1/2 delta^2 - pull delta."""
 
-        def cost(low, high, possible):
-            delta = jnp.minimum(jnp.maximum(pull, low), high)
-            return jnp.where(possible, delta * (delta / 2 - pull), jnp.inf)
+        def cost(ranges: Ranges):
+            delta = jnp.minimum(jnp.maximum(pull, ranges.low), ranges.high)
+            return jnp.where(ranges.outside == 0, delta * (delta / 2 - pull), jnp.inf)
 
-        off = cost(change.off_low, change.off_high, change.can_off)
-        on = cost(change.on_low, change.on_high, change.can_on)
-        return jnp.where(
-            change.can_off, jnp.where(change.can_on, on - jnp.where(change.can_off, off, 0), jnp.inf), -jnp.inf
-        )
+        on, off = cost(changes.on), cost(changes.off)
+        more = jnp.where(changes.can_on, on - jnp.where(changes.can_off, off, 0), jnp.inf)
+        return jnp.where(changes.can_off, more, -jnp.inf)
 
     def cheapest(pull):
         """The choice of values with the least cost."""
@@ -240,38 +214,33 @@ def _search(head: Head, attributes, target, margin, change: _Ranges, groups) -> 
         return grouped & (first[names] == numbers)
 
     def least(pull):
-        active = cheapest(pull)
-        low = jnp.where(active, change.on_low, change.off_low)
-        high = jnp.where(active, change.on_high, change.off_high)
-        return jnp.minimum(jnp.maximum(pull, low), high)
+        ranges = changes.to(cheapest(pull))
+        return jnp.minimum(jnp.maximum(pull, ranges.low), ranges.high)
 
     def pull_of(answer: Answers):
         rivals = answer.proof
-        weights = jnp.where(answer.status == OPTIMAL, rivals.multipliers, 0)
-        return jnp.matmul(weights, rows[rivals.slots], precision=HIGHEST)
+        multipliers = jnp.where(answer.status == Status.SOLVED, rivals.multipliers, 0)
+        return jnp.matmul(multipliers, normals[rivals.slots], precision=HIGHEST)
 
     def try_all(round: _Round) -> tuple[_Round, Array]:
         """The round's patterns solved, and whether one of them is better."""
         patterns = round.patterns
-        broken = jnp.any(jnp.where(patterns, ~change.can_on, ~change.can_off), axis=-1)
-        low = jnp.where(patterns, change.on_low, change.off_low)
-        high = jnp.where(patterns, change.on_high, change.off_high)
+        tried = changes.to(patterns)
+        broken = jnp.any(tried.outside != 0, axis=-1)
         first = round.number == 0  # its last pattern is the one with all values open
-        widest = jnp.minimum(change.on_low, change.off_low), jnp.maximum(change.on_high, change.off_high)
-        low, high = (
-            ends.at[-1].set(jnp.where(first, wide, ends[-1])) for ends, wide in zip((low, high), widest, strict=True)
+        low, high = jnp.minimum(changes.on.low, changes.off.low), jnp.maximum(changes.on.high, changes.off.high)
+        tried = tried._replace(
+            low=tried.low.at[-1].set(jnp.where(first, low, tried.low[-1])),
+            high=tried.high.at[-1].set(jnp.where(first, high, tried.high[-1])),
         )
         worth = (round.worth & ~broken).at[-1].set(jnp.where(first, True, round.worth[-1] & ~broken[-1]))
         worth = worth & ~(round.done | round.impossible)  # one vmapped along with others that still search
 
-        def solve(low, high, worth):
-            return search_ranges(head, squares, attributes, target, margin, low, high, worth)
-
-        found = jax.vmap(solve)(low, high, worth)
-        impossible = round.impossible | (first & (found.status[-1] == INFEASIBLE))
-        norms = jnp.where((found.status == OPTIMAL) & round.worth, found.norm, jnp.inf)
+        found = jax.vmap(search)(tried, worth)
+        impossible = round.impossible | (first & (found.status[-1] == Status.INFEASIBLE))
+        norms = jnp.where((found.status == Status.SOLVED) & round.worth, found.norm, jnp.inf)
         winner = jnp.argmin(norms)
-        best = jnp.where(round.answer.status == OPTIMAL, round.answer.norm, jnp.inf)
+        best = jnp.where(round.answer.status == Status.SOLVED, round.answer.norm, jnp.inf)
         better = norms[winner] < best * (1 - 4 * float(jnp.finfo(dtype).eps))
         answer = jax.tree.map(lambda new, old: jnp.where(better, new[winner], old), found, round.answer)
         active = jnp.where(better, patterns[winner], round.active)
@@ -282,17 +251,17 @@ def _search(head: Head, attributes, target, margin, change: _Ranges, groups) -> 
 
     def raised(round: _Round) -> _Round:
         rivals = round.answer.proof
-        multipliers = jnp.where(round.answer.status == OPTIMAL, rivals.multipliers, 0)
-        start = scatter_slots(rivals.slots[None], multipliers[None], len(heights))[0] * lengths
-        upper = jnp.where(round.answer.status == OPTIMAL, round.answer.norm**2 / 2, jnp.inf)
-        bound, proof = raise_bound(normals, heights, least, start, upper, steps=_BOUND_STEPS)
-        return round._replace(bound=bound, pull=jnp.matmul(proof, normals, precision=HIGHEST))
+        multipliers = jnp.where(round.answer.status == Status.SOLVED, rivals.multipliers, 0)
+        start = scatter_slots(rivals.slots[None], multipliers[None], num_classes)[0] * lengths
+        upper = jnp.where(round.answer.status == Status.SOLVED, round.answer.norm**2 / 2, jnp.inf)
+        bound, proof = raise_bound(unit, offsets, least, start, upper, steps=_BOUND_STEPS)
+        return round._replace(bound=bound, pull=jnp.matmul(proof, unit, precision=HIGHEST))
 
     def exchanges(round: _Round):
         """The most promising sets in which one group has another value on."""
         cost, active = extra(round.pull), round.active
         now = over_groups(jax.ops.segment_sum, jnp.where(active & jnp.isfinite(cost), cost, 0))[names]
-        promise = jnp.where(grouped & ~active & change.can_on, now - cost, -jnp.inf)
+        promise = jnp.where(grouped & ~active & changes.can_on, now - cost, -jnp.inf)
         newcomers = jax.lax.top_k(promise, few)[1]
         patterns = jnp.where(
             groups[None, :] == groups[newcomers][:, None], numbers[None, :] == newcomers[:, None], active
@@ -319,16 +288,16 @@ def _search(head: Head, attributes, target, margin, change: _Ranges, groups) -> 
     patterns, worth = only(nearest)
     nothing = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(search_ranges, head, squares, attributes, target, margin, attributes, attributes, grouped[0]),
+        jax.eval_shape(search, changes.on, grouped[0]),
     )
     start = _Round(
         patterns=patterns,
         worth=worth,
         active=nearest,
-        answer=nothing._replace(status=jnp.asarray(UNRESOLVED, jnp.int32)),
+        answer=nothing._replace(status=jnp.asarray(Status.UNRESOLVED, jnp.int32)),
         bound=jnp.zeros((), dtype),
         pull=jnp.zeros(num_attributes, dtype),
-        impossible=_contradictory(change, grouped, names),
+        impossible=_contradictory(changes, grouped, names),
         number=jnp.asarray(0, jnp.int32),
         done=jnp.asarray(False),
     )
@@ -336,12 +305,12 @@ def _search(head: Head, attributes, target, margin, change: _Ranges, groups) -> 
     return _Found(last.active, last.answer, jnp.sqrt(2 * jnp.maximum(last.bound, 0)), last.impossible)
 
 
-def _contradictory(change: _Ranges, grouped: Bool[Array, "n"], names: Int[Array, "n"]) -> Bool[Array, ""]:
+def _contradictory(changes: _Changes, grouped: Bool[Array, "n"], names: Int[Array, "n"]) -> Bool[Array, ""]:
     """Whether some group has no value that may be on, or several that must be."""
 
     def count(mask):
         return jax.ops.segment_sum((grouped & mask).astype(jnp.int32), names, len(names) + 1)[: len(names)]
 
-    neither = jnp.any(grouped & ~change.can_on & ~change.can_off)
-    nothing_on = jnp.any((count(grouped) > 0) & (count(change.can_on) == 0))
-    return neither | jnp.any(count(~change.can_off) > 1) | nothing_on
+    neither = jnp.any(grouped & ~changes.can_on & ~changes.can_off)
+    nothing_on = jnp.any((count(grouped) > 0) & (count(changes.can_on) == 0))
+    return neither | jnp.any(count(~changes.can_off) > 1) | nothing_on

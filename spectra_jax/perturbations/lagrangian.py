@@ -17,17 +17,18 @@ from jaxtyping import Array, Float
 from spectra_jax.perturbations.geometry import HIGHEST
 
 
-def unit_rows(rows: Float[Array, "c n"], gaps: Float[Array, "c"]) -> tuple[Array, Array, Array]:
-    """Rows of length 1, their heights, and the lengths; rows that ask for nothing become zero."""
-    lengths = jnp.sqrt(jnp.sum(jnp.square(rows), axis=-1))
-    asked = (lengths > 0) & (gaps != -jnp.inf)
+def unit_normals(normals: Float[Array, "c n"], offsets: Float[Array, "c"]) -> tuple[Array, Array, Array]:
+    """Normals of length 1, their offsets, and the lengths before; normals that need reach nothing become zero."""
+    lengths = jnp.sqrt(jnp.sum(jnp.square(normals), axis=-1))
+    asked = (lengths > 0) & (offsets != -jnp.inf)
     divisors = jnp.where(asked, lengths, 1)
-    return jnp.where(asked[:, None], rows / divisors[:, None], 0), jnp.where(asked, gaps / divisors, 0), divisors
+    unit = jnp.where(asked[:, None], normals / divisors[:, None], 0)
+    return unit, jnp.where(asked, offsets / divisors, 0), divisors
 
 
 def raise_bound(
     normals: Float[Array, "c n"],
-    heights: Float[Array, "c"],
+    offsets: Float[Array, "c"],
     least: Callable[[Float[Array, "n"]], Float[Array, "n"]],
     start: Float[Array, "c"],
     upper: Float[Array, ""],
@@ -37,8 +38,8 @@ def raise_bound(
     """Polyak's subgradient steps on the bound.
 
     Args:
-        normals: (c, n) rows of length 1.
-        heights: (c,) what rows . delta must reach.
+        normals: (c, n) of length 1.
+        offsets: (c,) what normals . delta must reach.
         least: from pull = lambda^T G to the delta, of any pattern, that minimises 1/2 ||delta||^2 - pull . delta.
         start: (c,) multipliers >= 0.
         upper: 1/2 ||delta||^2 of an answer in hand, inf if there is none.
@@ -47,17 +48,17 @@ def raise_bound(
     Returns:
         The largest 1/2 ||delta||^2 proven to be necessary, less its rounding, and its multipliers.
     """
-    epsilon = float(jnp.finfo(heights.dtype).eps)
+    epsilon = float(jnp.finfo(offsets.dtype).eps)
 
     def look(multipliers):
         pull = jnp.matmul(multipliers, normals, precision=HIGHEST)
         delta = least(pull)
-        terms = jnp.stack([jnp.sum(multipliers * heights), jnp.sum(jnp.square(delta)) / 2, -jnp.sum(pull * delta)])
-        size = jnp.sum(jnp.abs(multipliers * heights)) + jnp.sum(jnp.square(delta)) / 2 + jnp.sum(jnp.abs(pull * delta))
+        terms = jnp.stack([jnp.sum(multipliers * offsets), jnp.sum(jnp.square(delta)) / 2, -jnp.sum(pull * delta)])
+        size = jnp.sum(jnp.abs(multipliers * offsets)) + jnp.sum(jnp.square(delta)) / 2 + jnp.sum(jnp.abs(pull * delta))
         return (
             jnp.sum(terms),
             jnp.sum(terms) - 8 * epsilon * size,
-            heights - jnp.matmul(normals, delta, precision=HIGHEST),
+            offsets - jnp.matmul(normals, delta, precision=HIGHEST),
         )
 
     def step(index, state):
@@ -74,5 +75,5 @@ def raise_bound(
         return jnp.maximum(multipliers + length.astype(value.dtype) * uphill, 0), best, best_multipliers
 
     start = jnp.where(jnp.all(jnp.isfinite(start)), jnp.maximum(start, 0), 0)
-    _, best, multipliers = jax.lax.fori_loop(0, steps, step, (start, jnp.zeros((), heights.dtype), start))
+    _, best, multipliers = jax.lax.fori_loop(0, steps, step, (start, jnp.zeros((), offsets.dtype), start))
     return best, multipliers

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.perturbations.batching import varying_like
 
-# What a lane is doing, or how its problem ended. SOLVED (nothing is violated any more) and STUCK (the candidate depends
-# on the active rivals) are for the solver to turn into OPTIMAL, INFEASIBLE or UNRESOLVED; FULL asks for more slots.
-IDLE, RUNNING, SOLVED, STUCK, OPTIMAL, INFEASIBLE, FULL, UNRESOLVED = range(8)
+# What a lane is doing. CONVERGED (nothing is violated any more) and STUCK (the candidate depends on the active rivals)
+# are for the solver to turn into a `Status`, none of which is negative; FULL asks for more slots.
+IDLE, RUNNING, CONVERGED, STUCK, FULL = range(-5, 0)
 
 
 def run_lanes(
@@ -95,7 +95,7 @@ def where_lane(chosen: Bool[Array, "p"], ours: Any, theirs: Any) -> Any:
 
 
 def times(matrices: Float[Array, "p m m"], vectors: Float[Array, "p m"]) -> Float[Array, "p m"]:
-    """A small product a lane."""
+    """A small product in every lane."""
     return jnp.einsum("pst,pt->ps", matrices, vectors, precision=jax.lax.Precision.HIGHEST)
 
 

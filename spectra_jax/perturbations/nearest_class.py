@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.buckets import in_buckets
 from spectra_jax.checks import at_least_float32, check_problem
+from spectra_jax.perturbations import formulas
 from spectra_jax.perturbations.geometry import HIGHEST, centred, of_unit_size, relative_logits, safe_norm, safe_sqrt
 from spectra_jax.switches import public
 from spectra_jax.types import Head
@@ -140,30 +141,28 @@ def _nearest(head: Head, samples: Float[Array, "m n"], logits: Float[Array, "m c
     def first(mask):
         return jnp.minimum(jnp.min(jnp.where(mask, classes, num_classes), axis=1), num_classes - 1)
 
-    fixed = jax.lax.stop_gradient(logits)
-    best = jnp.max(fixed, axis=1)
-    predicted = first(fixed == best[:, None])
+    still = jax.lax.stop_gradient(logits)
+    best = jnp.max(still, axis=1)
+    predicted = first(still == best[:, None])
     apart, twins = rows_apart(predicted)
-    gaps = best[:, None] - fixed
-    distances = jnp.where(gaps > 0, gaps / apart, 0 * gaps)
+    offsets = formulas.offset(best[:, None], still, 0)
+    distances = formulas.boundary_distance(offsets, apart)
     distances = jnp.where(classes == predicted[:, None], jnp.inf, distances)
     least = jnp.min(distances, axis=1)
     nearest = first(distances == least[:, None])
     reachable = least < jnp.inf
-    difference = weights[predicted] - weights[nearest]
-    length = safe_norm(difference)
-    gap = jnp.sum(difference * samples, axis=1)
+    normal = weights[predicted] - weights[nearest]
+    offset = jnp.sum(normal * samples, axis=1)
     if head.bias is not None:
         ahead, behind = (head.bias[jnp.where(reachable, index, 0)] for index in (predicted, nearest))
-        gap = gap + jnp.where(reachable, ahead - behind, 0)
-    # A tie is one to the last digit, and no gap is negative; with the derivatives of the gap.
-    least_gap = jnp.take_along_axis(gaps, nearest[:, None], axis=1)[:, 0]
-    gap = gap + jax.lax.stop_gradient(jnp.where(least_gap == 0, 0, jnp.maximum(gap, 0)) - gap)
-    distance = jnp.where(reachable, gap / jnp.where(length > 0, length, 1), jnp.inf)
-    # A number that is none, in the head or the sample, is no proof that nothing can be reached.
+        offset = offset + jnp.where(reachable, ahead - behind, 0)
+    # A tie is one to the last digit, and no offset is negative; with the derivatives of the offset.
+    least_offset = jnp.take_along_axis(offsets, nearest[:, None], axis=1)[:, 0]
+    offset = offset + jax.lax.stop_gradient(jnp.where(least_offset == 0, 0, jnp.maximum(offset, 0)) - offset)
+    distance = jnp.where(reachable, formulas.boundary_distance(offset, safe_norm(normal)), jnp.inf)
+    # NaN in the head or the sample is no proof that nothing can be reached.
     distance = jnp.where(jnp.isfinite(best) & ~jnp.isnan(least), distance, jnp.nan)
-    on_boundary = distance == 0
-    attackability = jnp.where(on_boundary, jnp.inf, safe_norm(samples) / jnp.where(on_boundary, 1, distance))
+    attackability = formulas.attackability(distance, safe_norm(samples))
     found = NearestClass(distance, jnp.where(distance < jnp.inf, nearest, -1), attackability)
     return found, predicted, twins
 

@@ -45,7 +45,7 @@ def nearest_target(norms: Float[Array, "b c"], *, allowed: Bool[Array, "b c"] | 
     check_array("norms", norms)
     if norms.ndim != 2 or not jnp.issubdtype(norms.dtype, jnp.floating):
         raise ValueError(
-            f"norms has shape {norms.shape} and type {norms.dtype}; expected (b, c) floats, a row a sample"
+            f"norms has shape {norms.shape} and type {norms.dtype}; expected (b, c) floats, one row per sample"
         )
     norms = at_least_float32(jnp.asarray(norms))
     if allowed is None:
@@ -59,9 +59,9 @@ def nearest_target(norms: Float[Array, "b c"], *, allowed: Bool[Array, "b c"] | 
                 f"allowed has shape {allowed.shape} and type {allowed.dtype}; expected booleans of shape {norms.shape}"
             )
     unresolved = allowed & jnp.isnan(norms)
-    reach = jnp.where(allowed & ~unresolved, norms, jnp.inf)
-    target = jnp.argmin(reach, axis=1).astype(jnp.int32)
-    distance = jnp.take_along_axis(reach, target[:, None], axis=1)[:, 0]
+    distances = jnp.where(allowed & ~unresolved, norms, jnp.inf)
+    target = jnp.argmin(distances, axis=1).astype(jnp.int32)
+    distance = jnp.take_along_axis(distances, target[:, None], axis=1)[:, 0]
     count = jnp.sum(unresolved, axis=1, dtype=jnp.int32)
     found = distance < jnp.inf
     return NearestTarget(

@@ -21,30 +21,30 @@ from spectra_jax.perturbations.active_set import (
     make_regions,
     unit_inverse,
 )
-from spectra_jax.perturbations.dual_path import Evidence, Pattern
+from spectra_jax.perturbations.answers import Evidence, Pattern
 from spectra_jax.perturbations.exact import exact_pairs, head_logits64
 from spectra_jax.perturbations.float64 import in_float64
 from spectra_jax.perturbations.geometry import gram_matrix, squared_distances
-from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, UNRESOLVED, pick, run_lanes, where_lane
-from spectra_jax.types import Head
+from spectra_jax.perturbations.lanes import pick, run_lanes, where_lane
+from spectra_jax.types import Head, Status
 
 # Slots of a lane of the two fast searches; the second is not worth its compilation for heads up to a small rank.
 _FEW_SLOTS, _MORE_SLOTS, _SMALL_RANK = 12, 32, 16
 # Enough lanes to fill the machine: on CPUs all of their state should fit into the cache.
 _LANES, _LANES_ON_CPU = 16_384, 256
-# A lane's inverse and rows may fill this many numbers over all lanes.
+# A lane's inverse and slack may fill this many numbers over all lanes.
 _LANE_MEMORY = 16_000_000
 _STEPS_BETWEEN_RELOADS = 5
 # Relative error that rounding may cause in a norm, in float32 and in float64.
 _TOLERANCE, _TOLERANCE64 = 1e-5, 1e-10
 
 
-class Pairs(NamedTuple):
-    """A head with what all pairs share, the samples, and which pairs to solve.
+class Shared(NamedTuple):
+    """A head and what all pairs share.
 
     Attributes:
         head: weights (c, n), optional bias (c,).
-        gram: (c, c) inner products of the centred rows over the attributes that may change.
+        gram: (c, c) inner products of the centred weight rows over the attributes that may change.
         squares: (c, c) squared distances of the rows likewise.
         mutable: (n,) attributes that may change, or None for all.
     """
@@ -59,9 +59,9 @@ class Solutions(NamedTuple):
     """The outcome of each pair.
 
     Attributes:
-        status: (q,) OPTIMAL, INFEASIBLE or UNRESOLVED.
+        status: (q,) a `Status`: SOLVED, INFEASIBLE or UNRESOLVED.
         norm: (q,) length of the change; inf where INFEASIBLE, NaN where UNRESOLVED.
-        residual: (q,) largest violation of the optimality conditions, as a distance, or see `dual_path.Answers`.
+        residual: (q,) largest violation of the optimality conditions, as a distance, or see `answers.Answers`.
         num_active: (q,) rivals with a positive multiplier.
         evidence: the active rivals, or None if not asked for; the change itself only where `exactly`.
         exactly: (q,) whether the exact search found it.
@@ -81,14 +81,14 @@ class Solutions(NamedTuple):
         return self.evidence
 
 
-def shared_by_pairs(head: Head, mutable: Bool[Array, "n"] | None) -> Pairs:
+def shared_by_pairs(head: Head, mutable: Bool[Array, "n"] | None) -> Shared:
     """What the searches of one head have in common."""
     gram, squares = gram_matrix(head.weights, mutable), squared_distances(head.weights, mutable)
-    return Pairs(head, gram, squares, mutable)
+    return Shared(head, gram, squares, mutable)
 
 
 def search_pairs(
-    shared: Pairs,
+    shared: Shared,
     logits: Float[Array, "b c"],
     attributes: Float[Array, "b n"] | None,
     margins: Float[Array, "b"],
@@ -134,19 +134,19 @@ def search_pairs(
 
     found = by_gram(gram, squares, logits, margins, told, _FEW_SLOTS)
     if rank > _SMALL_RANK:
-        unsettled = told & (found.status != OPTIMAL)
+        unsettled = told & (found.status != Status.SOLVED)
         careful = in_float64(by_gram64)(head.weights, head.bias, squares, inputs, margins, unsettled)
-        found = where_lane(found.status == OPTIMAL, found, careful)
+        found = where_lane(found.status == Status.SOLVED, found, careful)
     exact = exact_pairs(
-        *(head, squares, inputs, margins, samples, targets, told & (found.status != OPTIMAL)),
+        *(head, squares, inputs, margins, samples, targets, told & (found.status != Status.SOLVED)),
         from_logits=from_logits,
         mutable=mutable,
         num_slots=num_slots,
         want_pattern=want_pattern,
     )
-    found = where_lane(found.status == OPTIMAL, found, Solutions(*exact, jnp.ones(len(samples), bool)))
+    found = where_lane(found.status == Status.SOLVED, found, Solutions(*exact, jnp.ones(len(samples), bool)))
     return found._replace(
-        status=jnp.where(masked, INFEASIBLE, found.status),
+        status=jnp.where(masked, Status.INFEASIBLE, found.status),
         norm=jnp.where(masked, jnp.inf, found.norm),
         residual=jnp.where(masked, 0, found.residual),
     )
@@ -177,10 +177,10 @@ def _by_gram(
     evidence: Evidence | None,
     tolerance: float,
 ) -> Solutions:
-    """By `active_set`, on lanes with this many slots; what it cannot settle is not OPTIMAL."""
+    """By `active_set`, on lanes with this many slots; what it cannot settle is not SOLVED."""
     size, dtype = len(samples), regions.gram.dtype
     unknown = jnp.full(size, jnp.nan, dtype)
-    status = jnp.full(size, UNRESOLVED, jnp.int32)
+    status = jnp.full(size, Status.UNRESOLVED, jnp.int32)
     solutions = Solutions(status, unknown, unknown, jnp.zeros(size, jnp.int32), evidence, jnp.zeros(size, bool))
     if not size:
         return solutions
@@ -212,7 +212,7 @@ def _by_gram(
                 pattern = pattern._replace(inverse=put(pattern.inverse, inverse))
             evidence = Evidence(
                 slots=put(evidence.slots, jnp.pad(lanes.slots, room)),
-                multipliers=put(evidence.multipliers, jnp.pad(jnp.where(lanes.used, lanes.held, 0), room)),
+                multipliers=put(evidence.multipliers, jnp.pad(jnp.where(lanes.used, lanes.multipliers, 0), room)),
                 pattern=pattern,
             )
         return Solutions(

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.checks import as_pair
-from spectra_jax.perturbations.geometry import HIGHEST, head_logits, logit_gaps, of_unit_size, safe_sqrt
+from spectra_jax.perturbations import formulas
+from spectra_jax.perturbations.geometry import HIGHEST, head_logits, is_predicted, of_unit_size, safe_sqrt
 from spectra_jax.switches import public
 from spectra_jax.types import Head
 
@@ -30,8 +31,8 @@ def pinv_perturbation(
 ) -> Float[Array, "n"]:
     """The paper's delta = pinv(W_global) l_global (Section 2.5.3).
 
-    W_global stacks the rows w_j - w_k and l_global the gaps l_k - l_j + margin over all rivals k. Where
-    these equations can all hold (no bias, or rank(C W) = c - 1 with the centring matrix C), the solution
+    W_global stacks the constraint normals w_j - w_k of all rivals k, and l_global their offsets l_k - l_j + margin.
+    Where these equations can all hold (no bias, or rank(C W) = c - 1 with the centring matrix C), the solution
     makes ALL logits equal (up to the margin): a c-way tie, not a win for j. Then, without a margin,
 
     - it is the same vector for every target, so the maximum over k in Eq. 5 has nothing to choose from;
@@ -50,7 +51,7 @@ def pinv_perturbation(
         head: weights (c, n), optional bias (c,).
         attributes: (n,) unnormalised attributes of one sample; use jax.vmap for more.
         target: class index j.
-        margin: added to every gap, in logits.
+        margin: added to every offset, in logits.
         rtol: singular values below rtol times the largest count as zero; see `default_rtol`. The gradient
             is that of the pseudoinverse at constant rank, finite also at repeated singular values.
 
@@ -64,8 +65,8 @@ def pinv_perturbation(
     head, attributes, target, margin = as_pair(head, attributes, target, margin)
     head, margin, _ = of_unit_size(head, margin)
     masked = _masked(head)
-    gaps = _finite_gaps(head_logits(head, attributes), target, margin, masked)
-    delta = jnp.matmul(_target_pinv(head.weights, target, masked, rtol), gaps, precision=HIGHEST)
+    offsets = _finite_offsets(head_logits(head, attributes), target, margin, masked)
+    delta = jnp.matmul(_target_pinv(head.weights, target, masked, rtol), offsets, precision=HIGHEST)
     return jnp.where(masked[target], jnp.inf, delta)
 
 
@@ -74,12 +75,12 @@ def _masked(head: Head) -> Bool[Array, "c"]:
     return jnp.zeros(head.weights.shape[0], bool) if head.bias is None else head.bias == -jnp.inf
 
 
-def _finite_gaps(
+def _finite_offsets(
     logits: Float[Array, "c"], target: Int[Array, ""], margin: Float[Array, ""], masked: Bool[Array, "c"]
 ) -> Float[Array, "c"]:
-    """`logit_gaps`, 0 for what is no rival: the target itself, whose gap is -inf, and masked classes."""
-    gaps = logit_gaps(jnp.where(masked, 0, logits), target, margin)
-    return jnp.where(masked | (gaps == -jnp.inf), 0, gaps)  # NaN stays NaN
+    """The offsets, 0 for what is no rival: the target itself, whose offset is -inf, and masked classes."""
+    offsets = formulas.offsets(jnp.where(masked, 0, logits), target, margin)
+    return jnp.where(masked | (offsets == -jnp.inf), 0, offsets)  # NaN stays NaN
 
 
 def _target_pinv(
@@ -92,26 +93,20 @@ def _target_pinv(
 
 
 def pinv_norms(
-    head: Head,
-    logits: Float[Array, "b c"],
-    margin: Float[Array, ""],
-    *,
-    own_logits: bool = True,
-    rtol: float | None = None,
+    head: Head, logits: Float[Array, "b c"], margin: Float[Array, ""], *, own_logits: bool
 ) -> Float[Array, "b c"]:
     """||pinv_perturbation|| for all samples and targets from one factorisation of the centred weights.
 
     Where the equations are consistent, delta_j = -pinv(C W) C (l - margin 1_j), so one pseudoinverse
     serves every pair. They are inconsistent only if rank(C W) < c - 1 and the right-hand side leaves its
     column space (a bias, a margin, or logits that are not W e): then the least-squares solutions differ
-    and each target is factorised once, never each pair.
+    and each target is factorised once, not each pair.
 
     Args:
         head: weights (c, n), optional bias (c,).
         logits: (b, c).
-        margin: added to every gap, in logits.
+        margin: added to every offset, in logits.
         own_logits: whether `logits` are the head's own W e + b.
-        rtol: see `pinv_perturbation`.
 
     Returns:
         (b, c); 0 for the predicted class, inf for classes that a bias of -inf rules out.
@@ -127,7 +122,7 @@ def pinv_norms(
         return jnp.where(out, 0, values - mean)
 
     rows = centre(weights, 0)
-    shared = jnp.linalg.pinv(rows, rtol=default_rtol(weights) if rtol is None else rtol)
+    shared = jnp.linalg.pinv(rows, rtol=default_rtol(weights))
 
     def from_shared(logits):
         tie = -jnp.matmul(centre(logits, 1), shared.T, precision=HIGHEST)
@@ -138,8 +133,8 @@ def pinv_norms(
 
     def per_target(logits):
         def one_target(target):
-            gaps = jax.vmap(_finite_gaps, in_axes=(0, None, None, None))(logits, target, margin, masked)
-            deltas = jnp.matmul(gaps, _target_pinv(weights, target, masked, rtol).T, precision=HIGHEST)
+            offsets = jax.vmap(_finite_offsets, in_axes=(0, None, None, None))(logits, target, margin, masked)
+            deltas = jnp.matmul(offsets, _target_pinv(weights, target, masked, None).T, precision=HIGHEST)
             return jnp.sum(jnp.square(deltas), axis=-1)
 
         return jax.lax.map(one_target, jnp.arange(num_classes, dtype=jnp.int32)).T
@@ -148,6 +143,5 @@ def pinv_norms(
     rank = jnp.sum(shared.T * rows)
     always_consistent = jnp.asarray(own_logits and head.bias is None) & (margin == 0)
     squares = jax.lax.cond(always_consistent | (rank > num_kept - 1.5), from_shared, per_target, logits)
-    predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     norms = jnp.where(masked[None, :], jnp.inf, safe_sqrt(squares))
-    return jnp.where(jnp.arange(num_classes, dtype=jnp.int32)[None, :] == predicted[:, None], 0, norms)
+    return jnp.where(is_predicted(logits), 0, norms)

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import as_pair, check_mutable
 from spectra_jax.perturbations.batching import over_members
 from spectra_jax.perturbations.exact import max_slots
-from spectra_jax.perturbations.geometry import logit_gaps, of_unit_size, relative_logits, safe_norm
-from spectra_jax.perturbations.lanes import INFEASIBLE, OPTIMAL, scatter_slots
-from spectra_jax.perturbations.pair_search import search_pairs, shared_by_pairs
+from spectra_jax.perturbations.geometry import safe_norm
+from spectra_jax.perturbations.lanes import scatter_slots
+from spectra_jax.perturbations.pair_search import Solutions, search_pairs, shared_by_pairs
+from spectra_jax.perturbations.problem import Problem, absent, make_problem
 from spectra_jax.perturbations.smooth import nearest_on
 from spectra_jax.switches import public
-from spectra_jax.types import Head
+from spectra_jax.types import Head, Status
 
 
 class ProjectionResult(NamedTuple):
@@ -22,15 +22,17 @@ class ProjectionResult(NamedTuple):
 
     Attributes:
         delta: (n,) smallest change; inf where the region is empty.
-        norm: its Euclidean length; inf where the region is empty, NaN where an input is NaN or where even float64
-            cannot tell (facets that meet at less than 3e-7 radians, regions out of reach but not provably empty).
+        norm: its Euclidean length; inf where the region is empty, NaN where nothing can be told, see `status`.
         multipliers: (c,) Lagrange multipliers, delta = sum_k multipliers_k (w_target - w_k); positive only
             for the rivals that bound the region at this point. For an empty region: the certificate,
-            non-negative with sum_k multipliers_k (w_target - w_k) = 0 and a positive sum of gaps.
+            non-negative with sum_k multipliers_k (w_target - w_k) = 0 and a positive sum of offsets.
         feasible: whether the target can win by the margin at all.
         kkt_residual: largest violation of the optimality conditions, relative to ||attributes|| + ||delta||:
             constraint violation as a distance, negative multipliers, complementarity. For an empty region:
             the length of the certificate's combination relative to its terms.
+        status: () a `Status`: SOLVED; INFEASIBLE for an empty region; UNRESOLVED where even float64 cannot tell (facets
+            that meet at less than 3e-7 radians, regions out of reach but not provably empty); NOT_FINITE where an
+            input is NaN or infinite.
     """
 
     delta: Float[Array, "n"]
@@ -38,6 +40,7 @@ class ProjectionResult(NamedTuple):
     multipliers: Float[Array, "c"]
     feasible: Bool[Array, ""]
     kkt_residual: Float[Array, ""]
+    status: Int[Array, ""]
 
 
 @public()
@@ -76,55 +79,50 @@ def projection_perturbation(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
-    head, attributes, target, margin = as_pair(head, attributes, target, margin)
-    check_mutable(head, mutable)
-    return _project(head, attributes, target, margin, mutable)
+    return project(make_problem(head, attributes, target, margin=margin, mutable=mutable))
 
 
 @jax.jit  # op by op it would be hundreds of programs, and the loops among them compiled anew at every call
-def _project(head: Head, attributes: Array, target: Array, margin: Array, mutable: Array | None) -> ProjectionResult:
-    head, margin, scale = of_unit_size(head, margin)
-    logits = relative_logits(head, attributes[None])[0]
-    found = _search(head, logits, attributes, target, margin, mutable)
-    feasible, empty = found.status == OPTIMAL, found.status == INFEASIBLE
+def project(problem: Problem) -> ProjectionResult:
+    """`projection_perturbation` of a problem without ranges."""
+    found = _search(problem)
+    status = problem.status(found.status)
+    feasible, empty = status == Status.SOLVED, status == Status.INFEASIBLE
 
     rivals = found.proof
-    weights = head.weights if mutable is None else jnp.where(mutable[None, :], head.weights, 0)
-    held = jnp.where(feasible, rivals.multipliers, 0)
     point = nearest_on(
-        weights,
-        logit_gaps(logits, target, margin),
-        target,
-        ends=jnp.zeros_like(attributes),
-        free=jnp.ones(len(attributes), bool),
+        problem.weights,
+        problem.offsets,
+        problem.target,
+        ends=jnp.zeros_like(problem.attributes),
+        free=jnp.ones(len(problem.attributes), bool),
         slots=rivals.slots,
-        multipliers=held,
+        multipliers=jnp.where(feasible, rivals.multipliers, 0),
         inverse=rivals.whole.inverse,
         delta=rivals.whole.delta,
         known=found.exactly,
     )
     norm = safe_norm(point.delta)
     multipliers = jnp.where(empty, rivals.multipliers, point.multipliers)
-    size = safe_norm(attributes) + norm
-    relative = jnp.where(empty, 1, jnp.where(size > 0, size, 1))
-    nothing = jnp.where(empty, jnp.inf, jnp.nan)
     return ProjectionResult(
-        delta=jnp.where(feasible, point.delta, nothing),
-        norm=jnp.where(feasible, norm, nothing),
-        multipliers=scale * scatter_slots(rivals.slots[None], multipliers[None], len(weights))[0],
+        delta=jnp.where(feasible, point.delta, absent(status)),
+        norm=jnp.where(feasible, norm, absent(status)),
+        multipliers=problem.factor * scatter_slots(rivals.slots[None], multipliers[None], len(problem.offsets))[0],
         feasible=feasible,
-        kkt_residual=jax.lax.stop_gradient(found.residual / relative),
+        # That of a certificate is relative already.
+        kkt_residual=jnp.where(empty, jax.lax.stop_gradient(found.residual), problem.residual(found.residual, norm)),
+        status=status,
     )
 
 
-def _search(head: Head, logits: Array, attributes: Array, target: Array, margin: Array, mutable: Array | None):
+def _search(problem: Problem) -> Solutions:
     """The active rivals of one sample and target; all vmapped ones are searched together."""
 
     def search(head_and_mutable, members):
         logits, attributes, targets, margins = members
         samples = jnp.arange(len(targets), dtype=jnp.int32)
-        shared, num_slots = shared_by_pairs(*head_and_mutable), max_slots(head)
+        shared, num_slots = shared_by_pairs(*head_and_mutable), max_slots(head_and_mutable[0])
         return search_pairs(shared, logits, attributes, margins, samples, targets, num_slots=num_slots)
 
-    fixed = jax.lax.stop_gradient
-    return over_members(search)(fixed((head, mutable)), fixed((logits, attributes, target, margin)))
+    members = (problem.logits, problem.attributes, problem.target, problem.margin)
+    return over_members(search)(*jax.lax.stop_gradient(((problem.head, problem.mutable), members)))

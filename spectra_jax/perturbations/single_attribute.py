@@ -5,16 +5,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.buckets import in_buckets
-from spectra_jax.checks import as_pair, as_problem, check_margin, check_mutable, check_scale, is_concrete
+from spectra_jax.checks import as_problem, check_margin, check_mutable, check_scale, is_concrete
+from spectra_jax.perturbations import formulas
 from spectra_jax.perturbations.envelope import choose_attributes
-from spectra_jax.perturbations.geometry import logit_gaps, relative_logits
+from spectra_jax.perturbations.geometry import relative_logits
+from spectra_jax.perturbations.problem import Problem, make_problem
 from spectra_jax.switches import public
 from spectra_jax.types import Head
 
-# (target, rival) crossings of a few samples held at once.
+# (target, rival) crossings of a few samples in memory at once.
 _CROSSINGS_AT_ONCE = 2_000_000
 
 
@@ -59,34 +62,45 @@ def single_attribute_perturbations(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
-    head, attributes, target, margin = as_pair(head, attributes, target, margin)
-    # Exact differences: one rounding error would put a class of equal weights ahead for ever.
-    logits = relative_logits(head, attributes[None])[0]
-    masked = logits[target] == -jnp.inf  # by its bias: it never wins, and no number can be compared with it
-    found = _feasible_intervals(head.weights, logit_gaps(jnp.where(masked, 0, logits), target, margin), target)
+    return feasible_intervals(make_problem(head, attributes, target, margin=margin))
+
+
+@jax.jit
+def feasible_intervals(problem: Problem) -> SingleAttributeResult:
+    """`single_attribute_perturbations` of a problem; every attribute counts as mutable."""
+    # A class that is masked by its bias never wins, and no number can be compared with its offsets.
+    masked, weights = problem.is_masked & problem.is_finite, problem.head.weights
+    lower, upper = _intervals(jnp.where(masked, 0, problem.offsets), weights[problem.target][None, :] - weights)
+    lower, upper = jnp.where(masked, jnp.inf, lower), jnp.where(masked, -jnp.inf, upper)
+    feasible = (lower <= upper) & (lower < jnp.inf)
+    unknown = jnp.isnan(lower) | jnp.isnan(upper)  # a NaN input is no proof that the target cannot be reached
+    nothing = jnp.where(unknown, jnp.nan, jnp.inf)
     return SingleAttributeResult(
-        delta=jnp.where(masked, jnp.inf, found.delta),
-        lower=jnp.where(masked, jnp.inf, found.lower),
-        upper=jnp.where(masked, -jnp.inf, found.upper),
-        feasible=found.feasible & ~masked,
+        delta=jnp.where(feasible, formulas.nearest_to_zero(lower, upper), nothing),
+        lower=lower,
+        upper=upper,
+        feasible=feasible,
     )
 
 
-def _feasible_intervals(
-    weights: Float[Array, "c n"], gaps: Float[Array, "c"], target: Int[Array, ""]
-) -> SingleAttributeResult:
-    slopes = weights[target][None, :] - weights
-    rival = (jnp.arange(weights.shape[0], dtype=jnp.int32) != target)[:, None]
-    rising, falling, parallel = (slopes > 0) & rival, (slopes < 0) & rival, (slopes == 0) & rival
-    crossing = jnp.where(rival, gaps[:, None], 0) / jnp.where(rising | falling, slopes, 1)
-    lower = jnp.max(jnp.where(rising, crossing, -jnp.inf), axis=0)
-    upper = jnp.min(jnp.where(falling, crossing, jnp.inf), axis=0)
-    blocked = jnp.any(parallel & (gaps[:, None] > 0), axis=0)
-    feasible = (lower <= upper) & ~blocked
-    nearest = jnp.minimum(jnp.maximum(lower, 0), upper)
-    unknown = jnp.isnan(lower) | jnp.isnan(upper)  # a NaN input is no proof that the target cannot be reached
-    delta = jnp.where(feasible, nearest, jnp.where(unknown, jnp.nan, jnp.inf))
-    return SingleAttributeResult(delta, lower, upper, feasible)
+def _intervals(offsets: Float[Array, "c"], slopes: Float[Array, "c n"]) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+    """The t of each attribute at which the target leads every rival; its own offset is -inf and bounds nothing."""
+    asked = (offsets != -jnp.inf)[:, None]
+    lower, upper = formulas.interval(jnp.where(asked, offsets[:, None], 0), slopes)
+    return jnp.max(jnp.where(asked, lower, -jnp.inf), axis=0), jnp.min(jnp.where(asked, upper, jnp.inf), axis=0)
+
+
+class BestSingleAttributes(NamedTuple):
+    """The single attribute that needs the smallest change, for every sample and target.
+
+    Attributes:
+        delta: (b, c) the signed change, inf where no single attribute reaches the target, NaN where a logit of the
+            sample is NaN or inf.
+        attribute: (b, c) int32 its index, -1 where none does.
+    """
+
+    delta: Float[Array, "b c"]
+    attribute: Int[Array, "b c"]
 
 
 @in_buckets
@@ -98,7 +112,7 @@ def best_single_attributes(
     margin: float | Float[Array, ""] = 0.0,
     scale: Float[Array, "n"] | None = None,
     mutable: Bool[Array, "n"] | None = None,
-) -> tuple[Float[Array, "b c"], Int[Array, "b c"]]:
+) -> BestSingleAttributes:
     """For every sample and target, the single attribute that needs the smallest change (Section 2.5.1).
 
     The classes that any change of one attribute can reach are those on the upper envelope of c straight lines; it
@@ -118,9 +132,7 @@ def best_single_attributes(
         mutable: (n,) attributes that may change; all of them by default.
 
     Returns:
-        delta (b, c): the signed change, inf where no single attribute reaches the target, NaN where a logit of the
-            sample is NaN or +inf.
-        attribute (b, c) int32: its index, -1 where none does.
+        BestSingleAttributes.
 
     Raises:
         ValueError: shapes do not match, margin negative, scale not positive.
@@ -138,8 +150,8 @@ def best_single_attributes(
 def _best_of_all(
     head: Head, attributes: Array, margin: Array, scale: Array | None, mutable: Array | None,
     *, margin_is_zero: bool | None,
-) -> tuple[Array, Array]:  # fmt: skip
-    dtype, fixed = attributes.dtype, jax.lax.stop_gradient
+) -> BestSingleAttributes:  # fmt: skip
+    dtype = attributes.dtype
     weights, logits = head.weights, relative_logits(head, attributes)
     unit = jnp.ones(weights.shape[1], dtype) if scale is None else jnp.asarray(scale, dtype)
     unit = unit if mutable is None else jnp.where(mutable, unit, 0)
@@ -147,7 +159,7 @@ def _best_of_all(
     # A class masked by a bias of -inf never gets anywhere; any other number that is none spoils the whole sample.
     sound = jnp.isfinite(jnp.max(logits, axis=-1, keepdims=True)) & jnp.all(jnp.isfinite(weights))
     choice = choose_attributes(
-        fixed(weights), fixed(jnp.where(sound, logits, 0)), fixed(margin), fixed(unit), margin_is_zero=margin_is_zero
+        *stop_gradient((weights, jnp.where(sound, logits, 0), margin, unit)), margin_is_zero=margin_is_zero
     )
     choice = jnp.where(sound, choice, -1)
     delta = jax.lax.map(
@@ -155,7 +167,7 @@ def _best_of_all(
         (logits, choice),
         batch_size=max(1, _CROSSINGS_AT_ONCE // weights.shape[0] ** 2),
     )
-    return jnp.where(choice >= 0, delta, jnp.where(sound, jnp.inf, jnp.nan)), choice
+    return BestSingleAttributes(jnp.where(choice >= 0, delta, jnp.where(sound, jnp.inf, jnp.nan)), choice)
 
 
 def _nearest_on(
@@ -163,11 +175,11 @@ def _nearest_on(
 ) -> Float[Array, "c"]:
     """For each target the t nearest 0 at which it wins along its chosen attribute; any number where that is -1."""
 
-    def one_target(target, slopes, chosen):
-        gaps = jnp.where(chosen, logit_gaps(logits, target, margin), 0)  # infinite where a class is masked
-        result = _feasible_intervals(slopes[:, None], gaps, target)
+    def one_target(target, weights, chosen):
+        offsets = jnp.where(chosen, formulas.offsets(logits, target, margin), 0)  # infinite where a class is masked
+        lower, upper = _intervals(offsets, (weights[target] - weights)[:, None])
         # lower may exceed upper by a rounding error where lines meet in one point.
-        return jnp.minimum(jnp.maximum(result.lower[0], 0), result.upper[0])
+        return formulas.nearest_to_zero(lower[0], upper[0])
 
     targets = jnp.arange(weights.shape[0], dtype=jnp.int32)
     return jax.vmap(one_target)(targets, weights.T[jnp.maximum(choice, 0)], choice >= 0)

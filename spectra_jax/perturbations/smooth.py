@@ -1,14 +1,15 @@
 """From what a search found to an answer with derivatives.
 
 Given which rivals are active and which attributes are held at an end of their range, the nearest point is a smooth
-function of weights, gaps and ranges: the solution of the active rivals' equations. Values come from the search, which
-may have worked in higher precision; derivatives of any order come from the equations (implicit-function theorem).
+function of weights, offsets and ranges: the solution of the active rivals' equations. Values come from the search,
+which may have worked in higher precision; derivatives of any order come from the equations (implicit-function theorem).
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from spectra_jax.perturbations.geometry import HIGHEST, safe_norm
@@ -19,8 +20,8 @@ class Point(NamedTuple):
 
     Attributes:
         delta: (n,).
-        multipliers: (s,) of the rows of the slots.
-        pull: (n,) the sum of the rows so weighted, which is delta on the free attributes.
+        multipliers: (s,) of the constraint normals of the slots.
+        pull: (n,) the sum of the normals so weighted, which is delta on the free attributes.
     """
 
     delta: Float[Array, "n"]
@@ -30,7 +31,7 @@ class Point(NamedTuple):
 
 def nearest_on(
     weights: Float[Array, "c n"],
-    gaps: Float[Array, "c"],
+    offsets: Float[Array, "c"],
     target: Int[Array, ""],
     ends: Float[Array, "n"],
     free: Bool[Array, "n"],
@@ -44,38 +45,37 @@ def nearest_on(
 
     Args:
         weights: (c, n), 0 in attributes that must not change.
-        gaps: (c,) what the row w_target - w_k must reach.
+        offsets: (c,) what the constraint normals w_target - w_k must reach.
         target: class index.
         ends: (n,) the change of each held attribute; any finite number for free ones.
         free: (n,) attributes that are not held.
         slots: (s,) the active rivals, in any order.
-        multipliers: (s,) of their rows, 0 in slots that are not used; NaN where there are more than s of them. Then the
-            point has its value, and no derivatives.
-        inverse: (s, s) of the Gram matrix of their unit rows over the free attributes, 0 in slots that are not used.
+        multipliers: (s,) of their normals, 0 in slots that are not used; NaN where there are more than s of them. Then
+            the point has its value, and no derivatives.
+        inverse: (s, s) of the Gram matrix of their unit normals over the free attributes, 0 in slots that are not used.
         delta: (n,) the point itself, where it is known better than the multipliers give it.
         known: whether it is.
 
     Returns:
         Point.
     """
-    fixed = jax.lax.stop_gradient
-    crowded = fixed(jnp.any(jnp.isnan(multipliers)))
+    crowded = stop_gradient(jnp.any(jnp.isnan(multipliers)))
     multipliers, inverse = jnp.where(crowded, 0, multipliers), jnp.where(crowded, 0, inverse)
     used = multipliers > 0
-    rows = jnp.where(used[:, None], weights[target][None, :] - weights[slots], 0)
-    sizes = fixed(safe_norm(rows))
-    sizes = jnp.where(sizes > 0, sizes, 1)
-    normals = rows / sizes[:, None]
+    normals = jnp.where(used[:, None], weights[target][None, :] - weights[slots], 0)
+    lengths = stop_gradient(safe_norm(normals))
+    lengths = jnp.where(lengths > 0, lengths, 1)
+    normals = normals / lengths[:, None]
     ends = jnp.where(free, 0, ends)
 
-    def combine(held):
-        return jnp.matmul(held, normals, precision=HIGHEST)
+    def combine(multipliers):
+        return jnp.matmul(multipliers, normals, precision=HIGHEST)
 
-    def lead(change):
+    def reached(change):
         return jnp.matmul(normals, change, precision=HIGHEST)
 
-    def product(held):
-        return jnp.where(used, lead(jnp.where(free, combine(held), 0)), held)
+    def product(multipliers):
+        return jnp.where(used, reached(jnp.where(free, combine(multipliers), 0)), multipliers)
 
     def solve(product, right):
         def first(right):
@@ -91,22 +91,21 @@ def nearest_on(
             answer, left = jnp.where(better, following, answer), jnp.where(better, after, left)
         return answer
 
-    found = fixed(multipliers * sizes)
-    heights = jnp.where(used, gaps[slots] / sizes, 0)
-    right = jnp.where(used, heights - lead(ends) - product(found), 0)
+    found = stop_gradient(multipliers * lengths)
+    right = jnp.where(used, offsets[slots] / lengths - reached(ends) - product(found), 0)
     correction = jax.lax.custom_linear_solve(product, right, solve, symmetric=True)
-    held = found + _derivative(correction)
-    pull = combine(held)
+    unit_multipliers = found + _derivative(correction)
+    pull = combine(unit_multipliers)
     change = jnp.where(free, pull, ends)
-    change = fixed(jnp.where(known, delta, change)) + _derivative(change)
+    change = stop_gradient(jnp.where(known, delta, change)) + _derivative(change)
     # All that the derivatives would be taken by.
-    inputs = jnp.sum(weights[target]) + jnp.sum(jnp.where(jnp.isfinite(gaps), gaps, 0)) + jnp.sum(ends)
-    return Point(_no_derivative(change, inputs, crowded), jnp.where(crowded, jnp.nan, held / sizes), pull)
+    inputs = jnp.sum(weights[target]) + jnp.sum(jnp.where(jnp.isfinite(offsets), offsets, 0)) + jnp.sum(ends)
+    return Point(_no_derivative(change, inputs, crowded), jnp.where(crowded, jnp.nan, unit_multipliers / lengths), pull)
 
 
 def _derivative(expression: Array) -> Array:
     """Zero, with the derivatives of the expression."""
-    return expression - jax.lax.stop_gradient(expression)
+    return expression - stop_gradient(expression)
 
 
 @jax.custom_jvp

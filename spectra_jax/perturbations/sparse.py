@@ -5,59 +5,29 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import as_pair, check_count, check_mutable
+from spectra_jax.checks import check_count
+from spectra_jax.perturbations.answers import Answers
 from spectra_jax.perturbations.batching import over_members
-from spectra_jax.perturbations.dual_path import Answers
-from spectra_jax.perturbations.exact import exact_on_supports
-from spectra_jax.perturbations.geometry import (
-    HIGHEST,
-    has_answer,
-    logit_gaps,
-    of_unit_size,
-    relative_logits,
-    safe_norm,
-    squared_distances,
-)
-from spectra_jax.perturbations.lagrangian import raise_bound, unit_rows
-from spectra_jax.perturbations.lanes import OPTIMAL, scatter_slots
-from spectra_jax.perturbations.projection import projection_perturbation
-from spectra_jax.perturbations.single_attribute import single_attribute_perturbations
+from spectra_jax.perturbations.exact import exact_pairs
+from spectra_jax.perturbations.geometry import HIGHEST, safe_norm, squared_distances
+from spectra_jax.perturbations.lagrangian import raise_bound, unit_normals
+from spectra_jax.perturbations.lanes import scatter_slots
+from spectra_jax.perturbations.problem import Problem, absent, make_problem
+from spectra_jax.perturbations.projection import ProjectionResult, project
+from spectra_jax.perturbations.result import RestrictedResult
+from spectra_jax.perturbations.single_attribute import feasible_intervals
 from spectra_jax.perturbations.smooth import nearest_on
 from spectra_jax.switches import public
-from spectra_jax.types import Head
+from spectra_jax.types import Head, Status
 
 # Rounds of exchanging one attribute for another; each tries all k n exchanges and ends where none is better.
 _MAX_ROUNDS = 30
 _BOUND_STEPS = 400
 # Starts with an attribute that is enough alone.
 _SINGLE_STARTS = 4
-
-
-class SparseResult(NamedTuple):
-    """A change of few attributes, and how far from the best one it can be.
-
-    Attributes:
-        delta: (n,) the change; inf where none exists, NaN where none was found although one may exist.
-        norm: its Euclidean length; inf or NaN likewise.
-        lower_bound: no change of at most k attributes is shorter than this.
-        proven: whether the answer is proven: norm equals lower_bound up to rounding, or there is no answer.
-        support: (n,) the attributes that were allowed to change, at most k.
-        multipliers: (c,) of the rivals; positive only for those that bind. delta = sum_k multipliers_k
-            (w_target - w_k) on the support.
-        feasible: whether delta makes the target win by the margin.
-        kkt_residual: of the projection on the support, see `ProjectionResult`; NaN where not feasible.
-    """
-
-    delta: Float[Array, "n"]
-    norm: Float[Array, ""]
-    lower_bound: Float[Array, ""]
-    proven: Bool[Array, ""]
-    support: Bool[Array, "n"]
-    multipliers: Float[Array, "c"]
-    feasible: Bool[Array, ""]
-    kkt_residual: Float[Array, ""]
 
 
 @public()
@@ -69,7 +39,7 @@ def sparse_perturbation(
     max_changes: int,
     margin: float | Float[Array, ""] = 0.0,
     mutable: Bool[Array, "n"] | None = None,
-) -> SparseResult:
+) -> RestrictedResult:
     """Small change (Euclidean) of at most `max_changes` attributes after which `target` wins by `margin`.
 
     With one attribute the answer is exact, from the intervals of `single_attribute_perturbations`; with all of them it
@@ -90,56 +60,52 @@ def sparse_perturbation(
         mutable: (n,) attributes that may change; all of them by default.
 
     Returns:
-        SparseResult.
+        RestrictedResult; `chosen` are the attributes that were allowed to change, at most k. BUDGET where no set
+        that was tried has an answer, though another one may.
 
     Raises:
         ValueError: shapes do not match, target out of range, margin negative, max_changes below 1.
     """
-    head, attributes, target, margin = as_pair(head, attributes, target, margin)
-    check_mutable(head, mutable)
+    problem = make_problem(head, attributes, target, margin=margin, mutable=mutable)
     max_changes = check_count("max_changes", max_changes)
-    return _solve(head, attributes, target, margin, mutable, count=min(max_changes, head.weights.shape[1]))
+    return _solve(problem, count=min(max_changes, head.weights.shape[1]))
 
 
-@functools.partial(
-    jax.jit, static_argnames="count"
-)  # op by op it would be hundreds of programs, compiled at every call
-def _solve(head, attributes, target, margin, mutable, *, count: int) -> SparseResult:
-    fixed = jax.lax.stop_gradient
-    head, margin, scale = of_unit_size(head, margin)
-    num_attributes, dtype = head.weights.shape[1], attributes.dtype
-    allowed = jnp.ones(num_attributes, bool) if mutable is None else mutable
-    whole = projection_perturbation(head, attributes, target, margin=margin, mutable=mutable)
+# Op by op it would be hundreds of programs, compiled at every call.
+@functools.partial(jax.jit, static_argnames="count")
+def _solve(problem: Problem, *, count: int) -> RestrictedResult:
+    (num_classes, num_attributes), dtype = problem.head.weights.shape, problem.attributes.dtype
+    allowed = jnp.ones(num_attributes, bool) if problem.mutable is None else problem.mutable
+    whole = project(problem)
     if count == num_attributes:
-        return SparseResult(
+        return RestrictedResult(
             delta=whole.delta,
             norm=whole.norm,
-            lower_bound=fixed(whole.norm),
-            proven=~jnp.isnan(whole.norm),
-            support=allowed & whole.feasible,
-            multipliers=scale * whole.multipliers,
-            feasible=whole.feasible,
+            lower_bound=stop_gradient(whole.norm),
+            status=whole.status,
+            multipliers=whole.multipliers,
+            bound_multipliers=jnp.zeros(num_attributes, dtype),
+            chosen=allowed & whole.feasible,
             kkt_residual=jnp.where(whole.feasible, whole.kkt_residual, jnp.nan),
         )
 
-    whole = jax.tree.map(fixed, whole)
-    columns, gaps = jnp.where(allowed[None, :], head.weights, 0), _gaps(head, attributes, target, margin)
-    still = (fixed(columns), fixed(gaps), target, allowed)
-    single = single_attribute_perturbations(jax.tree.map(fixed, head), fixed(attributes), target, margin=fixed(margin))
-    lengths = jnp.where(allowed, jnp.abs(single.delta), jnp.inf)
-    nearest = jnp.argmin(lengths).astype(jnp.int32)
+    still, whole = stop_gradient((problem, whole))
+    singles = jnp.where(allowed, jnp.abs(feasible_intervals(still).delta), jnp.inf)
+    nearest = jnp.argmin(singles).astype(jnp.int32)
+    # Of the projection, in the units of the problem.
+    multipliers = whole.multipliers / problem.factor
     if count == 1:
         starts = nearest[None, None]
     else:
-        pull = _lower_bound(*still, whole, whole.multipliers, jnp.asarray(jnp.inf, dtype), count)[1]
-        starts = _starts(pull, jnp.where(jnp.isfinite(whole.delta), whole.delta, 0), lengths, allowed, count)
-    support, found = _search(fixed(head), fixed(attributes), target, fixed(margin), allowed, starts)
+        pull = _lower_bound(still, allowed, whole, multipliers[None], jnp.asarray(jnp.inf, dtype), count)[1]
+        starts = _starts(pull, jnp.where(jnp.isfinite(whole.delta), whole.delta, 0), singles, allowed, count)
+    support, found = _search(still, allowed, starts)
 
-    feasible, rivals = found.status == OPTIMAL, found.proof
+    feasible, rivals = found.status == Status.SOLVED, found.proof
     point = nearest_on(
-        columns[:, support],
-        gaps,
-        target,
+        problem.weights[:, support],
+        problem.offsets,
+        problem.target,
         ends=jnp.zeros(count, dtype),
         free=jnp.ones(count, bool),
         slots=rivals.slots,
@@ -148,31 +114,32 @@ def _solve(head, attributes, target, margin, mutable, *, count: int) -> SparseRe
         delta=rivals.whole.delta,
         known=jnp.asarray(True),
     )
-    multipliers = scatter_slots(rivals.slots[None], jnp.where(feasible, point.multipliers, 0)[None], len(gaps))[0]
-    norm = safe_norm(point.delta)
+    of_slots = jnp.where(feasible, point.multipliers, 0)
+    of_support = scatter_slots(rivals.slots[None], of_slots[None], num_classes)[0]
+    length = safe_norm(point.delta)
     if count == 1:
         # In one dimension the search is complete, and its verdict is that of the intervals.
-        bound = jnp.where(feasible, norm, jnp.where(lengths[nearest] == jnp.inf, jnp.inf, jnp.nan))
+        bound = jnp.where(feasible, length, jnp.where(singles[nearest] == jnp.inf, jnp.inf, jnp.nan))
     else:
-        bound = _lower_bound(*still, whole, fixed(multipliers), fixed(jnp.where(feasible, norm, jnp.inf)), count)[0]
-    bound = fixed(bound)
-    none = ~feasible & (bound == jnp.inf)
-    nothing = jnp.where(none, jnp.inf, jnp.nan)
-    size = safe_norm(attributes) + norm
-    return SparseResult(
-        delta=jnp.where(feasible, jnp.zeros(num_attributes, dtype).at[support].set(point.delta), nothing),
-        norm=jnp.where(feasible, norm, nothing),
-        lower_bound=jnp.where(feasible, jnp.minimum(bound, fixed(norm)), bound),
-        proven=none | (feasible & (norm - bound <= 10 * float(jnp.finfo(dtype).eps) ** (2 / 3) * norm)),
-        support=jnp.zeros(num_attributes, bool).at[support].set(feasible) & allowed,
-        multipliers=scale * multipliers,
-        feasible=feasible,
-        kkt_residual=fixed(jnp.where(feasible, found.residual / jnp.where(size > 0, size, 1), jnp.nan)),
+        starts = jnp.stack([multipliers, stop_gradient(of_support)])
+        upper = stop_gradient(jnp.where(feasible, length, jnp.inf))
+        bound = _lower_bound(still, allowed, whole, starts, upper, count)[0]
+    bound = stop_gradient(bound)
+    unknown = jnp.where(jnp.isnan(bound), Status.UNRESOLVED, Status.BUDGET)
+    none = problem.status(jnp.where(bound == jnp.inf, Status.INFEASIBLE, unknown))
+    status = jnp.where(feasible, Status.SOLVED, none).astype(jnp.int32)
+    chosen = jnp.zeros(num_attributes, bool).at[support].set(feasible) & allowed
+    pull = jnp.matmul(of_slots, problem.normals(rivals.slots), precision=HIGHEST)
+    return RestrictedResult(
+        delta=jnp.where(feasible, jnp.zeros(num_attributes, dtype).at[support].set(point.delta), absent(status)),
+        norm=jnp.where(feasible, length, absent(status)),
+        lower_bound=jnp.where(feasible, jnp.minimum(bound, stop_gradient(length)), bound),
+        status=status,
+        multipliers=problem.factor * of_support,
+        bound_multipliers=jnp.where(chosen, 0, -pull),
+        chosen=chosen,
+        kkt_residual=jnp.where(feasible, problem.residual(found.residual, length), jnp.nan),
     )
-
-
-def _gaps(head: Head, attributes: Float[Array, "n"], target: Int[Array, ""], margin: Float[Array, ""]):
-    return logit_gaps(relative_logits(head, attributes[None])[0], target, margin)
 
 
 def _strongest(pull: Float[Array, "n"], allowed: Bool[Array, "n"], count: int) -> Int[Array, "k"]:
@@ -208,28 +175,29 @@ class _Round(NamedTuple):
     number: Int[Array, ""]
 
 
-def _search(head: Head, attributes, target, margin, allowed, starts) -> tuple[Int[Array, "k"], Answers]:
+def _search(problem: Problem, allowed: Bool[Array, "n"], starts: Int[Array, "s k"]) -> tuple[Int[Array, "k"], Answers]:
     """From several supports: exchanges one attribute for another while that helps; the best of all ends.
 
-    With pull = lambda^T G of the support's own answer, no support S' can have a shorter change than norm^2 / ||pull on
-    S'||, by weak duality. So only newcomers that are pulled more than the attribute they replace are tried.
+    With the pull of the support's own answer, the sum of its normals times their multipliers, no support S' can have a
+    shorter change than norm^2 / ||pull on S'||, by weak duality. So only newcomers that are pulled more than the
+    attribute they replace are tried.
     """
-    num_attributes, (num_starts, count) = len(attributes), starts.shape
-    squares, eps = squared_distances(head.weights), float(jnp.finfo(attributes.dtype).eps)
+    num_attributes, (num_starts, count) = len(allowed), starts.shape
+    eps = float(jnp.finfo(problem.attributes.dtype).eps)
     places = jnp.repeat(jnp.arange(count, dtype=jnp.int32), num_attributes)
     newcomers = jnp.tile(jnp.arange(num_attributes, dtype=jnp.int32), count)
     tries = jnp.arange(len(places), dtype=jnp.int32)
-    solve = _on_supports(head, squares, attributes, target, margin)
+    solve = _on_supports(problem)
 
     def lengths(answers):
-        return jnp.where(answers.status == OPTIMAL, answers.norm, jnp.inf)
+        return jnp.where(answers.status == Status.SOLVED, answers.norm, jnp.inf)
 
     def propose(support, answer, improving, number):
         """(t, k) supports to try from one, and (t,) which of them are worth it."""
         rivals = answer.proof
-        known = answer.status == OPTIMAL
-        rows = head.weights[target][None, :] - head.weights[rivals.slots]
-        pull = jnp.abs(jnp.matmul(jnp.where(known, rivals.multipliers, 0), rows, precision=HIGHEST))
+        known = answer.status == Status.SOLVED
+        multipliers = jnp.where(known, rivals.multipliers, 0)
+        pull = jnp.abs(jnp.matmul(multipliers, problem.normals(rivals.slots), precision=HIGHEST))
         promising = ~known | (pull[newcomers] > pull[support[places]] * (1 - 16 * eps))
         twice = jnp.any(newcomers[:, None] == support[None, :], axis=-1)
         exchanged = jax.vmap(lambda place, newcomer: support.at[place].set(newcomer))(places, newcomers)
@@ -261,6 +229,7 @@ def _search(head: Head, attributes, target, margin, allowed, starts) -> tuple[In
 
     shape = jax.eval_shape(solve, starts, jnp.zeros(num_starts, bool))
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+    nothing = nothing._replace(status=jnp.full(num_starts, Status.UNRESOLVED, jnp.int32))
     start = _Round(starts, nothing, jnp.ones(num_starts, bool), jnp.asarray(0, jnp.int32))
     rounds = 1 if count == 1 else _MAX_ROUNDS
     last = jax.lax.while_loop(lambda state: jnp.any(state.improving) & (state.number < rounds), step, start)
@@ -268,7 +237,7 @@ def _search(head: Head, attributes, target, margin, allowed, starts) -> tuple[In
     return last.supports[best], jax.tree.map(lambda leaf: leaf[best], last.answers)
 
 
-def _on_supports(head, squares, attributes, target, margin):
+def _on_supports(problem: Problem):
     """(supports (t, k), waiting (t,)) -> Answers with leading axis t; all vmapped ones are searched together."""
 
     def search(shared, members):
@@ -277,22 +246,42 @@ def _on_supports(head, squares, attributes, target, margin):
         samples = jnp.repeat(jnp.arange(num_samples, dtype=jnp.int32), num_tries)
         supports, waiting = supports.reshape(-1, count), waiting.reshape(-1)
         head, squares = shared
-        found = exact_on_supports(head, squares, attributes, margins, samples, targets[samples], supports, waiting)
+        found = exact_pairs(
+            *(head, squares, attributes, margins, samples, targets[samples], waiting),
+            supports=supports,
+            num_slots=min(count, len(head.weights) - 1) + 1,
+        )
         return jax.tree.map(lambda leaf: leaf.reshape(num_samples, num_tries, *leaf.shape[1:]), found)
 
+    shared = (problem.head, squared_distances(problem.head.weights))
+
     def solve(supports, waiting):
-        told = has_answer(head, attributes, target, margin)
-        return over_members(search)((head, squares), (attributes, target, margin, supports, waiting & told))
+        members = (problem.attributes, problem.target, problem.margin, supports, waiting & problem.is_open)
+        return over_members(search)(shared, members)
 
     return solve
 
 
-def _lower_bound(columns, gaps, target, allowed, whole, multipliers, upper, count: int):
+def _lower_bound(
+    problem: Problem,
+    allowed: Bool[Array, "n"],
+    whole: ProjectionResult,
+    starts: Float[Array, "s c"],
+    upper: Float[Array, ""],
+    count: int,
+) -> tuple[Float[Array, ""], Float[Array, "n"]]:
     """The norm that no k attributes can do with less than, and the pull of the multipliers that prove it.
 
-    Searched from the multipliers of the projection, and from others at hand.
+    Args:
+        problem: the pair.
+        allowed: attributes that may change.
+        whole: the projection, all of them changing.
+        starts: multipliers to start from.
+        upper: norm of an answer in hand, inf if there is none.
+        count: k.
     """
-    normals, heights, lengths = unit_rows(columns[target][None, :] - columns, gaps)
+    weights = problem.weights
+    normals, offsets, lengths = unit_normals(weights[problem.target][None, :] - weights, problem.offsets)
 
     def least(pull):
         chosen = _strongest(pull, allowed, count)
@@ -300,12 +289,13 @@ def _lower_bound(columns, gaps, target, allowed, whole, multipliers, upper, coun
 
     def raised(multipliers):
         start = jnp.where(jnp.isfinite(multipliers), multipliers, 0) * lengths
-        return raise_bound(normals, heights, least, start, upper**2 / 2, steps=_BOUND_STEPS)
+        return raise_bound(normals, offsets, least, start, upper**2 / 2, steps=_BOUND_STEPS)
 
-    half_squares, proofs = jax.lax.map(raised, jnp.stack([whole.multipliers, multipliers]))
+    half_squares, proofs = jax.lax.map(raised, starts)
     best = jnp.argmax(half_squares)
     # Fewer attributes never need less than all of them; their norm itself carries the rounding of the projection.
-    unrestricted = jnp.where(whole.feasible, whole.norm * (1 - 16 * float(jnp.finfo(gaps.dtype).eps)), 0)
+    epsilon = float(jnp.finfo(whole.norm.dtype).eps)
+    unrestricted = jnp.where(whole.feasible, whole.norm * (1 - 16 * epsilon), 0)
     bound = jnp.maximum(jnp.sqrt(2 * jnp.maximum(half_squares[best], 0)), unrestricted)
-    bound = jnp.where(whole.norm == jnp.inf, jnp.inf, jnp.where(jnp.isnan(whole.norm), jnp.nan, bound))
+    bound = jnp.where(whole.feasible, bound, absent(whole.status))
     return bound, jnp.matmul(proofs[best], normals, precision=HIGHEST)
