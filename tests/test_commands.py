@@ -93,4 +93,4 @@ def test_the_largest_seed_is_taken(capsys):
     assert tyro.cli(invert.Args, args=["--run-dir", "r", "--out", "o", "--seed", "4294967295"]).seed == 2**32 - 1
     with pytest.raises(SystemExit):
         train.main(["--model", "linear", "--seed", "18446744073709551616"])
-    assert "expected a whole number from 0 to 4294967295" in capsys.readouterr().err
+    assert "seed is 18446744073709551616" in capsys.readouterr().err

@@ -118,7 +118,7 @@ def measure_batch(name: str, model: BottleneckModel, images: Any, targets: Any, 
     import jax
     import jax.numpy as jnp
 
-    from spectra_jax import ssim
+    from spectra_jax import image_distances, ssim
 
     began = time.perf_counter()
     found = jax.block_until_ready(attack(name, model, images, targets, wanted))
@@ -130,11 +130,10 @@ def measure_batch(name: str, model: BottleneckModel, images: Any, targets: Any, 
     def reaches(candidates: Any) -> Any:
         return jnp.argmax(model(candidates), axis=-1) == targets
 
-    change = (result - images).reshape(len(images), -1)
+    distances = image_distances(result, images)
     figures = {
         "success": reaches(result), "survives_plain": reaches(plain), "survives_written": reaches(written),
-        "l2": jnp.linalg.norm(change, axis=-1), "linf": jnp.max(jnp.abs(change), axis=-1),
-        "l2_written": jnp.linalg.norm((written - images).reshape(len(images), -1), axis=-1),
+        "l2": distances.l2, "linf": distances.linf, "l2_written": image_distances(written, images).l2,
         "ssim": ssim(result, images), "seconds": np.full(len(images), seconds / len(images)),
     }  # fmt: skip
     return {key: np.asarray(value) for key, value in (figures | found).items()}
