@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from test_inversion import METHODS
 
 import spectra_jax as sj
 from spectra_jax import metrics
-from spectra_jax.inversion.config import METHODS
 
 RANDOM = np.random.default_rng(0)
 BATCH, CLASSES, ATTRIBUTES = 4, 5, 4
