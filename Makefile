@@ -1,6 +1,7 @@
 # make demo     installs into .venv, runs the main job on the embedded data and says where its report is
 # make explore  opens a live page about the model of make demo in the browser
 # make test     installs the test tools as well, then runs the linters, the type checker and the tests
+# make test-oldest, make test-newest    pytest with the lower bounds of pyproject.toml, and with the newest of everything
 # make docs     builds the documentation in docs/_build/html; its notebooks are executed
 # make clean    removes .venv and what the checkers cached
 #
@@ -11,14 +12,15 @@ PYTHON ?= python3
 VENV ?= .venv
 TEST_JOBS ?= 2
 PYTEST_ARGS ?=
+CONSTRAINTS ?= constraints.txt
 
 RUN := $(VENV)/bin/python
-PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: help demo explore test check docs clean
+.PHONY: help demo explore test pytest test-oldest test-newest check docs clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 demo: $(VENV)/.installed
 	$(RUN) -m experiments.quickstart
@@ -26,8 +28,17 @@ demo: $(VENV)/.installed
 explore: demo
 	$(RUN) -m experiments.explore --run-dir runs/quickstart-synthetic-cnn-seed0
 
-test: check
+test: check pytest
+
+pytest: $(VENV)/.installed-test
 	$(RUN) -m pytest -n $(TEST_JOBS) --dist worksteal --durations 15 $(PYTEST_ARGS)
+
+test-oldest:
+	$(PYTHON) tests/lower_bounds.py > .lower-bounds.txt
+	$(MAKE) pytest VENV=.venv-oldest CONSTRAINTS=.lower-bounds.txt
+
+test-newest:
+	$(MAKE) pytest PYTHON=python3.13 VENV=.venv-newest CONSTRAINTS=/dev/null
 
 check: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
@@ -39,7 +50,7 @@ docs: $(VENV)/.installed-docs
 	@echo "open docs/_build/html/index.html"
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest .lower-bounds.txt .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamps are written last, so an interrupted installation is taken up again by the next call.
 $(VENV)/.created:
