@@ -167,7 +167,7 @@ def _read_percentages(layout: CubLayout, num_classes: int, num_attributes: int) 
         describe=f"{num_attributes} percentages, one for each line of {layout.attributes_file.name}",
     )
     if len(table.values) != num_classes:
-        raise CubError(f"{path}: {len(table.values)} lines; expected {num_classes}, one a class")
+        raise CubError(f"{path}: {len(table.values)} lines; expected {num_classes}, one per class")
     for column in range(num_attributes):
         table.check(column, 0, 100, "percentages from 0 to 100")
     return table.values.astype(np.float32)

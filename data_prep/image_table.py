@@ -1,4 +1,4 @@
-"""Reads a folder of images with one table: a row an image, a column an attribute.
+"""Reads a folder of images with one table: a row per image, a column per attribute.
 
 | file | class | split | striped | ... |
 
@@ -109,7 +109,7 @@ def _column_problems(table: TextTable) -> list[str]:
                 if other
                 else f"add it or rename one of {some(table.names)}"
             )
-            problems.append(f"there is no column {wanted!r}; expected 'file', 'class' and one an attribute: {hint}")
+            problems.append(f"there is no column {wanted!r}; expected 'file', 'class' and one per attribute: {hint}")
     if not set(names) - set(NAMED):
         problems.append("there is no attribute; expected a column of 0 and 1 for each beside file, class and split")
     if not table.num_rows:

@@ -31,7 +31,7 @@ def in_buckets(function: Callable[P, R]) -> Callable[P, R]:
     """Makes a function of (head, attributes (b, n), ...) compile once for each bucket of sizes when called eagerly.
 
     Attributes are padded with their first sample on the host, and the answers cut there, which compiles nothing.
-    Nothing changes while JAX traces, for arrays on several devices, and where an option has a row a sample too.
+    Nothing changes while JAX traces, for arrays on several devices, and where an option has a row per sample too.
     """
 
     @functools.wraps(function)

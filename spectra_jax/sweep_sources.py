@@ -185,7 +185,7 @@ def _choose_bias(path: Path, arrays: Mapping[str, Rows], weights: str, name: str
         assert chosen is not None
         if arrays[chosen].shape not in shapes:
             raise SourceError(
-                f"{arrays[chosen].title} has shape {arrays[chosen].shape}; expected {shapes[0]}, a number a class. "
+                f"{arrays[chosen].title} has shape {arrays[chosen].shape}; expected {shapes[0]}, a number per class. "
                 "Name the right one, or say --no-bias."
             )
         return chosen

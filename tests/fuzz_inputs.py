@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Before jax initialises: the sweep's command would ask for one device a core, which one process can do only once.
+# Before jax initialises: the sweep's command would ask for one device per core, which one process can do only once.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
 import numpy as np

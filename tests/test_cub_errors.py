@@ -59,7 +59,12 @@ DAMAGE = {
         r":2: .*expected 6 percentages",
     ),
     "percentage range": ("attributes/class_attribute_labels_continuous.txt", 3, "1 2 3 4 5 101", r":3: got 101"),
-    "class missing": ("attributes/class_attribute_labels_continuous.txt", 3, None, r"2 lines; expected 3, one a class"),
+    "class missing": (
+        "attributes/class_attribute_labels_continuous.txt",
+        3,
+        None,
+        r"2 lines; expected 3, one per class",
+    ),
     "part unknown": (
         "parts/part_locs.txt",
         16,

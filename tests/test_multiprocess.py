@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-# One device a process: several devices in several processes on few cores have been seen to hang.
+# One device per process: several devices in several processes on few cores have been seen to hang.
 ENVIRONMENT = {
     **os.environ,
     "XLA_FLAGS": "--xla_force_host_platform_device_count=1",

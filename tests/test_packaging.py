@@ -86,7 +86,11 @@ def base_install(tmp_path_factory) -> Path:
     python = folder / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     pip = [python, "-I", "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    built = subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT], capture_output=True, text=True)
+    source = folder / "source"  # setuptools leaves a build folder beside what it packs
+    shutil.copytree(ROOT / "spectra_jax", source / "spectra_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    built = subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", folder, source], capture_output=True, text=True)
     if built.returncode:
         pytest.skip(f"pip cannot build a wheel here: {built.stderr.strip().splitlines()[-1:]}")
     (wheel,) = folder.glob("spectra_jax-*.whl")

@@ -5,8 +5,8 @@ import signal
 
 import numpy as np
 import pytest
-from experiments.runs.store import Store
 
+from experiments.runs.store import Store
 from spectra_jax.logging import Console
 
 QUIET = Console(quiet=True)

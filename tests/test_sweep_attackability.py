@@ -370,7 +370,7 @@ def test_samples_have_the_ids_of_their_file_or_of_a_list(tmp_path, source, monke
     assert pq.read_table(tmp_path / "b" / "nearest.parquet")["id"][3].as_py() == "bird-1003.jpg"
     assert "bird-10" in (tmp_path / "b" / "report.html").read_text()
     listed.write_text("one\ntwo")
-    with pytest.raises(UserError, match=r"ids.txt has 2 entries .*; expected 43, one text or integer a sample"):
+    with pytest.raises(UserError, match=r"ids.txt has 2 entries .*; expected 43, one text or integer per sample"):
         sweep(Args(tmp_path / "c", dataclasses.replace(source, ids=listed), quiet=True))
 
 

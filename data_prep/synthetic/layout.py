@@ -21,7 +21,7 @@ def write_text_files(root: Path, options: Options, annotations: Sequence[Annotat
     Args:
         root: the folder that holds CUB_200_2011/.
         options: of the data set.
-        annotations: one an image, in the order of their ids.
+        annotations: one per image, in the order of their ids.
     """
     cub = root / "CUB_200_2011"
     names = [f"{i + 1:03d}.{bird.name}" for i, bird in enumerate(bird_classes(options.num_classes, options.seed))]

@@ -51,7 +51,7 @@ def projection_row(what: str, figures: dict[str, Any]) -> tuple[str, ...]:
     error = max(figures[f"{name}/norm_error"] for name in (projection.ONE, projection.ALL))
     double, peer = figures["spectra_jax, float64/norm_error"], figures["best_peer"]
     agreement = f"{error:.0e} (float32), {double:.0e} (float64); KKT residual {figures['residual']:.0e}"
-    ours = f"{times(figures, projection.ALL)} on {figures['devices']} devices, one a core; "
+    ours = f"{times(figures, projection.ALL)} on {figures['devices']} devices, one per core; "
     ours += f"{times(figures, projection.ONE)} on one"
     factor = f"{figures['speed_up']:.1f}; {figures['speed_up_one_device']:.1f} on one"
     return what, ours, f"{peer}: {times(figures, peer)}", factor, agreement

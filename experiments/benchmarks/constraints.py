@@ -23,8 +23,8 @@ class Args:
         the head of a trained run, its attributes within what the test split shows and in CUB's 28 groups; a minute on
         2 CPU cores.
 
-    Prints seconds a call, median (smallest - largest) over the pairs, how much longer the change is than the projection
-    without constraints, and how far it can be from the best one by its own lower bound.
+    Prints seconds per call, median (smallest - largest) over the pairs, how much longer the change is than the
+    projection without constraints, and how far it can be from the best one by its own lower bound.
 
     Attributes:
         run_dir: a run folder of experiments.train; a random head of 106 classes and 312 attributes if not given.
@@ -63,7 +63,7 @@ def problem(args: Args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def measure(args: Args) -> dict[str, Any]:
-    """Runs all pairs; times are seconds a call."""
+    """Runs all pairs; times are seconds per call."""
     import jax
     import jax.numpy as jnp
 

@@ -29,7 +29,7 @@ class Args:
         every family in float32 and float64; a minute or two a thousand pairs of one family in one precision on 2 CPU
         cores, most of it for the fractions. Nothing but zeros is expected in the columns after the pairs.
 
-    Prints one row a family and precision.
+    Prints one row per family and precision.
 
     Attributes:
         pairs: of each family.

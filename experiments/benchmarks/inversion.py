@@ -95,7 +95,7 @@ def peer(name: str) -> Any:
 def attack(
     name: str, model: BottleneckModel, images: Any, targets: Any, wanted: Any, *, least: bool = False
 ) -> dict[str, Any]:
-    """Runs one method on one batch, by one step a pair if `least`; what `summarise` needs, one row a pair."""
+    """Runs one method on one batch, by one step per pair if `least`; what `summarise` needs, one row per pair."""
     import jax.numpy as jnp
 
     from experiments.attacks.foolbox import foolbox
@@ -251,7 +251,7 @@ def measure(run: LoadedRun, args: Args, console: Console) -> dict[str, Any]:
     first = batch(0)
     lanes = min(16 if jax.default_backend() == "cpu" else 256, args.batch_size)
     few = jax.tree.map(lambda column: column[:lanes], first)
-    for name in OURS.keys() & limits.keys():  # compile, by one step a pair
+    for name in OURS.keys() & limits.keys():  # compile, by one step per pair
         attack(name, model, *first, least=True)
         if OURS[name].survive_steps:  # which comes after a success only
             attack(name, model, *few)
@@ -290,7 +290,7 @@ def table(figures: dict[str, Any]) -> str:
 
     heading = ("method", "pairs", "success", "median L2", "successes after 8 bits: rounded / as written",
                "median L2 as written", "median SSIM",
-               "ms a pair", "passes forward / backward", "cosine to delta, all pairs")  # fmt: skip
+               "ms per pair", "passes forward / backward", "cosine to delta, all pairs")  # fmt: skip
     lines = [heading, ("---",) * len(heading)]
     for name, each in figures.items():
         if not isinstance(each, dict) or "success" not in each:

@@ -1,4 +1,4 @@
-"""The paper's pseudoinverse for all (sample, target) pairs: one factorisation against one a pair."""
+"""The paper's pseudoinverse for all (sample, target) pairs: one factorisation against one per pair."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Args:
     python -m experiments.benchmarks.pinv
         random head, 5,794 samples x 200 classes, 312 attributes; half a minute on 2 CPU cores.
 
-    Prints microseconds a pair, median (smallest - largest), and how far the norms are apart.
+    Prints microseconds per pair, median (smallest - largest), and how far the norms are apart.
 
     Attributes:
         samples: how many.
@@ -53,7 +53,7 @@ def system(weights: np.ndarray, sample: np.ndarray, target: int, margin: float) 
 
 
 def measure(args: Args) -> dict[str, Any]:
-    """Runs the comparison; times are microseconds a pair."""
+    """Runs the comparison; times are microseconds per pair."""
     import jax
     import jax.numpy as jnp
 
@@ -100,7 +100,7 @@ def measure(args: Args) -> dict[str, Any]:
     errors = {name: float(np.max(np.abs(each - exact)[other] / exact[other])) for name, each in norms.items()}
     print(f"{args.samples:,} samples x 200 classes, 312 attributes, margin {args.margin:g}")
     for name, timing in times.items():
-        print(f"{name:36s} {timing.text():>34s} us a pair   norm within {errors[name]:.1e} of float64")
+        print(f"{name:36s} {timing.text():>34s} us per pair   norm within {errors[name]:.1e} of float64")
     factor = times["numpy.linalg.pinv, pair by pair"].median / times["spectra_jax, all pairs"].median
     print(f"{factor:,.0f} times numpy.linalg.pinv pair by pair")
     figures = {f"{name}/{part}_us": 1e6 * value for name, t in times.items() for part, value in t._asdict().items()}

@@ -31,7 +31,7 @@ class Args:
     python -m experiments.benchmarks.projection --run-dir runs/efficientnet_lite0-cub-seed0
         the head and all test samples of a trained run.
 
-    Prints microseconds a pair, median (smallest - largest): of one program on one device, and of jax.shard_map over
+    Prints microseconds per pair, median (smallest - largest): of one program on one device, and of jax.shard_map over
     all devices, which on a CPU are its cores. The other solvers run in one process, as they come, on `pairs` pairs of
     one target; building their matrices is not timed.
 
@@ -92,7 +92,7 @@ def problem(args: Args) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure(args: Args) -> dict[str, Any]:
-    """Runs the comparison; times are microseconds a pair."""
+    """Runs the comparison; times are microseconds per pair."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec
@@ -150,7 +150,7 @@ def measure(args: Args) -> dict[str, Any]:
     errors = {name: float(np.max(np.abs(each - oracle) / oracle)) for name, each in norms.items()}
     print(f"{len(samples):,} samples x {len(weights)} classes, {weights.shape[1]} attributes")
     for name, error in errors.items():
-        took = f"{times[name].text():>30s} us a pair" if name in times else " " * 40
+        took = f"{times[name].text():>30s} us per pair" if name in times else " " * 40
         print(f"{name:30s} {took}   norm within {error:.1e} of DAQP's")
     best = min((name for name in others if name in times), key=lambda name: times[name].median)
     factors = {name: times[best].median / times[name].median for name in (ONE, ALL)}

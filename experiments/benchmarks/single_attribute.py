@@ -28,7 +28,7 @@ class Args:
     python -m experiments.benchmarks.single_attribute --run-dir runs/efficientnet_lite0-cub-seed0
         the head and the test samples of a trained run.
 
-    Prints microseconds a sample, median (smallest - largest), and how many choices of the slice are the same.
+    Prints microseconds per sample, median (smallest - largest), and how many choices of the slice are the same.
 
     Attributes:
         run_dir: a run folder of experiments.train; a random head if not given.
@@ -176,7 +176,7 @@ def measure(args: Args) -> dict[str, float | int]:
         "numpy": "all intervals, NumPy",
     }
     for name, timing in per_sample.items():
-        print(f"{labels[name]:50s} {timing.text():>34s} us a sample")
+        print(f"{labels[name]:50s} {timing.text():>34s} us per sample")
     factor = per_sample["numpy"].median / per_sample["walk"].median
     print(f"{factor:,.0f} times faster than NumPy; {same.sum()} of {same.size} answers the same to the last bit")
     print(f"a single attribute reaches the target for {np.isfinite(delta).mean():.1%} of all pairs")

@@ -96,7 +96,7 @@ def grow(args: Args, folder: Path, samples: int, classes: int) -> Growth:
 def measure(args: Args) -> dict[str, Any]:
     """Runs all sizes; seconds, megabytes, and how they grow."""
 
-    print(f"{'samples':>9} {'classes':>8} {'seconds':>9} {'us a pair':>10} {'peak MB':>8}")
+    print(f"{'samples':>9} {'classes':>8} {'seconds':>9} {'us per pair':>10} {'peak MB':>8}")
     found: list[Growth] = []
     with tempfile.TemporaryDirectory() as folder:
         sizes = [(args.samples, args.classes), (10 * args.samples, args.classes)]

@@ -42,7 +42,7 @@ def use_compilation_cache() -> None:
 
 
 def one_device_a_core() -> None:
-    """Lets JAX see a CPU as one device a core; before anything touches a device.
+    """Lets JAX see a CPU as one device per core; before anything touches a device.
 
     One program on one device spreads each of its small operations over all cores and gains little; programs that share
     nothing do better. A number of devices that the user chose stays, and other backends do not notice.

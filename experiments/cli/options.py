@@ -130,8 +130,8 @@ class OwnModel:
         head: the linear layer from attributes to classes: .npz or .safetensors with weights (c, n) and a bias, also as
             torch.nn.Linear or a Hugging Face classifier saves them.
         images: .npz with `images` (N, h, w, 3), 8-bit or floats in [0, 1], and if known `labels` (N,).
-        attribute_names: text file, one name a line; `group::value` makes groups.
-        class_names: text file, one name a line.
+        attribute_names: text file, one name per line; `group::value` makes groups.
+        class_names: text file, one name per line.
     """
 
     encoder: str | None = None

@@ -128,7 +128,7 @@ def _report(
     result = to_bytes(np.asarray(found.images_8bit[0] if kept else found.images[0]))
     changed = difference(original, result)
     job.images |= {"result": result, "difference": changed.pixels}
-    # The verdict is on the picture that is shown and saved, 256 levels a colour, not on the one in floating point.
+    # The verdict is on the picture that is shown and saved, 256 levels per colour, not on the one in floating point.
     both = np.stack([original, result])
     attributes = session.encode_images(both)
     logits = np.asarray(head_logits(session.head, jnp.asarray(attributes)), float)

@@ -24,7 +24,7 @@ class Args:
 
     For every run: class flips towards the nearest and towards random classes, and pictures in which a single attribute
     was to move. Each claim is compared with its controls; the page says by which rule it holds, fails or is undecided.
-    Leaves claims.csv, atlas.csv and atlas.parquet (one row a run and attribute), summary.json and report.html, and
+    Leaves claims.csv, atlas.csv and atlas.parquet (one row per run and attribute), summary.json and report.html, and
     below runs/ the pictures: repeating the command, also with more runs, makes nothing twice.
 
     Attributes:

@@ -35,7 +35,7 @@ class RunClaims(NamedTuple):
         material: its pictures.
         comparisons: of every claim that has pairs, for the choice of pictures.
         verdicts: on all comparisons.
-        atlas: name -> (n,), one entry an attribute.
+        atlas: name -> (n,), one entry per attribute.
         witness: name of the other network, "" without one.
         figures: further numbers for summary.json.
     """

@@ -29,7 +29,7 @@ class Args:
     Each figure asks for exactly the change of the paper: one attribute, on the correctly classified test image of the
     source class that needs the least of it. Where no change of that attribute alone reaches the target, the page says
     which classes stand in the way and asks for the next best thing. Every verdict follows from the numbers by the rules
-    at the end of the page. Leaves metrics.jsonl (one record a figure), summary.json and report.html. Repeating the
+    at the end of the page. Leaves metrics.jsonl (one record per figure), summary.json and report.html. Repeating the
     command keeps the figures already found.
 
     Attributes:

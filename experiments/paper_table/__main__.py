@@ -29,7 +29,7 @@ class Args:
     python -m experiments.paper_table --out runs/table --models linear cnn --seeds 1 --num-pairs 24
         synthetic birds, a part of the table; about 4 minutes on 2 free CPU cores.
 
-    Leaves table.md, table.csv, summary.json ("cnn/stability/class_accuracy"), metrics.jsonl (one record a row) and
+    Leaves table.md, table.csv, summary.json ("cnn/stability/class_accuracy"), metrics.jsonl (one record per row) and
     report.html, all of them renewed after each row, and the folder of every training. Stop it at any moment and repeat
     the command: it goes on from the last checkpoint or the last batch of pairs.
 

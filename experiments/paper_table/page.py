@@ -89,7 +89,7 @@ IMAGES = (
     Figure(
         "foolbox_flip_rate", "Flipped by Foolbox", "%", 1,
         "Share of test images whose predicted class Foolbox's L∞ projected gradient descent changes, "
-        f"at most {EPSILON * 255:g} of 255 grey levels a pixel and {ATTACK_STEPS} steps.",
+        f"at most {EPSILON * 255:g} of 255 grey levels per pixel and {ATTACK_STEPS} steps.",
     ),
     Figure(
         "foolbox_robust_accuracy", "Robust accuracy", "%", 1,
@@ -277,7 +277,7 @@ def _add_table(
 
 
 def _add_comparison(report: Report, attacked: Results) -> None:
-    """Plain against stability-trained, one panel a figure."""
+    """Plain against stability-trained, one panel per figure."""
     shown = [
         f
         for f in (QUALITY[0], QUALITY[5], IMAGES[2], IMAGES[6])
@@ -314,7 +314,7 @@ def _add_comparison(report: Report, attacked: Results) -> None:
     report.figure(
         "What the stability loss changed",
         figure,
-        alt="One panel a measure, one line a model, plain and stability-trained side by side. "
+        alt="One panel per measure, one line per model, plain and stability-trained side by side. "
         + "; ".join(words)
         + ".",
         caption="Open circles: plain; filled squares: stability-trained; bars: 95 % intervals. Left to right: how good "

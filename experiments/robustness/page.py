@@ -44,7 +44,7 @@ def columns(config: AttackConfig) -> list[tuple[str, Column]]:
         "l2": f"{ROBUST}: the worst of Foolbox's L2 projected gradient descent ({config.pgd_steps} steps), DDN "
         f"({config.ddn_steps} steps) and Carlini and Wagner's attack within that L2 distance.",
         "linf": f"{ROBUST}: Foolbox's L∞ projected gradient descent, {config.pgd_steps} steps, at most so many of 255 "
-        "grey levels a channel.",
+        "grey levels per channel.",
         "median": "Median over the correctly named images of the smallest L2 change that flips them, found by DDN or "
         "Carlini and Wagner's attack; infinite where half of them are never flipped.",
     }
@@ -168,7 +168,7 @@ def _add_curves(report: Report, attacked: Mapping[str, Attacked], config: Attack
     report.figure(
         "What is left of the accuracy",
         figure,
-        alt=f"Share of images named correctly over the radius of the attack, one line a run. {'; '.join(words)}.",
+        alt=f"Share of images named correctly over the radius of the attack, one line per run. {'; '.join(words)}.",
         caption="Left, lines: neither DDN nor Carlini and Wagner's attack found a change shorter than the radius; "
         "marks: projected gradient descent within it. Right: L∞ projected gradient descent. Radius 0 is the clean "
         "accuracy.",

@@ -64,10 +64,10 @@ def read_names(kind: str, path: Path | None, count: int) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"--{kind}-names {path} cannot be read ({error}); expected text, one name a line.") from error
+        raise UserError(f"--{kind}-names {path} cannot be read ({error}); expected text, one name per line.") from error
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(names) != count:
-        raise UserError(f"--{kind}-names {path} has {len(names)} names; expected {count}, one a line.")
+        raise UserError(f"--{kind}-names {path} has {len(names)} names; expected {count}, one per line.")
     return names
 
 

@@ -27,8 +27,8 @@ class Args:
     terminal and left in nearest.parquet, summary.json and report.html. Then all pairs, where they take a minute or
     two (up to 5 million) or are asked for, by --all-pairs or any option of theirs; else it says what they would cost.
 
-    Of all pairs it leaves pairs/*.parquet (a row a sample, target and method), samples/*.parquet (a row a sample) and
-    class_distances.parquet as well. Read them with any of
+    Of all pairs it leaves pairs/*.parquet (a row per sample, target and method), samples/*.parquet (a row per sample)
+    and class_distances.parquet as well. Read them with any of
         pandas.read_parquet("runs/sweep/pairs")   polars.scan_parquet("runs/sweep/pairs/*.parquet")
         duckdb.sql("select * from 'runs/sweep/pairs/*.parquet'")
 

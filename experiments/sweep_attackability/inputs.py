@@ -87,7 +87,7 @@ def _read_ids(config: InputConfig, features: Rows) -> np.ndarray | None:
                     return None
                 ids = arrays[ID_NAME]
         except (OSError, ValueError) as error:
-            raise UserError(f"{title} cannot be read ({error}); expected one text or integer a sample.") from error
+            raise UserError(f"{title} cannot be read ({error}); expected one text or integer per sample.") from error
     else:
         return None
     if ids.shape != features.shape[:1] or ids.dtype.kind not in "iuU":

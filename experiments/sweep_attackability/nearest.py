@@ -111,7 +111,7 @@ def sample_ids(problem: Problem) -> np.ndarray:
 
 
 def write_nearest(problem: Problem, found: Nearest, folder: Path) -> None:
-    """Writes nearest.parquet, a row a sample; names as they are in the input."""
+    """Writes nearest.parquet, a row per sample; names as they are in the input."""
     names = pa.array([*problem.class_names])
 
     def named(classes: np.ndarray) -> pa.Array:

@@ -93,7 +93,7 @@ def _columns(left: list[str], right: list[str]) -> list[Any]:
 
 
 def add_class_summary(report: Report, problem: Problem, found: Nearest) -> None:
-    """A row a class."""
+    """A row per class."""
     own = "predicted" if found.labels is None else "labelled"
     report.table(
         "Class by class",

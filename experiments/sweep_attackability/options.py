@@ -22,9 +22,9 @@ class InputConfig:
         head_weight: e.g. fc.weight; default weights, weight or the only one that fits.
         head_bias: e.g. fc.bias; default the one that lies beside the weights and fits.
         bias: --no-bias: the head has none, whatever lies beside the weights.
-        class_names: text file, a name a line; a run folder knows its own.
+        class_names: text file, a name per line; a run folder knows its own.
         attribute_names: likewise.
-        ids: what the samples are called, in tables and files: a text file, an id a line; by default the array ids
+        ids: what the samples are called, in tables and files: a text file, an id per line; by default the array ids
             beside the features in an .npz, else the row, counted from 0.
     """
 
@@ -62,12 +62,14 @@ class SolveConfig:
             for them.
         methods: which of projection (exact for every target), boundary (EXACT for attackability and the nearest class;
             for a single target a lower bound) and pinv (the paper's all-way tie; cheap, except with a bias or a margin
-            and more classes than attributes: a factorisation a class and block); default projection and boundary.
+            and more classes than attributes: a factorisation per class and block); default projection and boundary.
         margin: lead over every other class that a target must have, in logits.
         immutable: names or indices of attributes that must not change; not with pinv.
-        deltas: also write the changes themselves, n numbers a row; with pinv a factorisation a class and block more.
+        deltas: also write the changes themselves, n numbers per row; with pinv one more factorisation per class and
+            block.
         precision: float32, or float64 for pairs that float32 leaves unresolved (about 2 times slower on a CPU).
-        samples_per_partition: 0 for files of about 262,144 pairs a method; Ctrl-C and kills cost at most those in work.
+        samples_per_partition: 0 for files of about 262,144 pairs per method; Ctrl-C and kills cost at most those that
+            are in work.
     """
 
     methods: tuple[Literal["projection", "boundary", "pinv"], ...] = ()

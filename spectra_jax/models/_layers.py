@@ -49,7 +49,7 @@ class ConvFrozenBatchNorm(nn.Module):
         kernel_size: side of the kernel.
         stride: of the convolution.
         padding: "SAME" or ((top, bottom), (left, right)).
-        depthwise: one kernel a channel; the width is then that of the input.
+        depthwise: one kernel per channel; the width is then that of the input.
         epsilon: BatchNorm's.
     """
 
@@ -123,7 +123,7 @@ def _convolve(
 def convolve_depthwise(
     x: Float[Array, "b h w d"], kernel: Float[Array, "k k 1 d"], stride: int, padding: Padding
 ) -> Float[Array, "b _ _ d"]:
-    """One kernel a channel, as a sum of shifted images: XLA's grouped convolution is about 5 times slower on CPU."""
+    """One kernel per channel, as a sum of shifted images: XLA's grouped convolution is about 5 times slower on CPU."""
     size = kernel.shape[0]
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), padding)

@@ -1,4 +1,4 @@
-"""Attribute-space counterfactuals: one algorithm a file; arrays in, arrays out."""
+"""Attribute-space counterfactuals: one algorithm per file; arrays in, arrays out."""
 
 from spectra_jax.perturbations.all_pairs import all_pairs_norms as all_pairs_norms
 from spectra_jax.perturbations.all_projections import AllPairsResult as AllPairsResult

@@ -91,7 +91,7 @@ GLOSSARY: dict[str, Definition] = {
         "Section 4",
     ),
     "Success after 8 bits": Definition(
-        "Share of attempted counterfactuals that still reach their target as images of 8 bits a channel: rounded or, "
+        "Share of attempted counterfactuals that still reach their target as images of 8 bits per channel: rounded or, "
         "if the search has survive_steps, written as its images_8bit."
     ),
     "PSNR": Definition(

@@ -92,7 +92,7 @@ def difference_picture(
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture shrunk to at most 64 pixels a side."""
+    """A picture shrunk to at most 64 pixels per side."""
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BOX)
     small = np.asarray(picture)

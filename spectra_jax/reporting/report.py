@@ -112,7 +112,7 @@ class Report:
         names: Sequence[str] | None = None,
         caption: str = "",
     ) -> None:
-        """Training curves, one panel a metric and one line a split, from the rows of a metrics.jsonl.
+        """Training curves, one panel per metric and one line per split, from the rows of a metrics.jsonl.
 
         Args:
             title: heading of the section.

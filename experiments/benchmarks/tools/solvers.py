@@ -141,7 +141,7 @@ def coordinate_ascent(gram: jax.Array, logits: jax.Array, targets: jax.Array, *,
 
     Args:
         gram: (c, c).
-        logits: (p, c), one row a pair.
+        logits: (p, c), one row per pair.
         targets: (p,).
         tolerance: stops where no rival is violated by more than this share of the largest gap, as a distance.
     """

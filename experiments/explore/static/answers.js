@@ -1,4 +1,4 @@
-// One column a model: the answer in a sentence, what changes, probabilities, and what is near.
+// One column per model: the answer in a sentence, what changes, probabilities, and what is near.
 import { cell, element, number, percent, plural, signed } from "./words.js";
 
 const SHOWN = 12;
