@@ -115,13 +115,13 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
-def check_not_negative(name: str, value: float) -> None:
+def check_not_negative(name: str, value: int | float) -> None:
     """Raises a ValueError where the value is negative or NaN."""
     if not value >= 0:
         raise ValueError(f"{name} is {value}; expected a number >= 0")
 
 
-def check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: int | float) -> None:
     """Raises a ValueError where the value is zero, negative or NaN."""
     if not value > 0:
         raise ValueError(f"{name} is {value}; expected a positive number")
