@@ -35,6 +35,7 @@ def setup(app):
     """Formulas as MathML: they need neither a network nor a script. Links out of docs/ go to the repository's files."""
     app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_block, None))
     app.connect("source-read", _link_to_repository)
+    app.connect("autodoc-process-docstring", _plain_text, priority=400)  # before napoleon writes markup of its own
 
 
 def _inline(translator, node):
@@ -51,6 +52,11 @@ def _skip():
     from docutils import nodes
 
     return nodes.SkipNode()
+
+
+def _plain_text(app, what, name, obj, options, lines):
+    """Docstrings are read in editors first: norms such as |delta| and patterns such as size* are no markup."""
+    lines[:] = [re.sub(r"([|*])", r"\\\1", line) if "`" not in line else line for line in lines]
 
 
 def _link_to_repository(app, docname, source):

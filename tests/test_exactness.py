@@ -110,6 +110,18 @@ def test_no_solver_calls_lapack(name):
     assert "lapack" not in text
 
 
+@pytest.mark.parametrize("method", ["nearest", "gauss_newton", "adam", "gradient_descent"])
+def test_no_search_for_an_image_calls_lapack(method):
+    config = sj.InversionConfig(method=method, ssim_weight=0.0)
+    targets = jnp.full(len(SAMPLES), 2, jnp.int32)
+
+    def search(images):
+        return sj.invert(lambda x: x.reshape(len(x), -1)[:, :7], HEAD, images, SAMPLES, targets, config=config).images
+
+    text = jax.jit(search).lower(jnp.full((len(SAMPLES), 4, 4, 3), 0.5)).as_text()
+    assert "while" in text and "lapack" not in text
+
+
 def test_pinv_of_all_pairs_is_factorised_once_for_all_and_once_a_target():
     text = jax.jit(lambda e: sj.all_pairs_norms(HEAD, e, method="pinv")).lower(jnp.asarray(SAMPLES)).as_text()
     assert 1 <= text.count("custom_call @lapack") <= 2

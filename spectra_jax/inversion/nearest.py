@@ -205,9 +205,19 @@ def _non_negative(
     # The ridge keeps nearly parallel half-spaces solvable; it is far below the error of the linearisation.
     system = jnp.where(both, unit[:, None], 0) + jnp.where(active[..., None], 1e-6, 1) * eye
     right = jnp.where(active, wanted[:, None, :], 0)
-    solved = jnp.where(active, jnp.linalg.solve(system, right[..., None])[..., 0], 0)
+    solved = jnp.where(active, _solve_definite(system, right), 0)
     short = wanted[:, None, :] - jnp.einsum("bij,bsj->bsi", unit, solved, precision=jax.lax.Precision.HIGHEST)
     violation = jnp.maximum(jnp.max(short, axis=-1), jnp.max(-solved, axis=-1))
     best = jnp.argmin(violation, axis=-1)
     chosen = jnp.take_along_axis(solved, best[:, None, None], axis=1)[:, 0]
     return jnp.maximum(chosen, 0) / scale
+
+
+def _solve_definite(matrices: Float[Array, "... k k"], right: Float[Array, "... k"]) -> Float[Array, "... k"]:
+    """Solves small positive definite systems by elimination, unrolled: LAPACK may deadlock in a loop on the device."""
+    for k in range(right.shape[-1]):
+        row, value = matrices[..., k, :] / matrices[..., k, k, None], right[..., k] / matrices[..., k, k]
+        others = matrices[..., :, k].at[..., k].set(0)
+        matrices = (matrices - others[..., :, None] * row[..., None, :]).at[..., k, :].set(row)
+        right = (right - others * value[..., None]).at[..., k].set(value)
+    return right
