@@ -21,6 +21,8 @@ html_math_renderer = "mathml"
 autodoc_typehints = "none"  # jaxtyping's shapes are in the docstrings, where they can be explained
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
+napoleon_use_ivar = True  # the fields of a result as one list
+napoleon_attr_annotations = False
 napoleon_custom_sections = [("Raises", "params_style")]
 suppress_warnings = ["myst.xref_missing_outside"]
 
