@@ -116,7 +116,7 @@ def test_everything_at_once_names_a_wrong_width():
 def test_inversion_names_a_wrong_width_of_goal_and_of_encoder():
     with pytest.raises(ValueError, match=f"expected a last axis of {ATTRIBUTES}"):
         sj.invert(encode, HEAD, IMAGES, GOALS[:, :-1], PREDICTED)
-    with pytest.raises(ValueError, match=r"encode_fn gives shape .* the head's width"):
+    with pytest.raises(ValueError, match=r"encode_fn returns shape .* the width of the head"):
         sj.invert(lambda images: encode(images)[:, :-1], HEAD, IMAGES, GOALS, PREDICTED)
     with pytest.raises(ValueError, match="one row and one target for each of"):
         sj.invert(encode, HEAD, IMAGES, GOALS[:1], PREDICTED)

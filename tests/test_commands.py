@@ -58,7 +58,7 @@ def test_help_may_be_cut_short_by_its_reader(module):
 
 
 def test_without_foolbox_a_script_that_needs_it_says_so_in_one_line(tmp_path):
-    (tmp_path / "foolbox.py").write_text("raise ModuleNotFoundError('No module named foolbox')")
+    (tmp_path / "foolbox.py").write_text("raise ModuleNotFoundError('No module named foolbox', name='foolbox')")
     paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     (tmp_path / "config.json").write_text("{}")  # enough of a run for the arguments to be right
     script = [sys.executable, "-m", "experiments.robustness", "--run-dirs", str(tmp_path), "--out", str(tmp_path / "o")]
