@@ -55,10 +55,10 @@ class CubFiles:
     """
 
     layout: CubLayout
-    image_ids: Int[np.ndarray, "N"]
+    image_ids: Int[np.ndarray, " N"]
     paths: tuple[str, ...]
-    classes: Int[np.ndarray, "N"]
-    is_train: Bool[np.ndarray, "N"]
+    classes: Int[np.ndarray, " N"]
+    is_train: Bool[np.ndarray, " N"]
     boxes: Float[np.ndarray, "N 4"]
     parts: Float[np.ndarray, "N p 3"]
     class_names: tuple[str, ...]

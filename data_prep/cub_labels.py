@@ -49,14 +49,14 @@ class AttributeLabels(NamedTuple):
         source: "image" or "class".
     """
 
-    ids: Int[np.ndarray, "n"]
+    ids: Int[np.ndarray, " n"]
     values: UInt8[np.ndarray, "N n"]
     certainties: UInt8[np.ndarray, "N n"]
     source: Literal["image", "class"]
 
 
 def attribute_labels(
-    files: CubFiles, *, attributes: int, source: LabelSource, is_train: Bool[np.ndarray, "N"]
+    files: CubFiles, *, attributes: int, source: LabelSource, is_train: Bool[np.ndarray, " N"]
 ) -> AttributeLabels:
     """Chooses the attributes and labels every image with them.
 
@@ -85,7 +85,7 @@ def attribute_labels(
     return AttributeLabels(ids, files.image_attributes[:, ids], files.image_certainties[:, ids], "image")
 
 
-def class_labels(files: CubFiles, is_train: Bool[np.ndarray, "N"]) -> Bool[np.ndarray, "C A"]:
+def class_labels(files: CubFiles, is_train: Bool[np.ndarray, " N"]) -> Bool[np.ndarray, "C A"]:
     """The majority label of each class and attribute (Koh et al. 2020): not-visible "no" ignored, a tie is a "yes".
 
     Attributes of a class without any vote, and everything where there are no image labels, follow the class
@@ -104,7 +104,7 @@ def class_labels(files: CubFiles, is_train: Bool[np.ndarray, "N"]) -> Bool[np.nd
     return np.where(votes > 0, balance >= 0, fallback)
 
 
-def select_attributes(files: CubFiles, classes: Bool[np.ndarray, "C A"]) -> Int[np.ndarray, "n"]:
+def select_attributes(files: CubFiles, classes: Bool[np.ndarray, "C A"]) -> Int[np.ndarray, " n"]:
     """The published 112 on CUB-200-2011; on any other data set what the same rule keeps there.
 
     Raises:

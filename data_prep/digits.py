@@ -25,7 +25,7 @@ TEST_FRACTION = 0.3
 _DRAWN = 0.6  # mean of the ink along a stroke from which it counts as drawn
 
 
-def attributes(ink: Float[np.ndarray, "N 8 8"]) -> dict[str, Bool[np.ndarray, "N"]]:
+def attributes(ink: Float[np.ndarray, "N 8 8"]) -> dict[str, Bool[np.ndarray, " N"]]:
     """The attributes of digits, by name.
 
     Args:

@@ -39,7 +39,7 @@ class ImageTable(NamedTuple):
 
     path: Path
     files: tuple[str, ...]
-    labels: Int[np.ndarray, "N"]
+    labels: Int[np.ndarray, " N"]
     class_names: tuple[str, ...]
     attribute_names: tuple[str, ...]
     values: Float[np.ndarray, "N n"]

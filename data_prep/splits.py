@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 
 
 def held_out(
-    names: Sequence[str], classes: Int[np.ndarray, "N"], rows: Iterable[int], *, fraction: float, seed: int
-) -> Bool[np.ndarray, "N"]:
+    names: Sequence[str], classes: Int[np.ndarray, " N"], rows: Iterable[int], *, fraction: float, seed: int
+) -> Bool[np.ndarray, " N"]:
     """The same share of each class, at least one of it and never all of it.
 
     Which ones is decided by a hash of seed and name, so it depends on no random generator's version.
@@ -34,7 +34,7 @@ def held_out(
 
 
 def class_shares(
-    values: Float[np.ndarray, "N n"], classes: Int[np.ndarray, "N"], *, num_classes: int
+    values: Float[np.ndarray, "N n"], classes: Int[np.ndarray, " N"], *, num_classes: int
 ) -> Float[np.ndarray, "c n"]:
     """Mean of the rows of each class, in percent; 0 for a class without rows."""
     sums = np.zeros((num_classes, values.shape[1]))

@@ -76,7 +76,7 @@ def _texts(column: pa.ChunkedArray) -> list[str]:
     return pc.utf8_trim_whitespace(texts).to_pylist()
 
 
-def numbers(texts: list[str]) -> Float[np.ndarray, "N"]:
+def numbers(texts: list[str]) -> Float[np.ndarray, " N"]:
     """The texts as numbers, true and false as 1 and 0; NaN where there is none."""
     try:
         return np.asarray(texts, object).astype(np.float64)

@@ -25,7 +25,7 @@ _LEAST_FOR_TAIL = 40
 
 @in_buckets
 @public(rows="attributes")
-def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = "boundary") -> Float[Array, "b"]:
+def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = "boundary") -> Float[Array, " b"]:
     """Sample attackability max_k ||e|| / ||delta_k|| over the classes k other than the predicted one (Eq. 5).
 
     The nearest exit of a convex region is through one facet, so "boundary" gives the exact answer in
@@ -57,7 +57,7 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
 
 
 def attackability_summary(
-    values: Float[np.ndarray | Array, "N"], *, num_resamples: int = 2000, seed: int = 0
+    values: Float[np.ndarray | Array, " N"], *, num_resamples: int = 2000, seed: int = 0
 ) -> dict[str, float]:
     """The paper's Model Attackability (Eq. 6) and the statistics to read beside it, on the host.
 

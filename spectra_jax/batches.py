@@ -28,7 +28,7 @@ class Rows(NamedTuple):
     """
 
     epoch: int
-    indices: Int[np.ndarray, "k"]
+    indices: Int[np.ndarray, " k"]
     size: int
 
 
@@ -97,7 +97,7 @@ class BatchPlan:
         return Rows(epoch, wanted, size)
 
 
-def flips(seed: int, epoch: int, indices: Int[np.ndarray, "k"], num_examples: int) -> Bool[np.ndarray, "k"]:
+def flips(seed: int, epoch: int, indices: Int[np.ndarray, " k"], num_examples: int) -> Bool[np.ndarray, " k"]:
     """Which examples are mirrored in an epoch: each with probability 1/2, decided by (seed, epoch, index) alone."""
     return _random_bits(seed, epoch, 1, num_examples)[indices] >> np.uint64(63) == 1
 
@@ -203,7 +203,7 @@ class BatchIterator:
 def array_batches(
     inputs: Float[np.ndarray, "N ..."],
     attributes: Float[np.ndarray, "N n"],
-    labels: Int[np.ndarray, "N"],
+    labels: Int[np.ndarray, " N"],
     *,
     batch_size: int,
     seed: int | None = None,

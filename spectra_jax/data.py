@@ -120,8 +120,8 @@ class SplitArrays(NamedTuple):
 
     inputs: UInt8[np.ndarray, "N h w 3"]
     attributes: Float[np.ndarray, "N n"]
-    labels: Int[np.ndarray, "N"]
-    image_ids: Int[np.ndarray, "N"]
+    labels: Int[np.ndarray, " N"]
+    image_ids: Int[np.ndarray, " N"]
 
 
 def open_dataset(prepared_dir: str | os.PathLike[str], *, cache_bytes: int = 2**30) -> "Dataset":
@@ -203,7 +203,7 @@ class Dataset:
         return SplitArrays(inputs, attributes, labels, image_ids)
 
     def images(
-        self, split: str, indices: Int[np.ndarray, "k"], *, image_size: int | tuple[int, int]
+        self, split: str, indices: Int[np.ndarray, " k"], *, image_size: int | tuple[int, int]
     ) -> UInt8[np.ndarray, "k h w 3"]:
         """Some images of a split, in the order of `indices`, resized as `batches` does."""
         return self._load_images(split, _pair(image_size)).get(np.asarray(indices))
@@ -303,7 +303,7 @@ class _Images:
     def cache_bytes(self) -> int:
         return 0 if self._cache is None else self._cache.nbytes
 
-    def get(self, indices: Int[np.ndarray, "k"]) -> UInt8[np.ndarray, "k h w 3"]:
+    def get(self, indices: Int[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
         """A fresh array of the images at `indices`; safe to call from several threads."""
         if self._cache is None:
             return self._decoded(indices)

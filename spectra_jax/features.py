@@ -31,7 +31,7 @@ class FeatureSet(NamedTuple):
 
     inputs: Float[np.ndarray, "N f"]
     attributes: Float[np.ndarray, "N n"]
-    labels: Int[np.ndarray, "N"]
+    labels: Int[np.ndarray, " N"]
 
     @staticmethod
     def concatenate(parts: Iterable["FeatureSet"]) -> "FeatureSet":
@@ -117,7 +117,7 @@ def cached_features(
     return result
 
 
-def standardization(features: Float[np.ndarray, "N f"]) -> tuple[Float[np.ndarray, "f"], Float[np.ndarray, "f"]]:
+def standardization(features: Float[np.ndarray, "N f"]) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
     """Mean and standard deviation of each feature, for `Model.with_feature_statistics`."""
     wide = features.astype(np.float64)
     return wide.mean(axis=0).astype(np.float32), wide.std(axis=0).astype(np.float32)

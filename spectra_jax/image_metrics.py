@@ -24,10 +24,10 @@ class ImageDistances(NamedTuple):
         linf: (b,) largest change of a channel.
     """
 
-    l0: Int[Array, "b"]
-    l1: Float[Array, "b"]
-    l2: Float[Array, "b"]
-    linf: Float[Array, "b"]
+    l0: Int[Array, " b"]
+    l1: Float[Array, " b"]
+    l2: Float[Array, " b"]
+    linf: Float[Array, " b"]
 
 
 class FrequencySplit(NamedTuple):
@@ -38,8 +38,8 @@ class FrequencySplit(NamedTuple):
         high: (b,) L2 norm of the fine part: texture, edges and pixel noise.
     """
 
-    low: Float[Array, "b"]
-    high: Float[Array, "b"]
+    low: Float[Array, " b"]
+    high: Float[Array, " b"]
 
 
 class ClassChange(NamedTuple):
@@ -52,13 +52,13 @@ class ClassChange(NamedTuple):
         target_before, target_after: (b,) softmax probability of the target.
     """
 
-    before: Int[Array, "b"]
-    after: Int[Array, "b"]
-    changed: Bool[Array, "b"]
-    source_before: Float[Array, "b"]
-    source_after: Float[Array, "b"]
-    target_before: Float[Array, "b"]
-    target_after: Float[Array, "b"]
+    before: Int[Array, " b"]
+    after: Int[Array, " b"]
+    changed: Bool[Array, " b"]
+    source_before: Float[Array, " b"]
+    source_after: Float[Array, " b"]
+    target_before: Float[Array, " b"]
+    target_after: Float[Array, " b"]
 
 
 class AttributeSelectivity(NamedTuple):
@@ -69,8 +69,8 @@ class AttributeSelectivity(NamedTuple):
         cosine: (b,) of realised and requested change; 1 if the direction is exactly as requested.
     """
 
-    share: Float[Array, "b"]
-    cosine: Float[Array, "b"]
+    share: Float[Array, " b"]
+    cosine: Float[Array, " b"]
 
 
 @public(rows="images")
@@ -145,7 +145,7 @@ def frequency_split(
 
 @public(rows="logits_before")
 def class_change(
-    logits_before: Float[Array, "b c"], logits_after: Float[Array, "b c"], targets: Int[Array, "b"]
+    logits_before: Float[Array, "b c"], logits_after: Float[Array, "b c"], targets: Int[Array, " b"]
 ) -> ClassChange:
     """Change of the named class, and of the confidence in the old class and in the target.
 
@@ -172,7 +172,7 @@ def class_change(
     logits_before, logits_after = at_least_float32((logits_before, logits_after))
     before, after = (jnp.argmax(logits, axis=-1).astype(jnp.int32) for logits in (logits_before, logits_after))
 
-    def confidence(logits: Float[Array, "b c"], classes: Int[Array, "b"]) -> Float[Array, "b"]:
+    def confidence(logits: Float[Array, "b c"], classes: Int[Array, " b"]) -> Float[Array, " b"]:
         return jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), classes[:, None], axis=-1)[:, 0]
 
     targets = jnp.asarray(targets, jnp.int32)
@@ -192,7 +192,7 @@ def attribute_selectivity(
     realised: Float[Array, "b n"],
     requested: Float[Array, "b n"],
     *,
-    scale: Float[Array, "n"] | None = None,
+    scale: Float[Array, " n"] | None = None,
     chosen: Bool[Array, "b n"] | None = None,
 ) -> AttributeSelectivity:
     """Whether the attributes that were to change are the ones that did.

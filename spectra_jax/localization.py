@@ -30,9 +30,9 @@ class EnergyLift(NamedTuple):
         lift: (b,) share / area: 1 is what a change scattered evenly has, 1 / area the most there can be.
     """
 
-    share: Float[Array, "b"]
-    area: Float[Array, "b"]
-    lift: Float[Array, "b"]
+    share: Float[Array, " b"]
+    area: Float[Array, " b"]
+    lift: Float[Array, " b"]
 
 
 class CausalSplit(NamedTuple):
@@ -45,17 +45,17 @@ class CausalSplit(NamedTuple):
         share_outside: (b,) the same for the outside alone. The two need not add up to 1: encoders are not linear.
     """
 
-    flips_inside: Bool[Array, "b"]
-    flips_outside: Bool[Array, "b"]
-    share_inside: Float[Array, "b"]
-    share_outside: Float[Array, "b"]
+    flips_inside: Bool[Array, " b"]
+    flips_outside: Bool[Array, " b"]
+    share_inside: Float[Array, " b"]
+    share_outside: Float[Array, " b"]
 
 
 @public(rows="centres")
 def part_discs(
     centres: Float[Array, "b p 2"],
     visible: Bool[Array, "b p"],
-    radius: Float[Array, "b"],
+    radius: Float[Array, " b"],
     *,
     height: int,
     width: int,
@@ -137,7 +137,7 @@ def lift_of(energy: Any, region: Any) -> EnergyLift:
 @public(rows="images")
 def pointing_hit(
     images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"], region: Bool[Array, "b h w"]
-) -> Bool[Array, "b"]:
+) -> Bool[Array, " b"]:
     """Whether the pixel that changed most lies in the region: the pointing game.
 
     By chance it does as often as the region's share of the area says. Of several pixels that changed equally, the first
@@ -167,8 +167,8 @@ def causal_split(
     images: Float[Array, "b h w k"],
     reference: Float[Array, "b h w k"],
     region: Bool[Array, "b h w"],
-    targets: Int[Array, "b"],
-    attributes: Int[Array, "b"],
+    targets: Int[Array, " b"],
+    attributes: Int[Array, " b"],
 ) -> CausalSplit:
     """Applies only the change inside a region, then only the change outside of it, and asks the model again.
 
@@ -218,10 +218,10 @@ def causal_split(
     # Small integer types cannot count to the number of classes or attributes.
     targets, attributes = jnp.asarray(targets, jnp.int32), jnp.asarray(attributes, jnp.int32)
 
-    def named(encoded: Float[Array, "b n"]) -> Bool[Array, "b"]:
+    def named(encoded: Float[Array, "b n"]) -> Bool[Array, " b"]:
         return jnp.argmax(head_logits(head, encoded), axis=-1).astype(jnp.int32) == targets
 
-    def moved(encoded: Float[Array, "b n"]) -> Float[Array, "b"]:
+    def moved(encoded: Float[Array, "b n"]) -> Float[Array, " b"]:
         return jnp.take_along_axis(encoded - before, attributes[:, None], axis=-1)[:, 0]
 
     whole = jnp.where(moved(after) != 0, moved(after), jnp.nan)

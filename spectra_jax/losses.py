@@ -22,7 +22,7 @@ R = TypeVar("R")
 STABILITY_FORMS = ("squared", "log_relative", "hinge")
 
 
-def masked_mean(values: Float[Array, "b"], valid: Bool[Array, "b"] | None = None) -> Float[Array, ""]:
+def masked_mean(values: Float[Array, " b"], valid: Bool[Array, " b"] | None = None) -> Float[Array, ""]:
     """Mean of per-sample values over the valid rows; 0 when none is valid."""
     if valid is None:
         return jnp.mean(values)
@@ -31,7 +31,7 @@ def masked_mean(values: Float[Array, "b"], valid: Bool[Array, "b"] | None = None
     return jnp.sum(jnp.where(valid, values, 0)) / jnp.maximum(jnp.sum(weight), 1)
 
 
-def _without_padding(rows: Float[Array, "b ..."], valid: Bool[Array, "b"] | None) -> Float[Array, "b ..."]:
+def _without_padding(rows: Float[Array, "b ..."], valid: Bool[Array, " b"] | None) -> Float[Array, "b ..."]:
     """Rows with the padded ones set to 0 before any arithmetic: masking the loss alone leaves NaN gradients."""
     return rows if valid is None else jnp.where(valid.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
 
@@ -41,8 +41,8 @@ def attribute_loss(
     attributes: Float[Array, "b n"],
     labels: Float[Array, "b n"],
     *,
-    positive_weight: Float[Array, "n"] | None = None,
-    valid: Bool[Array, "b"] | None = None,
+    positive_weight: Float[Array, " n"] | None = None,
+    valid: Bool[Array, " b"] | None = None,
 ) -> Float[Array, ""]:
     """Binary cross-entropy on the attributes, averaged over attributes and valid samples.
 
@@ -66,10 +66,10 @@ def attribute_loss(
 @public()
 def classification_loss(
     logits: Float[Array, "b c"],
-    labels: Int[Array, "b"],
+    labels: Int[Array, " b"],
     *,
     label_smoothing: float = 0.0,
-    valid: Bool[Array, "b"] | None = None,
+    valid: Bool[Array, " b"] | None = None,
 ) -> Float[Array, ""]:
     """Softmax cross-entropy with optional label smoothing, averaged over valid samples.
 
@@ -91,7 +91,7 @@ def classification_loss(
 
 @public()
 def consistency_loss(
-    logits: Float[Array, "b c"], attacked_logits: Float[Array, "b c"], *, valid: Bool[Array, "b"] | None = None
+    logits: Float[Array, "b c"], attacked_logits: Float[Array, "b c"], *, valid: Bool[Array, " b"] | None = None
 ) -> Float[Array, ""]:
     """How far an attack moved the class probabilities: mean KL(softmax(logits) || softmax(attacked_logits)).
 
@@ -110,7 +110,7 @@ def consistency_loss(
     return masked_mean(divergence(logits, attacked_logits), valid)
 
 
-def divergence(logits: Float[Array, "b c"], other_logits: Float[Array, "b c"]) -> Float[Array, "b"]:
+def divergence(logits: Float[Array, "b c"], other_logits: Float[Array, "b c"]) -> Float[Array, " b"]:
     """KL(softmax(logits) || softmax(other_logits)) of each row, in nats."""
     targets, predictions = (jax.nn.log_softmax(each, axis=-1) for each in (logits, other_logits))
     return optax.losses.kl_divergence_with_log_targets(predictions, targets)
@@ -127,7 +127,7 @@ def stability_loss(
     nearest: bool = True,
     logits: Float[Array, "b c"] | None = None,
     detach_logits: bool = False,
-    valid: Bool[Array, "b"] | None = None,
+    valid: Bool[Array, " b"] | None = None,
 ) -> Float[Array, ""]:
     """Loss that pushes class boundaries away from the samples (Sections 3.1, 3.2).
 
@@ -201,7 +201,7 @@ def loss_terms(
     head: Head,
     attributes: Float[Array, "b n"],
     attribute_labels: Float[Array, "b n"],
-    labels: Int[Array, "b"],
+    labels: Int[Array, " b"],
     *,
     lambda_attribute: float = 0.7,
     lambda_class: float = 0.3,
@@ -212,14 +212,14 @@ def loss_terms(
     images: Float[Array, "b h w k"] | None = None,
     reconstructions: Float[Array, "b h w k"] | None = None,
     attacked_logits: Float[Array, "b c"] | None = None,
-    positive_weight: Float[Array, "n"] | None = None,
+    positive_weight: Float[Array, " n"] | None = None,
     label_smoothing: float = 0.0,
     stability_method: str = "boundary",
     stability_form: str = "log_relative",
     stability_distance: float = 0.1,
     stability_logits: Float[Array, "b c"] | None = None,
     stability_detach: bool = False,
-    valid: Bool[Array, "b"] | None = None,
+    valid: Bool[Array, " b"] | None = None,
 ) -> LossTerms:
     """All training terms and their weighted sum (Section 3.3, Eq. 7); optional terms of weight 0 are not computed.
 
@@ -325,7 +325,7 @@ def total_loss(*args: Any, **kwargs: Any) -> Float[Array, ""]:
 
 
 @public()
-def sparsity_loss(attributes: Float[Array, "b n"], *, valid: Bool[Array, "b"] | None = None) -> Float[Array, ""]:
+def sparsity_loss(attributes: Float[Array, "b n"], *, valid: Bool[Array, " b"] | None = None) -> Float[Array, ""]:
     """Mean share of present attributes, mean_f sigmoid(e_f): an L1 penalty on the normalised attributes (Section 3.3).
 
     Args:
@@ -340,7 +340,7 @@ def sparsity_loss(attributes: Float[Array, "b n"], *, valid: Bool[Array, "b"] | 
 
 @public()
 def reconstruction_loss(
-    reconstructions: Float[Array, "b h w k"], images: Float[Array, "b h w k"], *, valid: Bool[Array, "b"] | None = None
+    reconstructions: Float[Array, "b h w k"], images: Float[Array, "b h w k"], *, valid: Bool[Array, " b"] | None = None
 ) -> Float[Array, ""]:
     """Mean squared error of a decoder's images (Section 3.3).
 

@@ -10,7 +10,7 @@ from spectra_jax.switches import public
 
 
 @public()
-def attack_success_rate(success: Bool[Array, "b"], *, attempted: Bool[Array, "b"] | None = None) -> Float[Array, ""]:
+def attack_success_rate(success: Bool[Array, " b"], *, attempted: Bool[Array, " b"] | None = None) -> Float[Array, ""]:
     """Share of attempted samples whose attack succeeded (the paper's ASR, Section 4).
 
     Args:
@@ -26,7 +26,7 @@ def attack_success_rate(success: Bool[Array, "b"], *, attempted: Bool[Array, "b"
 
 
 @public(rows="images")
-def psnr(images: Float[Array, "b ..."], reference: Float[Array, "b ..."]) -> Float[Array, "b"]:
+def psnr(images: Float[Array, "b ..."], reference: Float[Array, "b ..."]) -> Float[Array, " b"]:
     """Peak signal-to-noise ratio 10 log10(1 / MSE) per image, in dB, for values in [0, 1].
 
     Identical images give +inf, on purpose: average over the finite values and count the rest. NaN pixels give NaN.
@@ -51,7 +51,7 @@ def psnr(images: Float[Array, "b ..."], reference: Float[Array, "b ..."]) -> Flo
 @public(rows="delta_input")
 def perturbation_noise_ratio(
     delta_input: Float[Array, "b ..."], delta_latent: Float[Array, "b n"]
-) -> Float[Array, "b"]:
+) -> Float[Array, " b"]:
     """Size of the image change over the size of the attribute change, ||delta_input|| / ||delta_latent|| (Section 4).
 
     Report it with the REALISED latent change phi(x') - phi(x), and beside it with the requested one.
@@ -70,7 +70,7 @@ def perturbation_noise_ratio(
 
 @public()
 def class_accuracy(
-    logits: Float[Array, "b c"], labels: Int[Array, "b"], *, valid: Bool[Array, "b"] | None = None
+    logits: Float[Array, "b c"], labels: Int[Array, " b"], *, valid: Bool[Array, " b"] | None = None
 ) -> Float[Array, ""]:
     """Share of valid samples whose largest logit is the label."""
     valid = jnp.ones(labels.shape, bool) if valid is None else valid

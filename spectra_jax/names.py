@@ -34,7 +34,7 @@ class Names:
     attributes: tuple[str, ...]
     classes: tuple[str, ...]
 
-    def mask(self, rule: str, patterns: str | Iterable[str]) -> Bool[np.ndarray, "n"]:
+    def mask(self, rule: str, patterns: str | Iterable[str]) -> Bool[np.ndarray, " n"]:
         """The attributes that any of the patterns names.
 
         Args:
@@ -70,7 +70,7 @@ class Names:
             raise ValueError(f"{rule} names {name!r}, which are {len(found)} attributes; expected one")
         return int(found[0])
 
-    def groups(self) -> dict[str, Int[np.ndarray, "k"]]:
+    def groups(self) -> dict[str, Int[np.ndarray, " k"]]:
         """The groups that have two values or more, and the attributes that are their values."""
         members: dict[str, list[int]] = {}
         for index, name in enumerate(self.attributes):

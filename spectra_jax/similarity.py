@@ -14,7 +14,7 @@ _SIGMA = 1.5
 
 
 @public(rows="images")
-def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) -> Float[Array, "b"]:
+def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) -> Float[Array, " b"]:
     """Mean SSIM of each image with its reference (Wang, Bovik, Sheikh and Simoncelli 2004).
 
     Gaussian window of 11 pixels and sigma 1.5, population covariance, averaged over channels: scikit-image's

@@ -69,15 +69,15 @@ class SampleAnswers(NamedTuple):
         largest_delta: (b,) its change, NaN where there is none.
     """
 
-    predicted: Int[Array, "b"]
-    length: Float[Array, "b"]
-    nearest: Int[Array, "b"]
-    distance: Float[Array, "b"]
-    attackability: Float[Array, "b"]
-    single_attribute: Int[Array, "b"]
-    single_delta: Float[Array, "b"]
-    largest_attribute: Int[Array, "b"]
-    largest_delta: Float[Array, "b"]
+    predicted: Int[Array, " b"]
+    length: Float[Array, " b"]
+    nearest: Int[Array, " b"]
+    distance: Float[Array, " b"]
+    attackability: Float[Array, " b"]
+    single_attribute: Int[Array, " b"]
+    single_delta: Float[Array, " b"]
+    largest_attribute: Int[Array, " b"]
+    largest_delta: Float[Array, " b"]
 
 
 class SweepAnswers(NamedTuple):
@@ -98,8 +98,8 @@ def sweep_block(
     *,
     methods: Sequence[str] = ("projection", "boundary"),
     margin: float | Float[Array, ""] = 0.0,
-    mutable: Bool[Array, "n"] | None = None,
-    spread: Float[Array, "n"] | None = None,
+    mutable: Bool[Array, " n"] | None = None,
+    spread: Float[Array, " n"] | None = None,
     deltas: bool = False,
 ) -> SweepAnswers:
     """All methods on all pairs of some samples, and what they say on each sample.
@@ -276,8 +276,8 @@ def make_sweep(
     rows_per_device: int,
     methods: Sequence[str] = ("projection", "boundary"),
     margin: float = 0.0,
-    mutable: Bool[np.ndarray, "n"] | None = None,
-    spread: Float[np.ndarray, "n"] | None = None,
+    mutable: Bool[np.ndarray, " n"] | None = None,
+    spread: Float[np.ndarray, " n"] | None = None,
     deltas: bool = False,
     devices: Sequence[jax.Device] | None = None,
 ) -> Callable[..., SweepAnswers]:

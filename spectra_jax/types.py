@@ -18,7 +18,7 @@ class Head(NamedTuple):
     """
 
     weights: Float[Array, "c n"]
-    bias: Float[Array, "c"] | None = None
+    bias: Float[Array, " c"] | None = None
 
 
 class Batch(NamedTuple):
@@ -33,8 +33,8 @@ class Batch(NamedTuple):
 
     inputs: Float[Array, "b ..."]
     attributes: Float[Array, "b n"]
-    labels: Int[Array, "b"]
-    valid: Bool[Array, "b"]
+    labels: Int[Array, " b"]
+    valid: Bool[Array, " b"]
 
 
 class Status(enum.IntEnum):

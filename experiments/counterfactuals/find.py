@@ -66,10 +66,10 @@ class Counterfactuals:
         psnr, ssim: of the result against the original.
     """
 
-    index: Int[np.ndarray, "p"]
-    label: Int[np.ndarray, "p"]
-    predicted: Int[np.ndarray, "p"]
-    target: Int[np.ndarray, "p"]
+    index: Int[np.ndarray, " p"]
+    label: Int[np.ndarray, " p"]
+    predicted: Int[np.ndarray, " p"]
+    target: Int[np.ndarray, " p"]
     images: UInt8[np.ndarray, "p h w 3"]
     results: Float[np.ndarray, "p h w 3"]
     before: Float[np.ndarray, "p n"]
@@ -77,15 +77,15 @@ class Counterfactuals:
     requested: Float[np.ndarray, "p n"]
     norms: Float[np.ndarray, "p 3"]
     reached: Bool[np.ndarray, "p 3"]
-    single_attribute: Int[np.ndarray, "p"]
-    single_delta: Float[np.ndarray, "p"]
-    kkt_residual: Float[np.ndarray, "p"]
-    success: Bool[np.ndarray, "p"]
-    survives_rounding: Bool[np.ndarray, "p"]
-    num_steps: Int[np.ndarray, "p"]
-    reason: Int[np.ndarray, "p"]
-    psnr: Float[np.ndarray, "p"]
-    ssim: Float[np.ndarray, "p"]
+    single_attribute: Int[np.ndarray, " p"]
+    single_delta: Float[np.ndarray, " p"]
+    kkt_residual: Float[np.ndarray, " p"]
+    success: Bool[np.ndarray, " p"]
+    survives_rounding: Bool[np.ndarray, " p"]
+    num_steps: Int[np.ndarray, " p"]
+    reason: Int[np.ndarray, " p"]
+    psnr: Float[np.ndarray, " p"]
+    ssim: Float[np.ndarray, " p"]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """By name, as they are stored."""

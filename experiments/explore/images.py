@@ -21,8 +21,8 @@ class Pictures(NamedTuple):
         labels: (N,) class of each.
     """
 
-    read: Callable[[Int[np.ndarray, "k"]], UInt8[np.ndarray, "k h w 3"]]
-    labels: Int[np.ndarray, "N"]
+    read: Callable[[Int[np.ndarray, " k"]], UInt8[np.ndarray, "k h w 3"]]
+    labels: Int[np.ndarray, " N"]
 
     def one(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
         """A single picture."""

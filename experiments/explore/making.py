@@ -85,7 +85,7 @@ class Maker:
         return self._jobs[number]
 
 
-def _run(session: Session, picture: int, wanted: Float[np.ndarray, "n"], target: int, aim: Aim, job: Job) -> None:
+def _run(session: Session, picture: int, wanted: Float[np.ndarray, " n"], target: int, aim: Aim, job: Job) -> None:
     try:
         original = session.pictures.one(picture)
         job.images["original"] = original
@@ -101,7 +101,7 @@ def _run(session: Session, picture: int, wanted: Float[np.ndarray, "n"], target:
 
 
 def search(
-    session: Session, original: UInt8[np.ndarray, "h w 3"], wanted: Float[np.ndarray, "n"], target: int, aim: Aim, tell
+    session: Session, original: UInt8[np.ndarray, "h w 3"], wanted: Float[np.ndarray, " n"], target: int, aim: Aim, tell
 ) -> InversionResult:
     """The picture that is classified as the target, or that has the wanted attributes as well."""
     dtype = session.head.weights.dtype

@@ -65,7 +65,7 @@ class Session:
     turns: Turns
 
     @functools.cached_property
-    def predicted(self) -> Int[np.ndarray, "N"]:
+    def predicted(self) -> Int[np.ndarray, " N"]:
         """(N,) class that the model gives each picture."""
         return np.asarray(jnp.argmax(head_logits(self.head, jnp.asarray(self.attributes)), axis=1))
 
@@ -78,7 +78,7 @@ class Session:
         """`explain` for a question; the last answers are kept, so undo costs nothing."""
         return functools.lru_cache(_KEPT)(self._explain)
 
-    def start(self, question: Question) -> Float[np.ndarray, "n"]:
+    def start(self, question: Question) -> Float[np.ndarray, " n"]:
         """Attributes of the picture, with what was set by hand.
 
         Raises:
@@ -160,7 +160,7 @@ class Session:
         with self.turns.thorough:
             return explanation.reason(0)
 
-    def end(self, question: Question) -> Float[np.ndarray, "n"]:
+    def end(self, question: Question) -> Float[np.ndarray, " n"]:
         """Attributes after the change.
 
         Raises:
@@ -188,11 +188,11 @@ class Session:
         return Real(int(numbers[np.argmin(distances)]), float(distances.min()))
 
     @functools.cached_property
-    def _class_attributes(self) -> Callable[[int], tuple[Int[np.ndarray, "k"], Float[np.ndarray, "k n"]]]:
+    def _class_attributes(self) -> Callable[[int], tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k n"]]]:
         """Training pictures of a class and their attributes, encoded when they are first needed."""
         return functools.lru_cache(None)(self._encode_class)
 
-    def _encode_class(self, wanted: int) -> tuple[Int[np.ndarray, "k"], Float[np.ndarray, "k n"]]:
+    def _encode_class(self, wanted: int) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k n"]]:
         numbers, parts = np.flatnonzero(self.training.labels == wanted), []
         for begin in range(0, len(numbers), _ENCODED):
             images = self.training.read(numbers[begin : begin + _ENCODED])
@@ -209,7 +209,7 @@ class Session:
     def _encode(self):
         return jax.jit(self.encode)
 
-    def _classes(self, attributes: Float[np.ndarray, "n"]) -> dict[str, Any]:
+    def _classes(self, attributes: Float[np.ndarray, " n"]) -> dict[str, Any]:
         """The most probable classes and the lead of the first."""
         logits = np.asarray(head_logits(self.head, jnp.asarray(attributes, self.head.weights.dtype)), float)
         probabilities = np.exp(logits - logits.max())
@@ -222,7 +222,7 @@ class Session:
             ],
         }
 
-    def _near(self, question: Question, start: Float[np.ndarray, "n"]) -> list[dict[str, Any]]:
+    def _near(self, question: Question, start: Float[np.ndarray, " n"]) -> list[dict[str, Any]]:
         """The classes that the smallest changes reach, where locked attributes are the only rule."""
         fixed = self._names.mask("locked", (*question.locked, *(name for name, _ in question.held)))
         norms = all_pairs_norms(

@@ -45,8 +45,8 @@ class Examples(NamedTuple):
 
     attributes: Float[np.ndarray, "N n"]
     images: Float[np.ndarray, "N h w 3"]
-    labels: Int[np.ndarray, "N"]
-    predicted: Int[np.ndarray, "N"]
+    labels: Int[np.ndarray, " N"]
+    predicted: Int[np.ndarray, " N"]
 
 
 def load_examples(run: LoadedRun, image_size: int, *, console: Console) -> Callable[[str], Examples]:

@@ -121,7 +121,7 @@ class TestSplit(NamedTuple):
     """
 
     attributes: Float[np.ndarray, "N n"]
-    labels: Int[np.ndarray, "N"]
+    labels: Int[np.ndarray, " N"]
     head: Head
 
 

@@ -29,17 +29,17 @@ class Bound(NamedTuple):
         chosen: (p, u) the options of the Lagrangian's minimum.
     """
 
-    half_square: Float[np.ndarray, "p"]
+    half_square: Float[np.ndarray, " p"]
     multipliers: Float[np.ndarray, "p m"]
     chosen: Int[np.ndarray, "p u"]
 
-    def of(self, rows: Int[np.ndarray, "q"]) -> "Bound":
+    def of(self, rows: Int[np.ndarray, " q"]) -> "Bound":
         """The bounds of these problems."""
         return Bound(*(leaf[rows] for leaf in self))
 
 
 def raise_bound(
-    programs: Programs, options: Options, start: Float[np.ndarray, "p m"], upper: Float[np.ndarray, "p"]
+    programs: Programs, options: Options, start: Float[np.ndarray, "p m"], upper: Float[np.ndarray, " p"]
 ) -> Bound:
     """Searches from `start`; `upper` bounds 1/2 ||delta||^2 of the answer, inf if nothing is known of it."""
     lengths = programs.lengths()

@@ -34,9 +34,9 @@ class Nearest(NamedTuple):
     """
 
     delta: Float[np.ndarray, "q n"]
-    norm: Float[np.ndarray, "q"]
+    norm: Float[np.ndarray, " q"]
     multipliers: Float[np.ndarray, "q m"]
-    shortfall: Float[np.ndarray, "q"]
+    shortfall: Float[np.ndarray, " q"]
 
 
 def nearest_points(
@@ -94,7 +94,7 @@ def _first(tree: Answers, count: int) -> Answers:
     return jax.tree.map(lambda leaf: leaf[:count], tree)
 
 
-def _shortfall(programs: Programs, low, high, found: Nearest) -> Float[np.ndarray, "q"]:
+def _shortfall(programs: Programs, low, high, found: Nearest) -> Float[np.ndarray, " q"]:
     shortfall = np.where(np.isnan(found.norm), np.nan, 0.0)
     (empty,) = np.nonzero(found.norm == np.inf)
     if not empty.size:

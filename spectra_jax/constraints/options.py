@@ -33,11 +33,11 @@ class Options(NamedTuple):
         max_changes: how many units may change; None for any number.
     """
 
-    entry_attribute: Int[np.ndarray, "e"]
-    entry_option: Int[np.ndarray, "e"]
-    option_unit: Int[np.ndarray, "o"]
-    keeps: Bool[np.ndarray, "o"]
-    attribute_unit: Int[np.ndarray, "n"]
+    entry_attribute: Int[np.ndarray, " e"]
+    entry_option: Int[np.ndarray, " e"]
+    option_unit: Int[np.ndarray, " o"]
+    keeps: Bool[np.ndarray, " o"]
+    attribute_unit: Int[np.ndarray, " n"]
     low: Float[np.ndarray, "p e"]
     high: Float[np.ndarray, "p e"]
     allowed: Bool[np.ndarray, "p o"]
@@ -47,7 +47,7 @@ class Options(NamedTuple):
     def num_units(self) -> int:
         return int(self.option_unit[-1]) + 1
 
-    def of(self, rows: Int[np.ndarray, "q"]) -> "Options":
+    def of(self, rows: Int[np.ndarray, " q"]) -> "Options":
         """The options of these samples."""
         return self._replace(low=self.low[rows], high=self.high[rows], allowed=self.allowed[rows])
 
@@ -79,7 +79,7 @@ class Options(NamedTuple):
         starts = np.flatnonzero(np.diff(self.entry_option, prepend=-1))
         return np.where(self.allowed, np.add.reduceat(delta * (delta / 2 - pulls), starts, axis=1), np.inf)
 
-    def longest(self) -> Float[np.ndarray, "p"]:
+    def longest(self) -> Float[np.ndarray, " p"]:
         """Bound on 1/2 ||delta||^2 over all choices; inf where some attribute has no end."""
         farthest = np.maximum(np.abs(self.low), np.abs(self.high))
         starts = np.flatnonzero(np.diff(self.entry_option, prepend=-1))
@@ -114,7 +114,7 @@ class Options(NamedTuple):
         """The value of each unit's chosen option."""
         return np.take_along_axis(values, chosen, axis=1)
 
-    def possible(self) -> Bool[np.ndarray, "p"]:
+    def possible(self) -> Bool[np.ndarray, " p"]:
         """Whether the rules by themselves leave any choice."""
         starts = np.flatnonzero(np.diff(self.option_unit, prepend=-1))
         some = np.all(np.logical_or.reduceat(self.allowed, starts, axis=1), axis=1)

@@ -33,11 +33,11 @@ class Programs(NamedTuple):
 
     weights: Float[np.ndarray, "c n"]
     relations: Float[np.ndarray, "r n"]
-    targets: Int[np.ndarray, "p"]
+    targets: Int[np.ndarray, " p"]
     offsets: Float[np.ndarray, "p m"]
     rounding: Float[np.ndarray, "p m"]
 
-    def of(self, rows: Int[np.ndarray, "q"]) -> "Programs":
+    def of(self, rows: Int[np.ndarray, " q"]) -> "Programs":
         """The programs of these pairs."""
         return self._replace(targets=self.targets[rows], offsets=self.offsets[rows], rounding=self.rounding[rows])
 
@@ -67,13 +67,13 @@ class Programs(NamedTuple):
         return np.concatenate([own - reached, delta @ self.relations.T], axis=1)
 
 
-def is_masked(head: Head, targets: Int[np.ndarray, "p"]) -> Bool[np.ndarray, "p"]:
+def is_masked(head: Head, targets: Int[np.ndarray, " p"]) -> Bool[np.ndarray, " p"]:
     """Targets with a bias of -inf, which no finite change makes win."""
     return np.zeros(len(targets), bool) if head.bias is None else np.asarray(head.bias, float)[targets] == -np.inf
 
 
 def make_programs(
-    head: Head, attributes: Float[np.ndarray, "p n"], targets: Int[np.ndarray, "p"], margin: float, rules: Constraints
+    head: Head, attributes: Float[np.ndarray, "p n"], targets: Int[np.ndarray, " p"], margin: float, rules: Constraints
 ) -> Programs:
     """The programs of these samples (p, n), each towards its target (p,)."""
     weights = np.asarray(head.weights, float)

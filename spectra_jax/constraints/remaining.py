@@ -7,7 +7,7 @@ from spectra_jax.constraints.options import Options
 
 
 def remaining_choices(
-    options: Options, values: Float[np.ndarray, "o"], allowance: float, limit: int
+    options: Options, values: Float[np.ndarray, " o"], allowance: float, limit: int
 ) -> tuple[Int[np.ndarray, "t u"], bool]:
     """All choices whose total value is below the allowance, of one sample.
 

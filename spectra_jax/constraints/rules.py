@@ -31,38 +31,38 @@ class Rules(NamedTuple):
         max_changes: how many attributes may change; a one-hot group counts as one. None for any number.
     """
 
-    lower: Float[np.ndarray, "n"] | None = None
-    upper: Float[np.ndarray, "n"] | None = None
-    may_stay: Bool[np.ndarray, "n"] | None = None
-    may_rise: Bool[np.ndarray, "n"] | None = None
-    may_fall: Bool[np.ndarray, "n"] | None = None
-    costs: Float[np.ndarray, "n"] | None = None
+    lower: Float[np.ndarray, " n"] | None = None
+    upper: Float[np.ndarray, " n"] | None = None
+    may_stay: Bool[np.ndarray, " n"] | None = None
+    may_rise: Bool[np.ndarray, " n"] | None = None
+    may_fall: Bool[np.ndarray, " n"] | None = None
+    costs: Float[np.ndarray, " n"] | None = None
     switch_values: Float[np.ndarray, "n 2"] | None = None
-    groups: Int[np.ndarray, "n"] | None = None
+    groups: Int[np.ndarray, " n"] | None = None
     on_level: float = 0.0
     relations: Float[np.ndarray, "r n"] | None = None
-    offsets: Float[np.ndarray, "r"] | None = None
+    offsets: Float[np.ndarray, " r"] | None = None
     max_changes: int | None = None
 
 
 class Constraints(NamedTuple):
     """`Rules` with every array in place, in float64 and checked."""
 
-    lower: Float[np.ndarray, "n"]
-    upper: Float[np.ndarray, "n"]
-    may_stay: Bool[np.ndarray, "n"]
-    may_rise: Bool[np.ndarray, "n"]
-    may_fall: Bool[np.ndarray, "n"]
-    costs: Float[np.ndarray, "n"]
+    lower: Float[np.ndarray, " n"]
+    upper: Float[np.ndarray, " n"]
+    may_stay: Bool[np.ndarray, " n"]
+    may_rise: Bool[np.ndarray, " n"]
+    may_fall: Bool[np.ndarray, " n"]
+    costs: Float[np.ndarray, " n"]
     switch_values: Float[np.ndarray, "n 2"]
-    groups: Int[np.ndarray, "n"]
+    groups: Int[np.ndarray, " n"]
     on_level: float
     relations: Float[np.ndarray, "r n"]
-    offsets: Float[np.ndarray, "r"]
+    offsets: Float[np.ndarray, " r"]
     max_changes: int | None
 
     @property
-    def is_switch(self) -> Bool[np.ndarray, "n"]:
+    def is_switch(self) -> Bool[np.ndarray, " n"]:
         """Attributes that have two values only."""
         return np.isfinite(self.switch_values).all(axis=1)
 
@@ -72,7 +72,7 @@ class Constraints(NamedTuple):
         return self.max_changes is not None or bool((self.groups >= 0).any() or self.is_switch.any())
 
     @property
-    def middle(self) -> Float[np.ndarray, "n"]:
+    def middle(self) -> Float[np.ndarray, " n"]:
         """Where each attribute counts as on and as off."""
         return np.where(self.is_switch, self.switch_values.mean(axis=1), self.on_level)
 

@@ -34,8 +34,8 @@ class Found(NamedTuple):
 
     point: Nearest
     chosen: Int[np.ndarray, "p u"]
-    lower_bound: Float[np.ndarray, "p"]
-    proven: Bool[np.ndarray, "p"]
+    lower_bound: Float[np.ndarray, " p"]
+    proven: Bool[np.ndarray, " p"]
 
 
 def shortest_choice(programs: Programs, options: Options, *, max_choices: int) -> Found:
@@ -94,14 +94,14 @@ def _solve(programs: Programs, options: Options, rows, chosen, most_free) -> Nea
     return nearest_points(programs.of(rows), low, high, most_free=most_free)
 
 
-def _ranks(point: Nearest) -> Float[np.ndarray, "q"]:
+def _ranks(point: Nearest) -> Float[np.ndarray, " q"]:
     """What is better is smaller: answers by length, and then what misses least, behind all answers."""
     with np.errstate(invalid="ignore"):
         missing = 1e150 * (1 + point.shortfall)
     return np.where(np.isfinite(point.norm), point.norm, np.where(np.isnan(missing), np.inf, missing))
 
 
-def _merge(point: Nearest, chosen, rows, new: Nearest, new_chosen) -> Bool[np.ndarray, "p"]:
+def _merge(point: Nearest, chosen, rows, new: Nearest, new_chosen) -> Bool[np.ndarray, " p"]:
     """Takes over what is better, in place; several new points may be about one programs. Returns where it helped."""
     improved = np.zeros(len(chosen), bool)
     ranks, new_ranks = _ranks(point), _ranks(new)
@@ -181,7 +181,7 @@ def _exchanges(programs: Programs, options: Options, point: Nearest, chosen, pai
 
 def _try_remaining(
     programs: Programs, options: Options, point: Nearest, chosen, multipliers, most_free: int, max_choices: int
-) -> Bool[np.ndarray, "p"]:
+) -> Bool[np.ndarray, " p"]:
     """Solves what the bound does not exclude and takes over what is shorter; returns whether that was all."""
     values = options.values(programs.pull(multipliers))
     gained = (multipliers * programs.asked).sum(axis=1)

@@ -31,17 +31,17 @@ class ConstrainedResult(NamedTuple):
     """
 
     delta: Float[np.ndarray, "p n"]
-    norm: Float[np.ndarray, "p"]
-    lower_bound: Float[np.ndarray, "p"]
-    proven: Bool[np.ndarray, "p"]
+    norm: Float[np.ndarray, " p"]
+    lower_bound: Float[np.ndarray, " p"]
+    proven: Bool[np.ndarray, " p"]
     multipliers: Float[np.ndarray, "p m"]
-    status: Int[np.ndarray, "p"]
+    status: Int[np.ndarray, " p"]
 
 
 def constrained_perturbations(
     head: Head,
     attributes: Float[np.ndarray, "p n"],
-    targets: Int[np.ndarray, "p"],
+    targets: Int[np.ndarray, " p"],
     rules: Rules,
     *,
     margin: float = 0.0,
@@ -107,7 +107,7 @@ def check_max_choices(value: int) -> None:
 def solve_constrained(
     head: Head,
     attributes: Float[np.ndarray, "p n"],
-    targets: Int[np.ndarray, "p"],
+    targets: Int[np.ndarray, " p"],
     rules: Constraints,
     *,
     margin: float,
@@ -139,7 +139,7 @@ def solve_constrained(
     )
 
 
-def status_of(norm: Float[np.ndarray, "p"], rules: Constraints) -> Int[np.ndarray, "p"]:
+def status_of(norm: Float[np.ndarray, " p"], rules: Constraints) -> Int[np.ndarray, " p"]:
     """The `Status` of each answer under the rules."""
     unknown = Status.BUDGET if rules.is_combinatorial else Status.UNRESOLVED
     known = np.where(norm == np.inf, Status.INFEASIBLE, unknown)

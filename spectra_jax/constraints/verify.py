@@ -10,7 +10,7 @@ _TOLERANCE = 1e-6
 
 def keeps_rules(
     rules: Constraints, attributes: Float[np.ndarray, "p n"], delta: Float[np.ndarray, "p n"]
-) -> Bool[np.ndarray, "p"]:
+) -> Bool[np.ndarray, " p"]:
     """Whether attributes + delta obey every rule, up to rounding of answers in float32."""
     slack = _TOLERANCE * (1 + np.abs(attributes))
     low, high = rules.limits(attributes)

@@ -20,8 +20,8 @@ class Calibration(NamedTuple):
         offset: (n,).
     """
 
-    scale: Float[np.ndarray, "n"]
-    offset: Float[np.ndarray, "n"]
+    scale: Float[np.ndarray, " n"]
+    offset: Float[np.ndarray, " n"]
 
     def probability(self, attributes: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "... n"]:
         """(..., n) in [0, 1]."""
@@ -70,7 +70,7 @@ def fit_calibration(attributes: Float[Any, "N n"], present: Any) -> Calibration:
 
 def on_and_off(
     reference: Float[np.ndarray, "N n"] | None, levels: tuple[float, float] | None, num_attributes: int
-) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """What each attribute reads when it is off and when it is on.
 
     Args:

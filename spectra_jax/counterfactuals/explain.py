@@ -40,7 +40,7 @@ def explain(
     one_hot: Patterns = (),
     on_level: float = 0.0,
     relations: Patterns = (),
-    costs: Literal["spread"] | Mapping[str, float] | Float[Any, "n"] | None = None,
+    costs: Literal["spread"] | Mapping[str, float] | Float[Any, " n"] | None = None,
     at_most: int | None = None,
     num_answers: int = 1,
     reference: Float[Any, "N n"] | None = None,

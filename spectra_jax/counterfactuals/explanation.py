@@ -129,14 +129,14 @@ class Explanation:
     head: Head
     rules: Constraints
     attributes: Float[Any, "b n"]
-    predicted: Int[Any, "b"]
+    predicted: Int[Any, " b"]
     targets: Int[Any, "b t"]
     delta: Float[Any, "b t a n"]
     norm: Float[Any, "b t a"]
     lower_bound: Float[Any, "b t a"]
     proven: Bool[Any, "b t a"]
     status: Int[Any, "b t a"]
-    spread: Float[Any, "n"] | None
+    spread: Float[Any, " n"] | None
     calibration: Calibration | None
     realised: Realisation | None
     margin: float

@@ -26,10 +26,10 @@ class Decision(NamedTuple):
         distance: (b,) length of that change.
     """
 
-    predicted: Int[np.ndarray, "b"]
-    lead: Float[np.ndarray, "b"]
-    nearest: Int[np.ndarray, "b"]
-    distance: Float[np.ndarray, "b"]
+    predicted: Int[np.ndarray, " b"]
+    lead: Float[np.ndarray, " b"]
+    nearest: Int[np.ndarray, " b"]
+    distance: Float[np.ndarray, " b"]
 
 
 class Intervention(NamedTuple):
@@ -140,7 +140,7 @@ class Corrections(NamedTuple):
     """
 
     corrected: tuple[str, ...]
-    accuracy: Float[np.ndarray, "k+1"]
+    accuracy: Float[np.ndarray, " k+1"]
 
     def __str__(self) -> str:
         start = f"{self.accuracy[0]:.1%} of the classes are right as it is"
@@ -156,7 +156,7 @@ def helpful_corrections(
     head: Head,
     attributes: Float[Any, "N n"],
     present: Any,
-    labels: Int[Any, "N"],
+    labels: Int[Any, " N"],
     *,
     count: int = 10,
     attribute_names: Sequence[str] | None = None,
@@ -224,7 +224,7 @@ def helpful_corrections(
 
 
 @jax.jit
-def _accuracies(weights, logits, fixes, labels, membership) -> Float[Array, "u"]:
+def _accuracies(weights, logits, fixes, labels, membership) -> Float[Array, " u"]:
     """Accuracy after each unit's correction; one unit at a time keeps the memory at one table of logits."""
 
     def one(members):

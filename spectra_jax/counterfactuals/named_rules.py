@@ -27,7 +27,7 @@ def compile_rules(
     relations: Patterns = (),
     at_most: int | None = None,
     on_level: float,
-    costs: Literal["spread"] | Mapping[str, float] | Float[Any, "n"] | None,
+    costs: Literal["spread"] | Mapping[str, float] | Float[Any, " n"] | None,
 ) -> Rules:
     """The arrays of the rules of `explain`.
 

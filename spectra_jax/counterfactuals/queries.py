@@ -119,7 +119,7 @@ class Solver(NamedTuple):
         costs = jnp.asarray(self.rules.costs, self.head.weights.dtype)
         return Head(self.head.weights / costs[None, :], self.head.bias)
 
-    def nearest(self, attributes: Float[np.ndarray, "b n"], predicted: Int[np.ndarray, "b"]):
+    def nearest(self, attributes: Float[np.ndarray, "b n"], predicted: Int[np.ndarray, " b"]):
         """The nearest class other than the predicted one, under the rules, and the change that reaches it.
 
         Classes are tried in the order of the distance to their boundary with the predicted class, which no rule and no
@@ -220,6 +220,6 @@ def _project_pairs(head, attributes, targets, margin, mutable):
     return jax.vmap(one)(attributes, targets)
 
 
-def _support(delta: Float[np.ndarray, "n"], costs: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+def _support(delta: Float[np.ndarray, " n"], costs: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     size = np.abs(np.nan_to_num(delta)) * costs
     return size > 1e-9 * max(size.max(), 1e-300)

@@ -25,16 +25,16 @@ class Lead(NamedTuple):
         named: (b,) whether argmax names the target, which decides ties.
     """
 
-    lead: Float[Array, "b"]
-    rival: Int[Array, "b"]
-    named: Bool[Array, "b"]
+    lead: Float[Array, " b"]
+    rival: Int[Array, " b"]
+    named: Bool[Array, " b"]
 
-    def by(self, margin: float) -> Bool[Array, "b"]:
+    def by(self, margin: float) -> Bool[Array, " b"]:
         """Whether the classifier names the target with that margin."""
         return (self.lead >= margin) & self.named
 
 
-def lead_of(head: Head, attributes: Float[Array, "b n"], targets: Int[Array, "b"]) -> Lead:
+def lead_of(head: Head, attributes: Float[Array, "b n"], targets: Int[Array, " b"]) -> Lead:
     """The lead of each target over its best rival."""
     logits = head_logits(head, attributes)
     targets = jnp.asarray(targets, jnp.int32)  # small types cannot count to the number of classes

@@ -24,12 +24,12 @@ class Finished(NamedTuple):
 
     images: Float[Array, "b h w k"]
     attributes: Float[Array, "b n"]
-    success: Bool[Array, "b"]
-    loss: Float[Array, "b"]
+    success: Bool[Array, " b"]
+    loss: Float[Array, " b"]
     rounded: Float[Array, "b h w k"]
-    survives_rounding: Bool[Array, "b"]
+    survives_rounding: Bool[Array, " b"]
     realised: Float[Array, "b n"]
-    forward_passes: Int[Array, "b"]
+    forward_passes: Int[Array, " b"]
 
 
 @functools.partial(jax.jit, static_argnames=("margin", "ssim_weight", "shrink_steps"))

@@ -37,12 +37,12 @@ def invert(
     head: Head,
     images: Float[Array, "b h w k"],
     target_attributes: Float[Array, "b n"],
-    targets: Int[Array, "b"],
+    targets: Int[Array, " b"],
     *,
     config: InversionConfig | None = None,
-    max_steps: Int[Array, "b"] | None = None,
+    max_steps: Int[Array, " b"] | None = None,
     region: Bool[Array, "b h w"] | None = None,
-    mutable: Bool[Array, "n"] | None = None,
+    mutable: Bool[Array, " n"] | None = None,
     progress: Callable[[InversionProgress], None] | None = None,
 ) -> InversionResult:
     """Moves images until the encoder gives the wanted attributes and the classifier the target (Section 2.6).
@@ -208,7 +208,7 @@ def _encode(encode: jax.tree_util.Partial, images: Float[Array, "b h w k"]) -> F
     return encode(images)
 
 
-def _merged(first_counts: Bool[Array, "b"], first: Found, second: Found) -> Found:
+def _merged(first_counts: Bool[Array, " b"], first: Found, second: Found) -> Found:
     """The first search's answer where it counts, else the second's; the cost of both."""
 
     def choose(one, other):

@@ -13,7 +13,7 @@ def inversion_loss(
     originals: Float[Array, "b h w k"],
     *,
     ssim_weight: float,
-) -> Float[Array, "b"]:
+) -> Float[Array, " b"]:
     """MSE(phi(x'), e + delta) + lambda (1 - SSIM(x', x)) of each sample.
 
     Args:

@@ -54,10 +54,10 @@ class Search(NamedTuple):
     ages: Int[Array, "b cuts"]
     multipliers: Float[Array, "b cuts"]
     best: Float[Array, "b h w k"]
-    best_length: Float[Array, "b"]
-    mix: Float[Array, "b"]
-    clearance: Float[Array, "b"]
-    spent: Int[Array, "b"]
+    best_length: Float[Array, " b"]
+    mix: Float[Array, " b"]
+    clearance: Float[Array, " b"]
+    spent: Int[Array, " b"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ class Nearest(Method):
         return Move(moved, state, sample.aims, finished, found, answer, finite)
 
 
-def _with_cut(state: Search, rival: Int[Array, "b"], normal: Float[Array, "b p"], offset: Float[Array, "b"]) -> Search:
+def _with_cut(
+    state: Search, rival: Int[Array, " b"], normal: Float[Array, "b p"], offset: Float[Array, " b"]
+) -> Search:
     """Replaces the rival's last half-space by a new one; a new rival takes the place of the oldest inactive one."""
     same = state.rivals == rival[:, None]
     acts = (state.multipliers > 0) & (state.rivals >= 0)

@@ -34,13 +34,13 @@ class Written(NamedTuple):
     """
 
     images: Float[Array, "b h w k"]
-    success: Bool[Array, "b"]
-    tries: Int[Array, "b"]
+    success: Bool[Array, " b"]
+    tries: Int[Array, " b"]
 
 
 def write_stepwise(
     encode: jax.tree_util.Partial, head: Head, sample: Sample, images: Float[Array, "b h w k"],
-    plain: Float[Array, "b h w k"], missed: Bool[Array, "b"], *, tries: int, num_lanes: int,
+    plain: Float[Array, "b h w k"], missed: Bool[Array, " b"], *, tries: int, num_lanes: int,
 ) -> Written:  # fmt: skip
     """Finds images on 256 levels for the rows that plain rounding takes the target from, one compiled try at a time.
 
@@ -80,7 +80,7 @@ def write_stepwise(
 @functools.partial(jax.jit, static_argnames="tries")
 def write_on_device(
     encode: jax.tree_util.Partial, head: Head, sample: Sample, images: Float[Array, "b h w k"],
-    plain: Float[Array, "b h w k"], missed: Bool[Array, "b"], *, tries: int,
+    plain: Float[Array, "b h w k"], missed: Bool[Array, " b"], *, tries: int,
 ) -> Written:  # fmt: skip
     """The same in one lax.while_loop, all rows together until the last has its image."""
 
@@ -124,7 +124,7 @@ def first_rounding(images: Float[Array, "b h w k"], original: Float[Array, "b h 
 @jax.jit
 def _try(
     encode, head: Head, sample: Sample, candidates: Float[Array, "b h w k"], attempt: Int[Array, ""]
-) -> tuple[Bool[Array, "b"], Float[Array, "b h w k"]]:
+) -> tuple[Bool[Array, " b"], Float[Array, "b h w k"]]:
     """Whether the candidates have the target, and what to try where they have not.
 
     Whole levels give less than the gradient promises: twice the missing lead is asked for, and more at each attempt.
@@ -156,8 +156,8 @@ def _try(
 
 
 def _threshold(
-    values: Float[Array, "b p"], effects: Float[Array, "b p"], wanted: Float[Array, "b"]
-) -> Float[Array, "b"]:
+    values: Float[Array, "b p"], effects: Float[Array, "b p"], wanted: Float[Array, " b"]
+) -> Float[Array, " b"]:
     """The largest threshold at which the effects of the values that reach it sum to what is wanted; 0 if none does."""
 
     def halve(_, interval):

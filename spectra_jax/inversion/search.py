@@ -32,17 +32,17 @@ class Found(NamedTuple):
     """
 
     images: Float[Array, "b h w k"]
-    num_steps: Int[Array, "b"]
-    evaluations: Int[Array, "b"]
-    reason: Int[Array, "b"]
+    num_steps: Int[Array, " b"]
+    evaluations: Int[Array, " b"]
+    reason: Int[Array, " b"]
 
 
 class Lanes(NamedTuple):
     """What is under way; `place` is the sample's row in the queue, -1 for none."""
 
     sample: Sample
-    place: Int[Array, "l"]
-    running: Bool[Array, "l"]
+    place: Int[Array, " l"]
+    running: Bool[Array, " l"]
     found: Found
     state: PyTree
 
@@ -56,8 +56,8 @@ class InversionProgress(NamedTuple):
         images: (l, h, w, channels) as they are now.
     """
 
-    rows: Int[Array, "l"]
-    num_steps: Int[Array, "l"]
+    rows: Int[Array, " l"]
+    num_steps: Int[Array, " l"]
     images: Float[Array, "l h w k"]
 
 
@@ -71,7 +71,7 @@ class Progress(NamedTuple):
 
 
 def search(
-    encode: jax.tree_util.Partial, head: Head, queue: Sample, mutable: Bool[Array, "n"] | None, num_lanes: int,
+    encode: jax.tree_util.Partial, head: Head, queue: Sample, mutable: Bool[Array, " n"] | None, num_lanes: int,
     *, config: InversionConfig, stepwise: bool, progress: Callable[[InversionProgress], None] | None = None,
 ) -> Found:  # fmt: skip
     """Searches for every sample of the queue; rows of aims that are not finite are infeasible.
@@ -98,7 +98,7 @@ def search(
 
 
 @jax.jit
-def _feasible_first(aims: Float[Array, "b n"]) -> tuple[Int[Array, "b"], Int[Array, "b"]]:
+def _feasible_first(aims: Float[Array, "b n"]) -> tuple[Int[Array, " b"], Int[Array, " b"]]:
     """The order that puts infeasible rows last, where they take up no lane, and its inverse."""
     order = jnp.argsort(~jnp.all(jnp.isfinite(aims), axis=-1), stable=True)
     return order, jnp.argsort(order)
@@ -231,7 +231,7 @@ def _step(encode, head, mutable, lanes: Lanes, *, config: InversionConfig) -> La
 
 def search_step(
     encode_fn: EncodeFn, head: Head, images: Float[Array, "b h w k"], target_attributes: Float[Array, "b n"],
-    targets: Int[Array, "b"], *, config: InversionConfig,
+    targets: Int[Array, " b"], *, config: InversionConfig,
 ) -> Callable[[], Lanes]:  # fmt: skip
     """The first step of a search on a full batch, ready to be timed: what a benchmark of its cost needs."""
     encode = as_partial(encode_fn)
@@ -242,7 +242,11 @@ def search_step(
 
 
 def _aim_anew(
-    head: Head, mutable: Bool[Array, "n"] | None, lanes: Lanes, attributes: Float[Array, "l n"], config: InversionConfig
+    head: Head,
+    mutable: Bool[Array, " n"] | None,
+    lanes: Lanes,
+    attributes: Float[Array, "l n"],
+    config: InversionConfig,
 ) -> Float[Array, "l n"]:
     """The wanted attributes, replaced where that is due by the nearest ones of the target's region."""
     steps, aims = lanes.found.num_steps, lanes.sample.aims

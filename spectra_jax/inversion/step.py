@@ -19,8 +19,8 @@ class Sample(NamedTuple):
 
     images: Float[Array, "b h w k"]
     aims: Float[Array, "b n"]
-    targets: Int[Array, "b"]
-    budgets: Int[Array, "b"]
+    targets: Int[Array, " b"]
+    budgets: Int[Array, " b"]
     region: Float[Array, "b h w 1"] | None
 
     def restrict(self, gradient: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
@@ -48,7 +48,7 @@ class Move(NamedTuple):
     images: Float[Array, "b h w k"]
     state: PyTree
     aims: Float[Array, "b n"]
-    finished: Bool[Array, "b"]
-    success: Bool[Array, "b"]
+    finished: Bool[Array, " b"]
+    success: Bool[Array, " b"]
     answer: Float[Array, "b h w k"]
-    finite: Bool[Array, "b"]
+    finite: Bool[Array, " b"]

@@ -148,7 +148,7 @@ class Model:
         return Head(params["head"]["weights"], params["head"].get("bias"))
 
     def with_feature_statistics(
-        self, params: Params, mean: Float[ArrayLike, "f"], std: Float[ArrayLike, "f"]
+        self, params: Params, mean: Float[ArrayLike, " f"], std: Float[ArrayLike, " f"]
     ) -> Params:
         """New parameters whose bottleneck standardises the features first.
 

@@ -76,7 +76,7 @@ class ConvFrozenBatchNorm(nn.Module):
 
 
 def group_norm(
-    x: Float[Array, "b h w d"], scale: Float[Array, "d"], bias: Float[Array, "d"], groups: int, epsilon: float = 1e-6
+    x: Float[Array, "b h w d"], scale: Float[Array, " d"], bias: Float[Array, " d"], groups: int, epsilon: float = 1e-6
 ) -> Float[Array, "b h w d"]:
     """Wu and He 2018. Written here because flax's cannot run in float64 under strict dtype promotion."""
 

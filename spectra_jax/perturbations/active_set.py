@@ -57,14 +57,14 @@ class Regions(NamedTuple):
     lengths: Float[Array, "c c"]
     inverse_lengths: Float[Array, "c c"]
     logits: Float[Array, "b c"]
-    margins: Float[Array, "b"]
+    margins: Float[Array, " b"]
 
 
 def make_regions(
     gram: Float[Array, "c c"],
     squares: Float[Array, "c c"],
     logits: Float[Array, "b c"],
-    margins: Float[Array, "b"],
+    margins: Float[Array, " b"],
 ) -> Regions:
     """What all pairs share, from the Gram matrix of the centred weight rows and their squared distances."""
     lengths = jnp.sqrt(squares)
@@ -89,17 +89,17 @@ class Lanes(NamedTuple):
         steps: (p,) steps taken.
     """
 
-    sample: Int[Array, "p"]
-    target: Int[Array, "p"]
+    sample: Int[Array, " p"]
+    target: Int[Array, " p"]
     slots: Int[Array, "p m"]
     used: Bool[Array, "p m"]
     multipliers: Float[Array, "p m"]
     inverse: Float[Array, "p m m"]
-    candidate: Int[Array, "p"]
-    candidate_multiplier: Float[Array, "p"]
+    candidate: Int[Array, " p"]
+    candidate_multiplier: Float[Array, " p"]
     settled: Bool[Array, "p c"]
-    status: Int[Array, "p"]
-    steps: Int[Array, "p"]
+    status: Int[Array, " p"]
+    steps: Int[Array, " p"]
 
 
 class Conclusions(NamedTuple):
@@ -111,9 +111,9 @@ class Conclusions(NamedTuple):
         num_active: (p,) rivals with a positive multiplier.
     """
 
-    norm: Float[Array, "p"]
-    residual: Float[Array, "p"]
-    num_active: Int[Array, "p"]
+    norm: Float[Array, " p"]
+    residual: Float[Array, " p"]
+    num_active: Int[Array, " p"]
 
 
 def empty_lanes(regions: Regions, num_lanes: int, capacity: int) -> Lanes:
@@ -134,7 +134,7 @@ def empty_lanes(regions: Regions, num_lanes: int, capacity: int) -> Lanes:
     )
 
 
-def load(lanes: Lanes, chosen: Bool[Array, "p"], sample: Int[Array, "p"], target: Int[Array, "p"]) -> Lanes:
+def load(lanes: Lanes, chosen: Bool[Array, " p"], sample: Int[Array, " p"], target: Int[Array, " p"]) -> Lanes:
     """Starts new pairs in the chosen lanes."""
     classes = jnp.arange(lanes.settled.shape[1], dtype=jnp.int32)
     fresh = jax.tree.map(jnp.zeros_like, lanes)._replace(
@@ -317,7 +317,7 @@ def _offset(regions: Regions, sample: Array, target: Array, rival: Array) -> Arr
     return formulas.offset(logits, own, pick(regions.margins, sample))
 
 
-def _response(regions: Regions, lanes: Lanes, rival: Int[Array, "p"]) -> tuple[Array, Array]:
+def _response(regions: Regions, lanes: Lanes, rival: Int[Array, " p"]) -> tuple[Array, Array]:
     """g_s . g_rival of the active rivals s, and how their multipliers fall as that of `rival` rises."""
     gram, target = regions.gram, lanes.target
     cross = pick(gram, target, target) - pick(gram, target, rival)
@@ -353,7 +353,7 @@ def _slack(regions: Regions, lanes: Lanes) -> tuple[Float[Array, "p c"], Float[A
     return slack, rounding, 8 * (rounding + epsilon * pick(regions.lengths, target) * spread[:, None])
 
 
-def _most_violated(regions: Regions, lanes: Lanes) -> tuple[Int[Array, "p"], Bool[Array, "p"]]:
+def _most_violated(regions: Regions, lanes: Lanes) -> tuple[Int[Array, " p"], Bool[Array, " p"]]:
     """The rival violated most, in distance, and whether there is one."""
     slack, _, noise = _slack(regions, lanes)
     inverse_lengths = pick(regions.inverse_lengths, lanes.target)

@@ -26,7 +26,7 @@ def all_pairs_norms(
     *,
     method: str = "projection",
     margin: float | Float[Array, ""] = 0.0,
-    mutable: Bool[Array, "n"] | None = None,
+    mutable: Bool[Array, " n"] | None = None,
     logits: Float[Array, "b c"] | None = None,
 ) -> Float[Array, "b c"]:
     """Length of the counterfactual of every sample for every target class.

@@ -52,7 +52,7 @@ def all_pairs_projection(
     attributes: Float[Array, "b n"],
     *,
     margin: float | Float[Array, ""] = 0.0,
-    mutable: Bool[Array, "n"] | None = None,
+    mutable: Bool[Array, " n"] | None = None,
 ) -> AllPairsResult:
     """Length of the smallest change of every sample for every target, with the evidence for it.
 
@@ -98,7 +98,7 @@ def projection_norms(
     attributes: Float[Array, "b n"] | None,
     margin: Float[Array, ""],
     *,
-    mutable: Bool[Array, "n"] | None = None,
+    mutable: Bool[Array, " n"] | None = None,
 ) -> Float[Array, "b c"]:
     """||projection_perturbation|| for all samples and targets.
 

@@ -17,10 +17,10 @@ class Answers(NamedTuple):
         evidence: the rest, or None if not asked for.
     """
 
-    status: Int[Array, "q"]
-    norm: Float[Array, "q"]
-    residual: Float[Array, "q"]
-    num_active: Int[Array, "q"]
+    status: Int[Array, " q"]
+    norm: Float[Array, " q"]
+    residual: Float[Array, " q"]
+    num_active: Int[Array, " q"]
     evidence: "Evidence | None"
 
     @property

@@ -13,8 +13,8 @@ from spectra_jax.types import Head
 
 @public()
 def boundary_perturbation(
-    head: Head, attributes: Float[Array, "n"], target: Int[Array, ""] | int, *, margin: float | Float[Array, ""] = 0.0
-) -> Float[Array, "n"]:
+    head: Head, attributes: Float[Array, " n"], target: Int[Array, ""] | int, *, margin: float | Float[Array, ""] = 0.0
+) -> Float[Array, " n"]:
     """Smallest change after which `target` beats the predicted class by `margin` (Section 2.5.2).
 
     delta = (l_i - l_j + margin) (w_j - w_i) / ||w_j - w_i||^2, with i the strongest class other than j.
@@ -39,7 +39,7 @@ def boundary_perturbation(
 
 
 @jax.jit
-def _to_boundary(problem: Problem) -> Float[Array, "n"]:
+def _to_boundary(problem: Problem) -> Float[Array, " n"]:
     rival = jnp.argmax(problem.offsets)
     normal = problem.normals(rival[None])[0]
     length = safe_norm(normal)

@@ -29,13 +29,13 @@ _USUAL_ACTIVE = 32
 @public()
 def box_perturbation(
     head: Head,
-    attributes: Float[Array, "n"],
+    attributes: Float[Array, " n"],
     target: Int[Array, ""] | int,
     *,
-    lower: Float[Array, "n"] | None = None,
-    upper: Float[Array, "n"] | None = None,
+    lower: Float[Array, " n"] | None = None,
+    upper: Float[Array, " n"] | None = None,
     margin: float | Float[Array, ""] = 0.0,
-    mutable: Bool[Array, "n"] | None = None,
+    mutable: Bool[Array, " n"] | None = None,
 ) -> RestrictedResult:
     """Smallest change (Euclidean) after which `target` wins by `margin` and lower <= attributes + delta <= upper.
 

@@ -61,7 +61,7 @@ class Lanes(NamedTuple):
         steps: (p,) events so far.
     """
 
-    which: Int[Array, "p"]
+    which: Int[Array, " p"]
     slots: Int[Array, "p m"]
     used: Bool[Array, "p m"]
     normals: Float[Array, "p m n"]
@@ -70,14 +70,14 @@ class Lanes(NamedTuple):
     inverse: Float[Array, "p m m"]
     pull: Float[Array, "p n"]
     place: Int[Array, "p n"]
-    candidate: Int[Array, "p"]
+    candidate: Int[Array, " p"]
     normal: Float[Array, "p n"]
-    length: Float[Array, "p"]
-    candidate_multiplier: Float[Array, "p"]
+    length: Float[Array, " p"]
+    candidate_multiplier: Float[Array, " p"]
     response: Float[Array, "p m"]
-    polishing: Bool[Array, "p"]
-    status: Int[Array, "p"]
-    steps: Int[Array, "p"]
+    polishing: Bool[Array, " p"]
+    status: Int[Array, " p"]
+    steps: Int[Array, " p"]
 
 
 def empty_lanes(num_lanes: int, capacity: int, num_attributes: int) -> Lanes:
@@ -93,7 +93,7 @@ def empty_lanes(num_lanes: int, capacity: int, num_attributes: int) -> Lanes:
     )._replace(status=jnp.full(num_lanes, IDLE, jnp.int32))
 
 
-def load(queue: Queue, lanes: Lanes, chosen: Bool[Array, "p"], index: Int[Array, "p"]) -> Lanes:
+def load(queue: Queue, lanes: Lanes, chosen: Bool[Array, " p"], index: Int[Array, " p"]) -> Lanes:
     """Starts new problems in the chosen lanes, at the change nearest to none that the ranges allow."""
     low, high = ranges_of(queue, index)
     fresh = jax.tree.map(jnp.zeros_like, lanes)._replace(
@@ -106,7 +106,7 @@ def load(queue: Queue, lanes: Lanes, chosen: Bool[Array, "p"], index: Int[Array,
     return where_lane(chosen, fresh, lanes)
 
 
-def ranges_of(queue: Queue, index: Int[Array, "p"]) -> tuple[Array, Array]:
+def ranges_of(queue: Queue, index: Int[Array, " p"]) -> tuple[Array, Array]:
     if queue.ranges is None:
         return jnp.full((1, 1), -jnp.inf, jnp.float64), jnp.full((1, 1), jnp.inf, jnp.float64)
     return queue.ranges(index)
@@ -128,8 +128,8 @@ class _Direction(NamedTuple):
 
     response: Float[Array, "p m"]
     pull: Float[Array, "p n"]
-    gain: Float[Array, "p"]
-    noise: Float[Array, "p"]
+    gain: Float[Array, " p"]
+    noise: Float[Array, " p"]
 
 
 def _direction(lanes: Lanes) -> _Direction:
@@ -149,7 +149,7 @@ def _direction(lanes: Lanes) -> _Direction:
 
 
 def event(
-    queue: Queue, lanes: Lanes, offset: Float[Array, "p"], busy: Bool[Array, "p"], complete: bool, max_steps: int
+    queue: Queue, lanes: Lanes, offset: Float[Array, " p"], busy: Bool[Array, " p"], complete: bool, max_steps: int
 ) -> Lanes:
     """To the end of the current piece of the path in every busy lane.
 

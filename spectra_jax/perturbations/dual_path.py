@@ -53,7 +53,7 @@ _EVENTS_AT_ONCE = 12  # between two looks at all rivals
 
 def solve_exactly(
     queue: Queue,
-    waiting: Bool[Array, "q"],
+    waiting: Bool[Array, " q"],
     *,
     num_attributes: int,
     rank: int,
@@ -141,8 +141,8 @@ class _Offsets(NamedTuple):
     true: Float[Array, "p c"]
     lowered: Float[Array, "p c"]
     rounding: Float[Array, "p c"]
-    scale: Float[Array, "p"]
-    farthest: Float[Array, "p"]
+    scale: Float[Array, " p"]
+    farthest: Float[Array, " p"]
     apart: Bool[Array, "p c"]
 
 
@@ -162,7 +162,7 @@ def _of(values: Float[Array, "p c"], rivals: Int[Array, "p m"]) -> Float[Array, 
     return pick(values, jnp.arange(len(rivals), dtype=jnp.int32)[:, None], rivals)
 
 
-def _of_candidate(values: Float[Array, "p c"], lanes: Lanes) -> Float[Array, "p"]:
+def _of_candidate(values: Float[Array, "p c"], lanes: Lanes) -> Float[Array, " p"]:
     """Per length of the candidate's normal."""
     return _of(values, jnp.maximum(lanes.candidate, 0)[:, None])[:, 0] / jnp.where(lanes.length > 0, lanes.length, 1)
 
@@ -271,7 +271,7 @@ def _tightened(queue: Queue, lanes: Lanes, offsets: Float[Array, "p m"]) -> tupl
     return jax.lax.while_loop(lambda state: state[3] < 3, refine, start)[:3]
 
 
-def _loaded(queue: Queue, lanes: Lanes, candidate: Int[Array, "p"]) -> Lanes:
+def _loaded(queue: Queue, lanes: Lanes, candidate: Int[Array, " p"]) -> Lanes:
     """With this rival as the candidate."""
     normal = queue.normals(lanes.which, candidate)
     length = jnp.sqrt(jnp.sum(jnp.square(normal), axis=-1))
@@ -299,8 +299,8 @@ class _Certificate(NamedTuple):
     """
 
     multipliers: Float[Array, "p m"]
-    residual: Float[Array, "p"]
-    valid: Bool[Array, "p"]
+    residual: Float[Array, " p"]
+    valid: Bool[Array, " p"]
 
 
 def _certificate(queue: Queue, lanes: Lanes, offsets: _Offsets, rounding: Float[Array, "p c"]) -> _Certificate:

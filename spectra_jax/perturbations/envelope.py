@@ -39,7 +39,7 @@ def choose_attributes(
     weights: Float[Array, "c n"],
     logits: Float[Array, "b c"],
     margin: Float[Array, ""],
-    unit: Float[Array, "n"],
+    unit: Float[Array, " n"],
     *,
     margin_is_zero: bool | None,
 ) -> Int[Array, "b c"]:

@@ -20,14 +20,14 @@ def exact_pairs(
     head: Head,
     squares: Float[Array, "c c"],
     inputs: Float[Array, "b n"] | Float[Array, "b c"],
-    margins: Float[Array, "b"],
-    samples: Int[Array, "q"],
-    targets: Int[Array, "q"],
-    waiting: Bool[Array, "q"],
+    margins: Float[Array, " b"],
+    samples: Int[Array, " q"],
+    targets: Int[Array, " q"],
+    waiting: Bool[Array, " q"],
     *,
     ranges: tuple[Float[Array, "b n"], Float[Array, "b n"]] | None = None,
     supports: Int[Array, "q k"] | None = None,
-    mutable: Bool[Array, "n"] | None = None,
+    mutable: Bool[Array, " n"] | None = None,
     from_logits: bool = False,
     usual: int | None = None,
     num_slots: int | None = None,
@@ -91,7 +91,7 @@ def exact_pairs(
 
 def make_queue(
     weights: Float[Array, "c n"],
-    targets: Int[Array, "q"],
+    targets: Int[Array, " q"],
     *,
     lengths: Callable[[Array], Array] | None,
     offsets: Callable[[Array], tuple[Array, Array]],
@@ -153,10 +153,10 @@ def head_logits64(head: Head, attributes: Float[Array, "b n"]) -> Float[Array, "
 
 def offsets_and_rounding(
     logits: Float[Any, "p c"],
-    targets: Int[Any, "p"],
-    margins: Float[Any, "p"],
+    targets: Int[Any, " p"],
+    margins: Float[Any, " p"],
     same: Bool[Any, "p c"] | None,
-    bias: Float[Any, "c"] | None,
+    bias: Float[Any, " c"] | None,
 ) -> tuple[Float[Any, "p c"], Float[Any, "p c"]]:
     """The offsets of many pairs, and the rounding error to expect in them; of arrays of JAX or NumPy.
 

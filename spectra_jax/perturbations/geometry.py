@@ -138,7 +138,7 @@ def centred(weights: Float[Array, "c n"]) -> Float[Array, "c n"]:
     return weights - jnp.mean(weights, axis=0, keepdims=True)
 
 
-def gram_matrix(weights: Float[Array, "c n"], mutable: Bool[Array, "n"] | None = None) -> Float[Array, "c c"]:
+def gram_matrix(weights: Float[Array, "c n"], mutable: Bool[Array, " n"] | None = None) -> Float[Array, "c c"]:
     """Inner products of the centred weight rows, restricted to the attributes that may change."""
     rows = centred(weights)
     if mutable is not None:
@@ -146,7 +146,7 @@ def gram_matrix(weights: Float[Array, "c n"], mutable: Bool[Array, "n"] | None =
     return jnp.matmul(rows, rows.T, precision=HIGHEST)
 
 
-def squared_distances(weights: Float[Array, "c n"], mutable: Bool[Array, "n"] | None = None) -> Float[Array, "c c"]:
+def squared_distances(weights: Float[Array, "c n"], mutable: Bool[Array, " n"] | None = None) -> Float[Array, "c c"]:
     """Squared distances ||w_j - w_k||^2 between all rows, over the attributes that may change.
 
     Taken from the differences themselves: K_jj - 2 K_jk + K_kk loses all digits for nearly equal rows.

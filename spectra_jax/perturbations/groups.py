@@ -38,24 +38,24 @@ class _Changes(NamedTuple):
         return jax.tree.map(lambda on, off: jnp.where(pattern, on, off), self.on, self.off)
 
     @property
-    def can_on(self) -> Bool[Array, "n"]:
+    def can_on(self) -> Bool[Array, " n"]:
         return self.on.outside == 0
 
     @property
-    def can_off(self) -> Bool[Array, "n"]:
+    def can_off(self) -> Bool[Array, " n"]:
         return self.off.outside == 0
 
 
 @public()
 def one_hot_perturbation(
     head: Head,
-    attributes: Float[Array, "n"],
+    attributes: Float[Array, " n"],
     target: Int[Array, ""] | int,
     *,
-    groups: Int[Array, "n"],
+    groups: Int[Array, " n"],
     threshold: float | Float[Array, ""] = 0.0,
     margin: float | Float[Array, ""] = 0.0,
-    mutable: Bool[Array, "n"] | None = None,
+    mutable: Bool[Array, " n"] | None = None,
 ) -> RestrictedResult:
     """Small change (Euclidean) after which `target` wins and exactly one value of every group is on.
 
@@ -116,7 +116,7 @@ def _solve(problem: Problem, threshold: Array, groups: Array) -> RestrictedResul
     )
 
 
-def _changes(problem: Problem, threshold: Float[Array, ""], grouped: Bool[Array, "n"]) -> _Changes:
+def _changes(problem: Problem, threshold: Float[Array, ""], grouped: Bool[Array, " n"]) -> _Changes:
     """What turning each value on or off means; ungrouped attributes may do as they like."""
     endless = jnp.full_like(problem.attributes, jnp.inf)
 
@@ -139,7 +139,7 @@ class _Found(NamedTuple):
         impossible: whether no choice can do it.
     """
 
-    active: Bool[Array, "n"]
+    active: Bool[Array, " n"]
     answer: Answers
     bound: Float[Array, ""]
     impossible: Bool[Array, ""]
@@ -161,17 +161,17 @@ class _Round(NamedTuple):
     """
 
     patterns: Bool[Array, "t n"]
-    worth: Bool[Array, "t"]
-    active: Bool[Array, "n"]
+    worth: Bool[Array, " t"]
+    active: Bool[Array, " n"]
     answer: Answers
     bound: Float[Array, ""]
-    pull: Float[Array, "n"]
+    pull: Float[Array, " n"]
     impossible: Bool[Array, ""]
     number: Int[Array, ""]
     done: Bool[Array, ""]
 
 
-def _search(problem: Problem, changes: _Changes, groups: Int[Array, "n"]) -> _Found:
+def _search(problem: Problem, changes: _Changes, groups: Int[Array, " n"]) -> _Found:
     """The value to turn on in each group.
 
     Round 0 also solves the problem in which every value may be on or off, without which there is no answer at all.
@@ -305,7 +305,7 @@ def _search(problem: Problem, changes: _Changes, groups: Int[Array, "n"]) -> _Fo
     return _Found(last.active, last.answer, jnp.sqrt(2 * jnp.maximum(last.bound, 0)), last.impossible)
 
 
-def _contradictory(changes: _Changes, grouped: Bool[Array, "n"], names: Int[Array, "n"]) -> Bool[Array, ""]:
+def _contradictory(changes: _Changes, grouped: Bool[Array, " n"], names: Int[Array, " n"]) -> Bool[Array, ""]:
     """Whether some group has no value that may be on, or several that must be."""
 
     def count(mask):

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from spectra_jax.perturbations.geometry import HIGHEST
 
 
-def unit_normals(normals: Float[Array, "c n"], offsets: Float[Array, "c"]) -> tuple[Array, Array, Array]:
+def unit_normals(normals: Float[Array, "c n"], offsets: Float[Array, " c"]) -> tuple[Array, Array, Array]:
     """Normals of length 1, their offsets, and the lengths before; normals that need reach nothing become zero."""
     lengths = jnp.sqrt(jnp.sum(jnp.square(normals), axis=-1))
     asked = (lengths > 0) & (offsets != -jnp.inf)
@@ -28,13 +28,13 @@ def unit_normals(normals: Float[Array, "c n"], offsets: Float[Array, "c"]) -> tu
 
 def raise_bound(
     normals: Float[Array, "c n"],
-    offsets: Float[Array, "c"],
-    least: Callable[[Float[Array, "n"]], Float[Array, "n"]],
-    start: Float[Array, "c"],
+    offsets: Float[Array, " c"],
+    least: Callable[[Float[Array, " n"]], Float[Array, " n"]],
+    start: Float[Array, " c"],
     upper: Float[Array, ""],
     *,
     steps: int,
-) -> tuple[Float[Array, ""], Float[Array, "c"]]:
+) -> tuple[Float[Array, ""], Float[Array, " c"]]:
     """Polyak's subgradient steps on the bound.
 
     Args:

@@ -21,7 +21,7 @@ IDLE, RUNNING, CONVERGED, STUCK, FULL = range(-5, 0)
 def run_lanes(
     lanes: Any,
     results: Any,
-    waiting: Bool[Array, "q"],
+    waiting: Bool[Array, " q"],
     *,
     load: Callable[[Any, Array, Array], Any],
     work: Callable[[Any], tuple[Any, Any]],
@@ -67,8 +67,8 @@ def run_lanes(
 
 
 def refill(
-    free: Bool[Array, "p"], taken: Int[Array, ""], total: Int[Array, ""]
-) -> tuple[Bool[Array, "p"], Int[Array, "p"], Int[Array, ""]]:
+    free: Bool[Array, " p"], taken: Int[Array, ""], total: Int[Array, ""]
+) -> tuple[Bool[Array, " p"], Int[Array, " p"], Int[Array, ""]]:
     """Hands the next places of a queue to the free lanes, in order.
 
     Args:
@@ -89,7 +89,7 @@ def pick(matrix: Array, *index: Array) -> Array:
     return matrix.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
-def where_lane(chosen: Bool[Array, "p"], ours: Any, theirs: Any) -> Any:
+def where_lane(chosen: Bool[Array, " p"], ours: Any, theirs: Any) -> Any:
     """Lane by lane, one tree or the other."""
     return jax.tree.map(lambda a, b: jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b), ours, theirs)
 

@@ -36,9 +36,9 @@ class NearestClass(NamedTuple):
         attackability: (b,) ||e|| / distance (Eq. 5); inf on a boundary, 0 where no class can be reached.
     """
 
-    distance: Float[Array, "b"]
-    target: Int[Array, "b"]
-    attackability: Float[Array, "b"]
+    distance: Float[Array, " b"]
+    target: Int[Array, " b"]
+    attackability: Float[Array, " b"]
 
 
 @in_buckets
@@ -70,7 +70,7 @@ def nearest_class(head: Head, attributes: Float[Array, "b n"]) -> NearestClass:
 @functools.partial(jax.jit, static_argnames="exact")  # eagerly its loop would be compiled at every call
 def nearest_and_predicted(
     head: Head, attributes: Float[Array, "b n"], *, exact: bool | None = None
-) -> tuple[NearestClass, Int[Array, "b"], Bool[Array, ""]]:
+) -> tuple[NearestClass, Int[Array, " b"], Bool[Array, ""]]:
     """`nearest_class` without its checks, and what else is known.
 
     Args:

@@ -19,9 +19,9 @@ class NearestTarget(NamedTuple):
             nearest of the resolved classes, and one of the others may be nearer.
     """
 
-    target: Int[Array, "b"]
-    distance: Float[Array, "b"]
-    num_unresolved: Int[Array, "b"]
+    target: Int[Array, " b"]
+    distance: Float[Array, " b"]
+    num_unresolved: Int[Array, " b"]
 
 
 @public(rows="norms")

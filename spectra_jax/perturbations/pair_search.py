@@ -52,7 +52,7 @@ class Shared(NamedTuple):
     head: Head
     gram: Float[Array, "c c"]
     squares: Float[Array, "c c"]
-    mutable: Bool[Array, "n"] | None
+    mutable: Bool[Array, " n"] | None
 
 
 class Solutions(NamedTuple):
@@ -67,12 +67,12 @@ class Solutions(NamedTuple):
         exactly: (q,) whether the exact search found it.
     """
 
-    status: Int[Array, "q"]
-    norm: Float[Array, "q"]
-    residual: Float[Array, "q"]
-    num_active: Int[Array, "q"]
+    status: Int[Array, " q"]
+    norm: Float[Array, " q"]
+    residual: Float[Array, " q"]
+    num_active: Int[Array, " q"]
     evidence: Evidence | None
-    exactly: Bool[Array, "q"]
+    exactly: Bool[Array, " q"]
 
     @property
     def proof(self) -> Evidence:
@@ -81,7 +81,7 @@ class Solutions(NamedTuple):
         return self.evidence
 
 
-def shared_by_pairs(head: Head, mutable: Bool[Array, "n"] | None) -> Shared:
+def shared_by_pairs(head: Head, mutable: Bool[Array, " n"] | None) -> Shared:
     """What the searches of one head have in common."""
     gram, squares = gram_matrix(head.weights, mutable), squared_distances(head.weights, mutable)
     return Shared(head, gram, squares, mutable)
@@ -91,9 +91,9 @@ def search_pairs(
     shared: Shared,
     logits: Float[Array, "b c"],
     attributes: Float[Array, "b n"] | None,
-    margins: Float[Array, "b"],
-    samples: Int[Array, "q"],
-    targets: Int[Array, "q"],
+    margins: Float[Array, " b"],
+    samples: Int[Array, " q"],
+    targets: Int[Array, " q"],
     *,
     num_slots: int | None = None,
     want_pattern: bool = True,
@@ -169,9 +169,9 @@ def _no_evidence(
 
 def _by_gram(
     regions: Regions,
-    samples: Int[Array, "q"],
-    targets: Int[Array, "q"],
-    waiting: Bool[Array, "q"],
+    samples: Int[Array, " q"],
+    targets: Int[Array, " q"],
+    waiting: Bool[Array, " q"],
     capacity: int,
     rank: int,
     evidence: Evidence | None,

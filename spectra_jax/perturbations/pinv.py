@@ -23,12 +23,12 @@ def default_rtol(weights: Float[Array, "c n"]) -> float:
 @public()
 def pinv_perturbation(
     head: Head,
-    attributes: Float[Array, "n"],
+    attributes: Float[Array, " n"],
     target: Int[Array, ""] | int,
     *,
     margin: float | Float[Array, ""] = 0.0,
     rtol: float | None = None,
-) -> Float[Array, "n"]:
+) -> Float[Array, " n"]:
     """The paper's delta = pinv(W_global) l_global (Section 2.5.3).
 
     W_global stacks the constraint normals w_j - w_k of all rivals k, and l_global their offsets l_k - l_j + margin.
@@ -70,21 +70,21 @@ def pinv_perturbation(
     return jnp.where(masked[target], jnp.inf, delta)
 
 
-def _masked(head: Head) -> Bool[Array, "c"]:
+def _masked(head: Head) -> Bool[Array, " c"]:
     """Classes that a bias of -inf rules out: they tie with nobody."""
     return jnp.zeros(head.weights.shape[0], bool) if head.bias is None else head.bias == -jnp.inf
 
 
 def _finite_offsets(
-    logits: Float[Array, "c"], target: Int[Array, ""], margin: Float[Array, ""], masked: Bool[Array, "c"]
-) -> Float[Array, "c"]:
+    logits: Float[Array, " c"], target: Int[Array, ""], margin: Float[Array, ""], masked: Bool[Array, " c"]
+) -> Float[Array, " c"]:
     """The offsets, 0 for what is no rival: the target itself, whose offset is -inf, and masked classes."""
     offsets = formulas.offsets(jnp.where(masked, 0, logits), target, margin)
     return jnp.where(masked | (offsets == -jnp.inf), 0, offsets)  # NaN stays NaN
 
 
 def _target_pinv(
-    weights: Float[Array, "c n"], target: Int[Array, ""], masked: Bool[Array, "c"], rtol: float | None
+    weights: Float[Array, "c n"], target: Int[Array, ""], masked: Bool[Array, " c"], rtol: float | None
 ) -> Float[Array, "n c"]:
     # The rows of the target and of masked classes are zero: they add zero singular values and nothing else, and keep
     # shapes static.

@@ -27,9 +27,9 @@ class Ranges(NamedTuple):
             low, -1 where it is too high; 0 for all others.
     """
 
-    low: Float[Array, "n"]
-    high: Float[Array, "n"]
-    outside: Float[Array, "n"]
+    low: Float[Array, " n"]
+    high: Float[Array, " n"]
+    outside: Float[Array, " n"]
 
 
 class Problem(NamedTuple):
@@ -50,13 +50,13 @@ class Problem(NamedTuple):
     """
 
     head: Head
-    attributes: Float[Array, "n"]
+    attributes: Float[Array, " n"]
     target: Int[Array, ""]
     margin: Float[Array, ""]
-    mutable: Bool[Array, "n"] | None
+    mutable: Bool[Array, " n"] | None
     ranges: Ranges | None
-    logits: Float[Array, "c"]
-    offsets: Float[Array, "c"]
+    logits: Float[Array, " c"]
+    offsets: Float[Array, " c"]
     factor: Float[Array, ""]
     is_finite: Bool[Array, ""]
     is_masked: Bool[Array, ""]
@@ -77,7 +77,7 @@ class Problem(NamedTuple):
         """Whether there is anything to search for."""
         return self.is_finite & ~self.is_masked
 
-    def normals(self, rivals: Int[Array, "s"]) -> Float[Array, "s n"]:
+    def normals(self, rivals: Int[Array, " s"]) -> Float[Array, "s n"]:
         """The constraint normals of these rivals, over all attributes."""
         return self.head.weights[self.target][None, :] - self.head.weights[rivals]
 
@@ -147,10 +147,10 @@ def _build(head: Head, attributes, target, margin, mutable, ends) -> Problem:
 
 
 def make_ranges(
-    attributes: Float[Array, "n"],
-    mutable: Bool[Array, "n"] | None,
-    lower: Float[Array, "n"],
-    upper: Float[Array, "n"],
+    attributes: Float[Array, " n"],
+    mutable: Bool[Array, " n"] | None,
+    lower: Float[Array, " n"],
+    upper: Float[Array, " n"],
 ) -> Ranges:
     """The changes after which the attributes lie in [lower, upper]."""
     low, high = lower - attributes, upper - attributes

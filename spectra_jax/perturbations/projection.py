@@ -35,9 +35,9 @@ class ProjectionResult(NamedTuple):
             input is NaN or infinite.
     """
 
-    delta: Float[Array, "n"]
+    delta: Float[Array, " n"]
     norm: Float[Array, ""]
-    multipliers: Float[Array, "c"]
+    multipliers: Float[Array, " c"]
     feasible: Bool[Array, ""]
     kkt_residual: Float[Array, ""]
     status: Int[Array, ""]
@@ -46,11 +46,11 @@ class ProjectionResult(NamedTuple):
 @public()
 def projection_perturbation(
     head: Head,
-    attributes: Float[Array, "n"],
+    attributes: Float[Array, " n"],
     target: Int[Array, ""] | int,
     *,
     margin: float | Float[Array, ""] = 0.0,
-    mutable: Bool[Array, "n"] | None = None,
+    mutable: Bool[Array, " n"] | None = None,
 ) -> ProjectionResult:
     """Smallest change (Euclidean) after which `target` beats EVERY other class by `margin`.
 

@@ -30,13 +30,13 @@ class RestrictedResult(NamedTuple):
             which should be 0, relative to its terms. NaN where neither is at hand.
     """
 
-    delta: Float[Array, "n"]
+    delta: Float[Array, " n"]
     norm: Float[Array, ""]
     lower_bound: Float[Array, ""]
     status: Int[Array, ""]
-    multipliers: Float[Array, "c"]
-    bound_multipliers: Float[Array, "n"]
-    chosen: Bool[Array, "n"]
+    multipliers: Float[Array, " c"]
+    bound_multipliers: Float[Array, " n"]
+    chosen: Bool[Array, " n"]
     kkt_residual: Float[Array, ""]
 
     @property

@@ -31,15 +31,15 @@ class SingleAttributeResult(NamedTuple):
         feasible: (n,) whether changing this attribute alone can reach the target.
     """
 
-    delta: Float[Array, "n"]
-    lower: Float[Array, "n"]
-    upper: Float[Array, "n"]
-    feasible: Bool[Array, "n"]
+    delta: Float[Array, " n"]
+    lower: Float[Array, " n"]
+    upper: Float[Array, " n"]
+    feasible: Bool[Array, " n"]
 
 
 @public()
 def single_attribute_perturbations(
-    head: Head, attributes: Float[Array, "n"], target: Int[Array, ""] | int, *, margin: float | Float[Array, ""] = 0.0
+    head: Head, attributes: Float[Array, " n"], target: Int[Array, ""] | int, *, margin: float | Float[Array, ""] = 0.0
 ) -> SingleAttributeResult:
     """Smallest change of each single attribute that makes `target` win by `margin` (Section 2.5.1, Eq. 1-4).
 
@@ -83,7 +83,9 @@ def feasible_intervals(problem: Problem) -> SingleAttributeResult:
     )
 
 
-def _intervals(offsets: Float[Array, "c"], slopes: Float[Array, "c n"]) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+def _intervals(
+    offsets: Float[Array, " c"], slopes: Float[Array, "c n"]
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """The t of each attribute at which the target leads every rival; its own offset is -inf and bounds nothing."""
     asked = (offsets != -jnp.inf)[:, None]
     lower, upper = formulas.interval(jnp.where(asked, offsets[:, None], 0), slopes)
@@ -110,8 +112,8 @@ def best_single_attributes(
     attributes: Float[Array, "b n"],
     *,
     margin: float | Float[Array, ""] = 0.0,
-    scale: Float[Array, "n"] | None = None,
-    mutable: Bool[Array, "n"] | None = None,
+    scale: Float[Array, " n"] | None = None,
+    mutable: Bool[Array, " n"] | None = None,
 ) -> BestSingleAttributes:
     """For every sample and target, the single attribute that needs the smallest change (Section 2.5.1).
 
@@ -171,8 +173,8 @@ def _best_of_all(
 
 
 def _nearest_on(
-    weights: Float[Array, "c n"], logits: Float[Array, "c"], choice: Int[Array, "c"], margin: Float[Array, ""]
-) -> Float[Array, "c"]:
+    weights: Float[Array, "c n"], logits: Float[Array, " c"], choice: Int[Array, " c"], margin: Float[Array, ""]
+) -> Float[Array, " c"]:
     """For each target the t nearest 0 at which it wins along its chosen attribute; any number where that is -1."""
 
     def one_target(target, weights, chosen):

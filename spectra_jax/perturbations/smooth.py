@@ -24,21 +24,21 @@ class Point(NamedTuple):
         pull: (n,) the sum of the normals so weighted, which is delta on the free attributes.
     """
 
-    delta: Float[Array, "n"]
-    multipliers: Float[Array, "s"]
-    pull: Float[Array, "n"]
+    delta: Float[Array, " n"]
+    multipliers: Float[Array, " s"]
+    pull: Float[Array, " n"]
 
 
 def nearest_on(
     weights: Float[Array, "c n"],
-    offsets: Float[Array, "c"],
+    offsets: Float[Array, " c"],
     target: Int[Array, ""],
-    ends: Float[Array, "n"],
-    free: Bool[Array, "n"],
-    slots: Int[Array, "s"],
-    multipliers: Float[Array, "s"],
+    ends: Float[Array, " n"],
+    free: Bool[Array, " n"],
+    slots: Int[Array, " s"],
+    multipliers: Float[Array, " s"],
     inverse: Float[Array, "s s"],
-    delta: Float[Array, "n"],
+    delta: Float[Array, " n"],
     known: Bool[Array, ""],
 ) -> Point:
     """The nearest point for a given set of active rivals and held attributes.

@@ -33,12 +33,12 @@ _SINGLE_STARTS = 4
 @public()
 def sparse_perturbation(
     head: Head,
-    attributes: Float[Array, "n"],
+    attributes: Float[Array, " n"],
     target: Int[Array, ""] | int,
     *,
     max_changes: int,
     margin: float | Float[Array, ""] = 0.0,
-    mutable: Bool[Array, "n"] | None = None,
+    mutable: Bool[Array, " n"] | None = None,
 ) -> RestrictedResult:
     """Small change (Euclidean) of at most `max_changes` attributes after which `target` wins by `margin`.
 
@@ -142,7 +142,7 @@ def _solve(problem: Problem, *, count: int) -> RestrictedResult:
     )
 
 
-def _strongest(pull: Float[Array, "n"], allowed: Bool[Array, "n"], count: int) -> Int[Array, "k"]:
+def _strongest(pull: Float[Array, " n"], allowed: Bool[Array, " n"], count: int) -> Int[Array, " k"]:
     """The k attributes that are pulled most, among those that may change."""
     return jax.lax.top_k(jnp.where(allowed, jnp.abs(pull), -1), count)[1].astype(jnp.int32)
 
@@ -171,11 +171,13 @@ class _Round(NamedTuple):
 
     supports: Int[Array, "s k"]
     answers: Answers
-    improving: Bool[Array, "s"]
+    improving: Bool[Array, " s"]
     number: Int[Array, ""]
 
 
-def _search(problem: Problem, allowed: Bool[Array, "n"], starts: Int[Array, "s k"]) -> tuple[Int[Array, "k"], Answers]:
+def _search(
+    problem: Problem, allowed: Bool[Array, " n"], starts: Int[Array, "s k"]
+) -> tuple[Int[Array, " k"], Answers]:
     """From several supports: exchanges one attribute for another while that helps; the best of all ends.
 
     With the pull of the support's own answer, the sum of its normals times their multipliers, no support S' can have a
@@ -264,12 +266,12 @@ def _on_supports(problem: Problem):
 
 def _lower_bound(
     problem: Problem,
-    allowed: Bool[Array, "n"],
+    allowed: Bool[Array, " n"],
     whole: ProjectionResult,
     starts: Float[Array, "s c"],
     upper: Float[Array, ""],
     count: int,
-) -> tuple[Float[Array, ""], Float[Array, "n"]]:
+) -> tuple[Float[Array, ""], Float[Array, " n"]]:
     """The norm that no k attributes can do with less than, and the pull of the multipliers that prove it.
 
     Args:

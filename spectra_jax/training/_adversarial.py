@@ -12,7 +12,7 @@ Norm = Literal["l2", "linf"]
 
 
 def attack_images(
-    loss_fn: Callable[[Float[Array, "b h w k"]], Float[Array, "b"]],
+    loss_fn: Callable[[Float[Array, "b h w k"]], Float[Array, " b"]],
     images: Float[Array, "b h w k"],
     key: PRNGKeyArray,
     *,

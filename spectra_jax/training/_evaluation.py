@@ -29,10 +29,10 @@ class Predictions(NamedTuple):
     attributes: Float[Array | np.ndarray, "N n"]
     logits: Float[Array | np.ndarray, "N c"]
     attribute_labels: Float[Array | np.ndarray, "N n"]
-    labels: Int[Array | np.ndarray, "N"]
+    labels: Int[Array | np.ndarray, " N"]
 
 
-EvalResult = tuple[Predictions, Bool[Array, "b"]]
+EvalResult = tuple[Predictions, Bool[Array, " b"]]
 EvalStep = Callable[[Params, Batch], EvalResult]
 
 

@@ -125,7 +125,7 @@ def training_decoder(model: Model, config: TrainConfig) -> Decoder:
     return build_decoder(num_attributes=model.num_attributes, image_size=config.image_size or model.image_size)
 
 
-def balanced_positive_weight(attributes: Float[Array | np.ndarray, "N n"]) -> Float[np.ndarray, "n"]:
+def balanced_positive_weight(attributes: Float[Array | np.ndarray, "N n"]) -> Float[np.ndarray, " n"]:
     """Weights that make the present and the absent answers of each attribute count alike in the loss.
 
     (1 - p) / p for an attribute present in a share p of the training examples, clipped to [0.1, 10] because an
@@ -169,7 +169,7 @@ def _attacked(model: Model, params: Params, batch: Batch, config: TrainConfig, k
     params = jax.lax.stop_gradient(params)
     given = forward(model, params, batch.inputs)[1]
 
-    def loss_fn(images: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
+    def loss_fn(images: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
         logits = forward(model, params, images)[1]
         if config.lambda_consistency:
             return losses.divergence(given, logits)
@@ -190,7 +190,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: TrainConfig,
     *,
-    positive_weight: Float[Array, "n"] | None = None,
+    positive_weight: Float[Array, " n"] | None = None,
     sharding: Sharding | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the jitted step (state, batch) -> (state, metrics). The state passed in is donated: do not use it again.
