@@ -162,3 +162,13 @@ def test_pairs_beyond_the_usual_working_set_differentiate_too():
     moving = jnp.stack([direction, 0 * direction])
     expected = central_difference(lambda e: first_norm(e)[0][0], (samples,), (moving,))
     np.testing.assert_allclose(jnp.sum(gradient * moving), expected, rtol=1e-6)
+
+
+def test_derivatives_without_an_answer_are_zero():
+    weights = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])  # the last one lies between the others: it never wins
+
+    def norm(weights):
+        return sj.projection_perturbation(sj.Head(weights), jnp.array([1.0, 0.2]), 2, margin=0.1).norm
+
+    value, slope = jax.value_and_grad(norm)(weights)
+    assert np.isinf(value) and (np.asarray(slope) == 0).all()

@@ -5,7 +5,6 @@ import importlib.util
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import spectra_jax as sj
@@ -25,15 +24,20 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", [page for page in PAGES if blocks(page, "python")], ids=name_of)
-def test_examples_run(path, tmp_path):
-    if path.name in ELSEWHERE:
-        assert path.name in (ROOT / "tests" / ELSEWHERE[path.name]).read_text()
-        pytest.skip(f"run by {ELSEWHERE[path.name]}")
+WITH_EXAMPLES = [page for page in PAGES if blocks(page, "python")]
+
+
+@pytest.mark.parametrize("path", [page for page in WITH_EXAMPLES if page.name not in ELSEWHERE], ids=name_of)
+def test_examples_run(path):
     names: dict = {}
     for block in blocks(path, "python"):
         if "jax_compilation_cache_dir" not in block:  # a setting of the whole process; test_packaging runs it
             exec(compile(block, name_of(path), "exec"), names)
+
+
+def test_the_other_examples_have_tests_of_their_own():
+    assert set(ELSEWHERE) <= {page.name for page in WITH_EXAMPLES}
+    assert all(page in (ROOT / "tests" / test).read_text() for page, test in ELSEWHERE.items())
 
 
 def test_readme_says_the_truth(capsys):
@@ -118,12 +122,3 @@ def test_what_a_section_is_exists_and_is_tested(row):
         used = attribute if attribute != "main" else module.split(".")[1]
         whole = re.compile(rf"(?<!\w){re.escape(used)}(?!\w)")
         assert any(whole.search(text) for text in texts), f"no test of the row uses {used}"
-
-
-def test_derivatives_without_an_answer_are_zero():
-    import jax
-    import jax.numpy as jnp
-
-    weights = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])  # the last one lies between the others: it never wins
-    norm = lambda w: sj.projection_perturbation(sj.Head(w), jnp.array([1.0, 0.2]), 2, margin=0.1).norm  # noqa: E731
-    assert np.isinf(norm(weights)) and (np.asarray(jax.grad(norm)(weights)) == 0).all()

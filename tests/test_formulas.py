@@ -5,14 +5,12 @@ value and sees the user change. What JAX compiles is only traced, as compiling w
 """
 
 import functools
-import re
-from types import ModuleType
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from formula_tables import Formula, negate, program, same, with_every_user
 
 import spectra_jax as sj
 from spectra_jax.constraints.programs import make_programs
@@ -95,15 +93,6 @@ ITERATIVE = [
 ]
 
 
-class Formula(NamedTuple):
-    """What it is, its one function, and its users."""
-
-    words: str
-    home: ModuleType
-    function: str
-    users: list[str]
-
-
 TABLE = [
     Formula(
         "offset of a constraint, l_k - l_j + margin",
@@ -164,7 +153,7 @@ def answer(user):
     if user in VALUES:
         return [np.asarray(leaf) for leaf in jax.tree.leaves(VALUES[user](jnp.asarray(SAMPLES)))]
     jax.clear_caches()  # of traced programs
-    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(PROGRAMS[user])(jnp.asarray(SAMPLES))))
+    return program(PROGRAMS[user], jnp.asarray(SAMPLES))
 
 
 @functools.cache
@@ -172,29 +161,15 @@ def unchanged(user):
     return answer(user)
 
 
-def same(one, other):
-    if isinstance(one, str):
-        return one == other
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, other, strict=True))
-
-
 @pytest.mark.parametrize("name", ["projection_perturbation", "nearest_class"])
 def test_a_program_that_nobody_changes_is_the_same(name):
     assert same(answer(name), unchanged(name))
 
 
-@pytest.mark.parametrize(
-    ("formula", "user"),
-    [pytest.param(each, user, id=f"{each.function}-{user}") for each in TABLE for user in each.users],
-)
+@with_every_user(TABLE)
 def test_who_changes_the_function_changes_every_user(formula, user, monkeypatch):
     before = unchanged(user)
-    function = getattr(formula.home, formula.function)
-
-    def negated(*args, **kwargs):
-        return jax.tree.map(lambda leaf: -leaf, function(*args, **kwargs))
-
-    monkeypatch.setattr(formula.home, formula.function, negated)
+    negate(formula, monkeypatch)
     assert not same(before, answer(user))
 
 

@@ -6,14 +6,13 @@ value and sees the user change. What JAX compiles is only traced, as compiling w
 
 import dataclasses
 import functools
-import re
-from types import ModuleType, SimpleNamespace
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from formula_tables import Formula, negate, program, same, with_every_user
 from test_inversion import METHODS, config, problem, solved
 from training_tools import CONFIG, examples, make_problem
 
@@ -83,15 +82,6 @@ PROGRAMS = {
 INVERT = [f"invert, {name}" for name in METHODS]
 
 
-class Formula(NamedTuple):
-    """What it is, its one function, and its users."""
-
-    words: str
-    home: ModuleType
-    function: str
-    users: list[str]
-
-
 TABLE = [
     Formula("loss of the inversion (Section 2.6)", inversion_loss, "inversion_loss", INVERT),
     Formula("structural similarity", similarity, "ssim", INVERT),
@@ -119,7 +109,7 @@ def answer(user):
             return [np.asarray(leaf) for leaf in jax.tree.leaves(VALUES[user](IMAGES))]
         except ValueError as error:
             return str(error)
-    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(PROGRAMS[user])(IMAGES)))
+    return program(PROGRAMS[user], IMAGES)
 
 
 @functools.cache
@@ -127,29 +117,13 @@ def unchanged(user):
     return answer(user)
 
 
-def negated(leaf):
-    return ~leaf if leaf.dtype == bool else -leaf
-
-
-def same(one, other):
-    if isinstance(one, str) or isinstance(other, str):
-        return one == other
-    return len(one) == len(other) and all(map(np.array_equal, one, other))
-
-
 @pytest.mark.parametrize("name", ["invert, adam", "training", "paper figures, discs"])
 def test_what_nobody_changes_is_the_same(name):
     assert same(answer(name), unchanged(name))
 
 
-@pytest.mark.parametrize(
-    ("formula", "user"),
-    [pytest.param(each, user, id=f"{each.function}-{user}") for each in TABLE for user in each.users],
-)
+@with_every_user(TABLE)
 def test_who_changes_the_function_changes_every_user(formula, user, monkeypatch):
     before = unchanged(user)
-    function = getattr(formula.home, formula.function)
-    monkeypatch.setattr(
-        formula.home, formula.function, lambda *args, **kwargs: jax.tree.map(negated, function(*args, **kwargs))
-    )
+    negate(formula, monkeypatch)
     assert not same(before, answer(user))

@@ -23,7 +23,6 @@ from experiments.runs.loading import LoadedRun, checksum, describe, load_run, lo
 from experiments.runs.store import Store
 from spectra_jax.logging import Console
 
-FORMAT = 1  # raise it whenever the files of a run mean something else
 _SPREAD_IMAGES = 256  # test images from which the spread of a random network's attributes is estimated
 
 
@@ -76,7 +75,7 @@ def claims_of(
                        inversion=config.inversion)  # fmt: skip
     regions = Regions(run, masks=masks, seed=seed)
     # What each of the two sets depends on: other options of one do not cost the other.
-    common = {"seed": seed, "format": FORMAT, "regions": regions.kind, "model": checksum(run, attributes, labels)}
+    common = {"seed": seed, "regions": regions.kind, "model": checksum(run, attributes, labels)}
     columns = _asked(run, config, spread)
     about = common | {"step": config.step, "images": config.images_per_attribute} | dataclasses.asdict(config.single)
     about |= {"groups": config.groups} if config.groups else {}
@@ -145,8 +144,7 @@ def _random_lift(
     """
     with_part = [(i, f) for i, f in chosen if regions.parts_of(run.info.attribute_names[f])]
     about = {**describe(run.config, run.dataset), "seed": seed, "step": config.step,
-             "search": dataclasses.asdict(config.single), "requests": with_part, "regions": regions.kind,
-             "format": FORMAT}  # fmt: skip
+             "search": dataclasses.asdict(config.single), "requests": with_part, "regions": regions.kind}  # fmt: skip
     # How the trained weights came about does not matter here.
     about["train"] = {key: about["train"][key] for key in ("model", "model_options", "image_size")}
     size, store = run.config.image_size, Store(out / "runs" / "random", about)

@@ -15,6 +15,8 @@ import numpy as np
 from experiments.runs.signals import stop_on_signals
 from spectra_jax.logging import Console
 
+FORMAT = 1  # raise it whenever the same names and facts stand for other arrays
+
 
 class Store:
     """Arrays in a folder, as NAME-HASH.npz; the hash is of the facts on which they depend.
@@ -30,7 +32,7 @@ class Store:
 
     def __init__(self, folder: Path, identity: Any):
         self.folder = folder
-        self._digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self._digest = hashlib.sha256(json.dumps([FORMAT, identity], sort_keys=True).encode()).hexdigest()[:16]
 
     def path(self, name: str) -> Path:
         """Where the arrays `name` are kept."""

@@ -92,8 +92,8 @@ def _read_ids(config: InputConfig, features: Rows) -> np.ndarray | None:
         return None
     if ids.shape != features.shape[:1] or ids.dtype.kind not in "iuU":
         raise UserError(
-            f"{title} has {ids.size} entries of type {ids.dtype}; expected {features.shape[0]}, one text or integer a "
-            "sample."
+            f"{title} has {ids.size} entries of type {ids.dtype}; expected {features.shape[0]}, one text or integer "
+            "per sample."
         )
     return ids.astype(str)
 

@@ -21,7 +21,7 @@ _EPSILON = 2.0**-52
 
 
 class Bound(NamedTuple):
-    """What is proven of each programs.
+    """What is proven of each program.
 
     Attributes:
         half_square: (p,) no choice has a smaller 1/2 ||delta||^2; rounding is taken off.

@@ -23,7 +23,7 @@ _EPSILON = 2.0**-52
 
 
 class Found(NamedTuple):
-    """The shortest change found for each programs.
+    """The shortest change found for each program.
 
     Attributes:
         point: the nearest point within the chosen boxes.

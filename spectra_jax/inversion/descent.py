@@ -1,5 +1,6 @@
 """Descent on MSE(phi(x'), e + delta) + lambda (1 - SSIM(x', x)): the paper's loop, and Adam on the same loss."""
 
+import abc
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,9 +23,9 @@ class _Descent(Method):
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
 
+    @abc.abstractmethod
     def optimizer(self) -> optax.GradientTransformation:
         """What turns gradients into updates."""
-        raise NotImplementedError
 
     def init(self, images: Float[Array, "b h w k"]) -> PyTree:
         """The optimiser's state of each sample: they start at different times."""
