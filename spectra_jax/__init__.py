@@ -7,6 +7,12 @@ from spectra_jax.lazy import import_on_use
 if TYPE_CHECKING:
     from spectra_jax.attackability import attackability as attackability
     from spectra_jax.attackability import attackability_summary as attackability_summary
+    from spectra_jax.certificates import Certificate as Certificate
+    from spectra_jax.certificates import LipschitzBound as LipschitzBound
+    from spectra_jax.certificates import certified_attribute_radius as certified_attribute_radius
+    from spectra_jax.certificates import certified_radius as certified_radius
+    from spectra_jax.certificates import encoder_rounding as encoder_rounding
+    from spectra_jax.certificates import lipschitz_bound as lipschitz_bound
     from spectra_jax.constraints import ConstrainedResult as ConstrainedResult
     from spectra_jax.constraints import Rules as Rules
     from spectra_jax.constraints import constrained_perturbations as constrained_perturbations
