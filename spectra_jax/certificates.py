@@ -189,7 +189,7 @@ def certified_attribute_radius(
 class _Given(NamedTuple):
     attributes: Float[np.ndarray, "b n"]
     lipschitz: float
-    rounding: Float[np.ndarray, "b"]
+    rounding: Float[np.ndarray, " b"]
     unit_roundoff: float
 
     @property
