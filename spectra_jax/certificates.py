@@ -105,7 +105,7 @@ class ExactAttributes(NamedTuple):
 
 
 def encode_exactly(
-    model: Any, params: Any, images: Float[Array, "b h w 3"], *, batch_size: int = 32
+    model: Any, params: Any, images: Float[Array | np.ndarray, "b h w 3"], *, batch_size: int = 32
 ) -> ExactAttributes:
     """The attributes of images in float64, with what is proven of them.
 

@@ -42,7 +42,10 @@ class AOL(nn.Module):
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.width)
         kernel = self.param("orthogonal_kernel", nn.initializers.orthogonal(), shape, jnp.float32)
-        rescaling, bias = _rescaling(self, kernel), self.param("bias", nn.initializers.zeros, (self.width,))
+        rescaling, bias = (
+            _rescaling(self, kernel),
+            self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32),
+        )
         _leave_rounding(self, lambda: _aol_rounding(x, kernel, rescaling, bias))
         return convolve(x, kernel) * per_channel(rescaling) + per_channel(bias)
 
@@ -62,7 +65,10 @@ class SLL(nn.Module):
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w i"]:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.hidden)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-        rescaling, bias = _rescaling(self, kernel), self.param("bias", nn.initializers.zeros, (self.hidden,))
+        rescaling, bias = (
+            _rescaling(self, kernel),
+            self.param("bias", nn.initializers.zeros, (self.hidden,), jnp.float32),
+        )
         inside = nn.relu(convolve(x, kernel) + per_channel(bias)) * per_channel(rescaling)
         taken = convolve(2 * per_channel(rescaling) * inside, _transposed(kernel))
         _leave_rounding(self, lambda: _sll_rounding(x, kernel, rescaling, bias, inside, taken))
@@ -206,7 +212,7 @@ def rounding_of(terms: int, dtype: Any) -> float:
 
 
 def _leave_rounding(module: nn.Module, bound: Callable[[], Rounding]) -> None:
-    if module.is_mutable_collection(ROUNDING):
+    if module.is_mutable_collection(ROUNDING) and not module.is_initializing():
         module.sow(ROUNDING, "bound", bound())
 
 
