@@ -31,6 +31,7 @@ LAYERS = {
     "metrics": 2,
     "sweep_statistics": 2,
     "image_metrics": 2,
+    "certificates": 3,
     "losses": 3,
     "attackability": 3,
     "constraints": 3,
