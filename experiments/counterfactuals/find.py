@@ -21,6 +21,7 @@ from spectra_jax import (
     attribute_selectivity,
     best_single_attributes,
     boundary_perturbation,
+    certify,
     class_change,
     frequency_split,
     head_logits,
@@ -64,6 +65,8 @@ class Counterfactuals:
         kkt_residual: of the projection.
         success, survives_rounding, num_steps, reason: how the search for the image ended.
         psnr, ssim: of the result against the original.
+        certified: no image at a smaller L2 distance from the original is named as the target; NaN where nothing is
+            proven of the encoder.
     """
 
     index: Int[np.ndarray, " p"]
@@ -86,6 +89,7 @@ class Counterfactuals:
     reason: Int[np.ndarray, " p"]
     psnr: Float[np.ndarray, " p"]
     ssim: Float[np.ndarray, " p"]
+    certified: Float[np.ndarray, " p"]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """By name, as they are stored."""
@@ -245,8 +249,23 @@ def _one_batch(
         reason=result.reason,
         psnr=psnr(results, images),
         ssim=ssim(results, images) if size >= WINDOW else np.full(len(index), np.nan, np.float32),
+        certified=np.full(len(index), np.nan),
     )
+    if run.has_proof:
+        found["certified"] = certify(run.model, run.params, images, targets=target).radius
+        _check_sandwich(found["certified"], image_distances(results, images).l2, result.success)
     return jax.device_get(found)
+
+
+def _check_sandwich(certified: np.ndarray, reached: jax.Array, success: jax.Array) -> None:
+    """Certified distance <= distance of the image found, but for the rounding of float32 lengths, wherever one was."""
+    broken = np.flatnonzero(np.asarray(success) & (np.asarray(reached, float) < certified * (1 - 1e-6)))
+    if broken.size:
+        row = broken[0]
+        raise RuntimeError(
+            f"An image was found at {float(reached[row]):.6g} although none nearer than {certified[row]:.6g} was said "
+            "to exist: the certificate is wrong. Please report this with the run folder."
+        )
 
 
 @jax.jit
@@ -313,4 +332,5 @@ def pair_metrics(head: Head, found: Counterfactuals, spread: np.ndarray) -> dict
         arrays = (found.results, found.before, found.after, found.requested, found.target)
         results, *others = (jnp.asarray(array[rows]) for array in arrays)
         parts.append(measure(head, images, results, *others, jnp.asarray(spread, images.dtype)))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    measured = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return measured | ({} if np.isnan(found.certified).all() else {"certified_l2": found.certified})

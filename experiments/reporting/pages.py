@@ -41,6 +41,7 @@ MEASURED = {
     "pixels_changed": ("Pixels changed", "%"),
     "l1": ("L1 distance", ""),
     "l2": ("L2 distance", ""),
+    "certified_l2": ("Certified: no image nearer", ""),
     "linf": ("L∞ distance", "%"),
     "low_frequency_l2": ("", ""),
     "high_frequency_l2": ("", ""),
@@ -124,7 +125,7 @@ def inversion_figures(found: Counterfactuals, measured: dict[str, np.ndarray]) -
         "invert/ssim_median": median(found.ssim[won]),
         "invert/steps_median": median(found.num_steps[won]),
         "invert/class_changed_rate": float(measured["class_changed"].mean()),
-        **{f"invert/{name}_median": median(measured[name][won]) for name in MEASURED},
+        **{f"invert/{name}_median": median(measured[name][won]) for name in MEASURED if name in measured},
     }
 
 
@@ -171,12 +172,13 @@ def headline(figures: dict[str, float], summary: dict[str, Any]) -> list[Metric]
 
 def change_metrics(measured: dict[str, float], *, note: str = "") -> list[Metric]:
     """What changed, for a report: a pair's row of `pair_metrics`, or medians under the same names."""
-    return [Metric(title, measured[name], unit, note=note) for name, (title, unit) in MEASURED.items() if title]
+    return [Metric(title, measured[name], unit, note=note) for name, (title, unit) in MEASURED.items()
+            if title and name in measured]  # fmt: skip
 
 
 def add_changes(report: Report, figures: dict[str, float]) -> None:
     """The medians of how far the images, classes and attributes of the successes moved."""
-    medians = {name: figures[f"invert/{name}_median"] for name in MEASURED}
+    medians = {name: figures[key] for name in MEASURED if (key := f"invert/{name}_median") in figures}
     report.headline(
         change_metrics(medians),
         title="What changed",

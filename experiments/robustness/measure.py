@@ -189,7 +189,7 @@ def attack_run(run: LoadedRun, config: AttackConfig, folder: Path, *, name: str,
                     found[key][rows] = array
                 task.update(place * len(right) + start + len(rows), kind)
     found["certified"] = np.zeros(len(index))
-    if has_proof(run):
+    if run.has_proof:
         found["certified"][right] = certify(run.model, run.params, originals).radius[right]
     found["attackability"] = over_batches(
         lambda images: attackability(model.head, model.attributes(images)), originals, config.batch_size
@@ -201,11 +201,6 @@ def over_batches(function: Callable[[Any], Any], images: np.ndarray, size: int) 
     """The rows of function(images), computed in batches of one size."""
     rows = (np.resize(np.arange(start, min(start + size, len(images))), size) for start in range(0, len(images), size))
     return np.concatenate([np.asarray(function(jnp.asarray(images[part]))) for part in rows])[: len(images)]
-
-
-def has_proof(run: LoadedRun) -> bool:
-    """Whether anything is proven of the run's encoder."""
-    return hasattr(run.model, "lipschitz_bound")
 
 
 def transferred(attacked: Attacked, run: LoadedRun, config: AttackConfig) -> dict[str, float]:

@@ -139,6 +139,11 @@ class LoadedRun(NamedTuple):
     dataset: Dataset
     step: int
 
+    @property
+    def has_proof(self) -> bool:
+        """Whether a Lipschitz constant is proven of the encoder."""
+        return hasattr(self.model, "lipschitz_bound")
+
 
 def load_run(run_dir: Path) -> LoadedRun:
     """Reads what `experiments.train` left in `run_dir`; the folder is not changed.

@@ -15,7 +15,7 @@ import numpy as np
 from experiments.runs.signals import stop_on_signals
 from spectra_jax.logging import Console
 
-FORMAT = 1  # raise it whenever the same names and facts stand for other arrays
+FORMAT = 2  # raise it whenever the same names and facts stand for other arrays
 
 
 class Store:
