@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import training_tools as tools
 
 import spectra_jax as sj
 from spectra_jax.models._lipschitz import AOL, SLL, fold, lipschitz_of, space_to_channels
+from spectra_jax.training import TrainConfig, make_train_step
 
 SIDE, ATTRIBUTES, CLASSES = 32, 7, 5
 SMALL = {"stem": (8,), "widths": (16, 24), "blocks": (1, 1), "features": 32, "dense_blocks": 1}
@@ -149,3 +151,29 @@ def test_what_is_certified_is_at_most_what_an_attack_needs():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         sj.build_model("lipschitz_cnn", num_attributes=2, num_classes=2, **options)
+
+
+def test_training_raises_what_is_certified():
+    config = TrainConfig(model="lipschitz_cnn", learning_rate=1e-2, image_size=tools.SIDE, batch_size=16,
+                         label_smoothing=0.0, certified_radius=0.4)  # fmt: skip
+    options = {"stem": (4,), "widths": (16,), "blocks": (1,), "features": 16, "dense_blocks": 1}
+    model, optimizer, state = tools.make_problem(config, num_steps=60, **options)
+    data = tools.examples(64)
+    step, batches = make_train_step(model, optimizer, config), tools.EndlessBatches(data, 16)
+
+    def share(params):
+        return sj.certified_accuracy(sj.certify(model, params, data.inputs), data.labels, [0.2, 0.4])
+
+    before = share(state.params)
+    for _ in range(60):
+        state, metrics = step(state, next(batches))
+    assert metrics["finite"]
+    assert np.all(share(state.params) >= before + 0.4), (before, share(state.params))
+    assert sj.lipschitz_bound(model, state.params).value <= 1 + 1e-5
+
+
+def test_radii_are_not_asked_of_models_without_a_proof():
+    config = TrainConfig(model="linear", image_size=tools.SIDE, certified_radius=0.5)
+    model, optimizer, _ = tools.make_problem(config)
+    with pytest.raises(ValueError, match=r"certified_radius is 0.5, but nothing is proven of model 'linear'"):
+        make_train_step(model, optimizer, config)

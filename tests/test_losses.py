@@ -351,3 +351,32 @@ def test_bad_input_is_named():
         sj.stability_loss(head, attributes[:, :-1])
     with pytest.raises(ValueError, match="images or reconstructions is None"):
         sj.total_loss(head, attributes, attributes, labels, lambda_reconstruction=1.0)
+
+
+def test_margin_logits_are_distances_to_the_boundaries():
+    head = sj.Head(jnp.array([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]]), jnp.array([0.0, 1.0, 0.0]))
+    logits = sj.margin_logits(head, jnp.array([[2.0, 0.5]]), jnp.array([0]), radius=1.0, temperature=0.5)
+    # l = (6, 3, 0); the boundaries are (6 - 3) / 5 and (6 - 0) / 3 away.
+    np.testing.assert_allclose(logits, [[0.0, (1 - 0.6) / 0.5, (1 - 2) / 0.5]], rtol=1e-6)
+    terms = sj.loss_terms(head, jnp.array([[2.0, 0.5]]), jnp.zeros((1, 2)), jnp.array([0]), certified_radius=1.0,
+                          margin_temperature=0.5)  # fmt: skip
+    np.testing.assert_allclose(terms.terms["class_loss"], np.log(1 + np.exp(0.8) + np.exp(-2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-12, 1e-6])
+def test_margins_of_twin_classes_have_bounded_gradients(apart):
+    weights = jnp.array([[1.0, 0.0], [1.0 + apart, 0.0], [0.0, 1.0]])
+
+    def loss(weights, attributes):
+        logits = sj.margin_logits(sj.Head(weights), attributes, jnp.array([0]), radius=1.0)
+        return sj.classification_loss(logits, jnp.array([0]))
+
+    value, slopes = jax.value_and_grad(loss, argnums=(0, 1))(weights, jnp.array([[0.3, 0.2]]))
+    assert np.isfinite(value) and all(np.abs(slope).max() < 1e4 for slope in slopes)
+
+
+def test_attributes_may_be_scored_through_logits_of_their_own():
+    head, attributes, labels = sj.Head(jnp.eye(2)), jnp.array([[0.1, -0.2]]), jnp.array([[1.0, 0.0]])
+    terms = sj.loss_terms(head, attributes, labels, jnp.array([0]), attribute_logits=10 * attributes).terms
+    np.testing.assert_allclose(terms["attribute_loss"], sj.attribute_loss(10 * attributes, labels))
+    np.testing.assert_allclose(terms["class_loss"], sj.classification_loss(attributes, jnp.array([0])))

@@ -66,6 +66,7 @@ def test_interface_shapes_and_dtypes(name):
         ("resnet", {"depth": 50}, 64, (23_508_032, 2048 * 7 + 7, 35)),
         ("resnet", {"stem": "small"}, 64, (11_176_512 - 9408 + 1728, 512 * 7 + 7, 35)),
         ("resnet", {"norm": "frozen_batch"}, 64, (11_176_512 + 9_600, 512 * 7 + 7, 35)),
+        ("lipschitz_cnn", {}, 64, (2_525_504, 512 * 7 + 4 * 7, 35)),
         ("efficientnet_lite0", {}, 224, (3_371_008 + 42_016, 1280 * 7 + 7 + 2 * 1280, 35)),
     ],
 )
