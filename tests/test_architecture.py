@@ -37,6 +37,8 @@ LAYERS = {
     "inversion": 3,
     "saliency": 3,
     "localization": 3,
+    "certificates": 3,
+    "smoothing": 3,
     "counterfactuals": 4,
     "training": 4,
     "sweep": 4,
