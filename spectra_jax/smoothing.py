@@ -97,9 +97,9 @@ def smoothed_certificate(
     answer = np.where(first > 0, chosen, -1)[:, 0].astype(np.int32)
     if targets is None:
         return poll.certificate(first[:, 0], answer)
-    # An upper bound of p_j is a lower bound of 1 - p_j, which is at least p_A besides.
+    # An upper bound of p_j is a lower bound of 1 - p_j.
     others = poll.quantile(num_samples - np.take_along_axis(counts, columns, axis=1), bounds)
-    middle = np.where(columns == chosen, 0, (first + np.maximum(others, first)) / 2)
+    middle = np.where(columns == chosen, 0, (first + others) / 2)
     return poll.certificate(middle.reshape(np.shape(targets)), answer)
 
 
@@ -241,8 +241,8 @@ def _opened(
     check_images(images)
     check_key(key)
     check_count("num_samples", num_samples)
-    check_between("confidence", confidence, 0, 1)
-    check_between("sigma", sigma, 0, np.inf)
+    check_between("confidence", confidence, 0.0, 1.0)
+    check_between("sigma", sigma, 0.0, np.inf)
     bare = as_partial(encode_fn)
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((bare, images, key, also))):
         raise ValueError(
