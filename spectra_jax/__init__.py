@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from spectra_jax.attackability import attackability_summary as attackability_summary
     from spectra_jax.certificates import Certificate as Certificate
     from spectra_jax.certificates import LipschitzBound as LipschitzBound
+    from spectra_jax.certificates import certified_accuracy as certified_accuracy
     from spectra_jax.certificates import certified_attribute_radius as certified_attribute_radius
     from spectra_jax.certificates import certified_radius as certified_radius
+    from spectra_jax.certificates import certify as certify
     from spectra_jax.certificates import encoder_rounding as encoder_rounding
     from spectra_jax.certificates import lipschitz_bound as lipschitz_bound
     from spectra_jax.constraints import ConstrainedResult as ConstrainedResult
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from spectra_jax.losses import classification_loss as classification_loss
     from spectra_jax.losses import consistency_loss as consistency_loss
     from spectra_jax.losses import loss_terms as loss_terms
+    from spectra_jax.losses import margin_logits as margin_logits
     from spectra_jax.losses import reconstruction_loss as reconstruction_loss
     from spectra_jax.losses import sparsity_loss as sparsity_loss
     from spectra_jax.losses import stability_loss as stability_loss

@@ -12,13 +12,15 @@ from jaxtyping import Array, Bool, Float, Int
 from spectra_jax.checks import at_least_float32, check_attributes, check_choice
 from spectra_jax.perturbations import formulas
 from spectra_jax.perturbations.all_pairs import all_pairs_norms
-from spectra_jax.perturbations.geometry import head_logits, safe_norm
+from spectra_jax.perturbations.geometry import head_logits, safe_norm, safe_sqrt, squared_distances
 from spectra_jax.switches import public
 from spectra_jax.types import Head
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Rows of the head closer than this part of its largest weight count as so far apart in `margin_logits`.
+_TWINS = 1e-3
 STABILITY_FORMS = ("squared", "log_relative", "hinge")
 
 
@@ -87,6 +89,46 @@ def classification_loss(
     one_hot = labels[:, None] == jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
     targets = optax.smooth_labels(one_hot.astype(logits.dtype), label_smoothing)
     return masked_mean(optax.softmax_cross_entropy(logits, targets), valid)
+
+
+@public()
+def margin_logits(
+    head: Head,
+    attributes: Float[Array, "b n"],
+    labels: Int[Array, " b"],
+    *,
+    radius: float,
+    temperature: float = 0.15,
+) -> Float[Array, "b c"]:
+    """What the cross-entropy gets in place of the logits when every class is to be `radius` away from its rivals.
+
+    (radius - (l_y - l_k) / ||w_y - w_k||) / temperature for each rival k of the true class y, and 0 for y: each rival's
+    logit is raised by radius * ||w_y - w_k||, as in EMMA (Hu et al. 2023), and all are in units of the distance to the
+    boundary. Behind an encoder of Lipschitz constant 1 these are distances between images, so that
+    the loss asks for a certified radius. Behind any other the attributes need only grow.
+
+    Args:
+        head: weights (c, n), optional bias (c,).
+        attributes: (b, n).
+        labels: (b,) true classes.
+        radius: the distance asked for, in units of the attributes.
+        temperature: how far from it a sample still counts, in the same units.
+
+    Returns:
+        (b, c).
+
+    Raises:
+        ValueError: shapes do not match.
+    """
+    check_attributes(head, attributes, ndim=2)
+    head, attributes = at_least_float32((head, attributes))
+    logits = head_logits(head, attributes)
+    is_true = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    # Of twin classes: what cannot be told apart is not pushed apart without bound.
+    apart = jnp.maximum(safe_sqrt(squared_distances(head.weights)[labels]), _TWINS * jnp.max(jnp.abs(head.weights)))
+    rivals = (radius + formulas.boundary_distance(formulas.offset(logits, own, 0), apart)) / temperature
+    return jnp.where(is_true, 0, rivals)
 
 
 @public()
@@ -212,8 +254,11 @@ def loss_terms(
     images: Float[Array, "b h w k"] | None = None,
     reconstructions: Float[Array, "b h w k"] | None = None,
     attacked_logits: Float[Array, "b c"] | None = None,
+    attribute_logits: Float[Array, "b n"] | None = None,
     positive_weight: Float[Array, " n"] | None = None,
     label_smoothing: float = 0.0,
+    certified_radius: float = 0.0,
+    margin_temperature: float = 0.15,
     stability_method: str = "boundary",
     stability_form: str = "log_relative",
     stability_distance: float = 0.1,
@@ -239,8 +284,11 @@ def loss_terms(
         images: (b, h, w, channels), for the reconstruction term.
         reconstructions: (b, h, w, channels), a decoder's output, for the reconstruction term.
         attacked_logits: (b, c) of the same images under attack, for the consistency term.
+        attribute_logits: (b, n) what `attribute_loss` gets; the attributes by default.
         positive_weight: see `attribute_loss`.
         label_smoothing: see `classification_loss`.
+        certified_radius: `radius` of `margin_logits`, which `classification_loss` gets in place of the logits. 0: off.
+        margin_temperature: `temperature` of `margin_logits`.
         stability_method: `method` of `stability_loss`.
         stability_form: `form` of `stability_loss`.
         stability_distance: `required_distance` of `stability_loss`, for the form "hinge".
@@ -258,10 +306,14 @@ def loss_terms(
     check_attributes(head, attributes, ndim=2)
     attributes = _without_padding(attributes, valid)
     logits = head_logits(head, attributes)
+    margins = logits
+    if certified_radius:
+        margins = margin_logits(head, attributes, labels, radius=certified_radius, temperature=margin_temperature)
+    given = attributes if attribute_logits is None else attribute_logits
     weights = {"attribute_loss": lambda_attribute, "class_loss": lambda_class}
     terms = {
-        "attribute_loss": attribute_loss(attributes, attribute_labels, positive_weight=positive_weight, valid=valid),
-        "class_loss": classification_loss(logits, labels, label_smoothing=label_smoothing, valid=valid),
+        "attribute_loss": attribute_loss(given, attribute_labels, positive_weight=positive_weight, valid=valid),
+        "class_loss": classification_loss(margins, labels, label_smoothing=label_smoothing, valid=valid),
     }
     if lambda_stability:
         weights["stability_loss"] = lambda_stability

@@ -18,12 +18,12 @@ bridge = pytest.importorskip("experiments.attacks.foolbox", reason="needs the ex
 from experiments.robustness import __main__ as robustness  # noqa: E402  (they import foolbox)
 from experiments.robustness import measure as attacking  # noqa: E402  (they import foolbox)
 from experiments.robustness.measure import Attacked, attacks, compare, figures  # noqa: E402
-from experiments.robustness.page import verdict  # noqa: E402
+from experiments.robustness.page import crossing_words, verdict  # noqa: E402
 
 CONFIG = AttackConfig(num_images=4, l2_radii=(1.0, 2.0), linf_levels=(8.0,), pgd_steps=2, ddn_steps=3, carlini_steps=0)
 
 
-def attacked(correct, ddn, *, l2=None, linf=None, carlini=np.inf) -> Attacked:
+def attacked(correct, ddn, *, l2=None, linf=None, carlini=np.inf, certified=None) -> Attacked:
     count = len(correct)
     correct = np.asarray(correct)
     return Attacked(
@@ -34,6 +34,10 @@ def attacked(correct, ddn, *, l2=None, linf=None, carlini=np.inf) -> Attacked:
         linf_flipped=np.zeros((count, 1), bool) if linf is None else np.asarray(linf, bool),
         ddn=np.asarray(ddn, float),
         carlini=np.where(correct, carlini, 0.0),
+        nearest=np.where(correct, np.inf, 0.0),
+        boundary=np.where(correct, np.inf, 0.0),
+        certified=np.zeros(count) if certified is None else np.asarray(certified, float),
+        attackability=np.arange(count, dtype=float),
         originals=np.zeros((count, 4, 4, 3)),
         pictures=np.zeros((count, 4, 4, 3)),
         named_after=np.ones(count, int),
@@ -62,6 +66,22 @@ def test_figures_count_the_worst_attack_and_keep_failures_in_the_denominator():
     assert np.isnan(figures(attacked([False], [0.0]), CONFIG)["smallest_l2_median"])
 
 
+def test_what_is_proven_stands_beside_what_was_attacked():
+    one = attacked([True, True, False, True], [0.5, 1.5, 0, 3.0], l2=[[1, 1], [0, 1], [0, 0], [0, 0]],
+                   certified=[0.4, 1.2, 0, 2.5])  # fmt: skip
+    values = figures(one, CONFIG)
+    assert values["certified_accuracy_at_1"] == 0.5 and values["certified_accuracy_at_2"] == 0.25
+    assert values["certified_l2_median"] == 1.2
+    assert values["certificates_crossed"] == 0 and values["certificates_attacked"] == 3 * 6
+    assert values["attackability_rank_correlation"] == 1  # made to rise with the distance
+    assert crossing_words({"one": values}) == "0 of 18 attacks found an image below its certified distance."
+    # Shorter than the certificate by DDN, and flipped by PGD within it.
+    wrong = attacked([True, True], [0.3, 3.0], l2=[[0, 0], [1, 1]], certified=[0.4, 1.2])
+    assert figures(wrong, CONFIG)["certificates_crossed"] == 2
+    assert "certified_l2_median" not in figures(attacked([True], [1.0]), CONFIG)
+    assert "Nothing is proven" in crossing_words({"one": figures(attacked([True], [1.0]), CONFIG)})
+
+
 def test_differences_are_paired_and_put_into_words():
     plain = attacked([True] * 40, [0.5] * 20 + [1.5] * 20)
     better = attacked([True] * 40, [1.5] * 40)
@@ -77,8 +97,9 @@ def test_differences_are_paired_and_put_into_words():
 
 def test_the_broken_attack_is_not_used():
     made = attacks(AttackConfig())
-    assert set(made) == {"ddn", "l2_pgd", "linf_pgd", "carlini"}
-    assert "carlini" not in attacks(CONFIG)
+    assert set(made) == {"ddn", "l2_pgd", "linf_pgd", "carlini", "nearest"}
+    assert not {"carlini", "boundary"} & set(attacks(CONFIG))
+    assert "boundary" in attacks(dataclasses.replace(CONFIG, boundary_steps=3))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +122,9 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     birds = generate(root / "birds", num_classes=4, images_per_class=12, image_size=48, workers=1, progress=False)
     options = ["--model", "linear", "--image-size", "12", "--batch-size", "8", "--epochs", "4", "--quiet"]
-    for name, more in (("plain", []), ("robust", ["--adversarial-radius", "0.5", "--adversarial-steps", "1"])):
+    certified = ["--model", "lipschitz_cnn", "--model-options", "stem=[4]", "widths=[48]", "blocks=[1]", "features=16"]
+    robust = ["--adversarial-radius", "0.5", "--adversarial-steps", "1"]
+    for name, more in (("plain", []), ("robust", robust), ("lipschitz", certified)):
         assert train([*options, *more, "--data-dir", str(birds), "--run-dir", str(root / name)]) == 0
     return root
 
@@ -130,23 +153,31 @@ def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monk
             run_it(runs, out, "plain", "robust")
     kept = {path.name: path.stat().st_mtime_ns for path in (out / "attacks").glob("*.npz")}
     assert set(kept) == set(made) and len(made) == 3
-    assert run_it(runs, out, "plain", "robust") == 0
+    assert run_it(runs, out, "plain", "robust", "lipschitz") == 0
     after = {path.name: path.stat().st_mtime_ns for path in (out / "attacks").glob("*.npz")}
     assert {name: after[name] for name in kept} == kept and len(after) > 3
 
     summary = json.loads((out / run_folder.SUMMARY).read_text())
-    for name in ("plain", "robust"):
+    for name in ("plain", "robust", "lipschitz"):
         values = {key.removeprefix(f"{name}/"): value for key, value in summary.items() if key.startswith(f"{name}/")}
         assert values["num_images"] == 6
         assert values["clean_accuracy"] >= values["l2_accuracy_at_0.2"] >= values["l2_accuracy_at_1"]
         assert values["l2_pgd_accuracy_at_1"] >= values["l2_accuracy_at_1"]
-        assert values["carlini_l2_median"] >= values["smallest_l2_median"] <= values["ddn_l2_median"]
+        carlini, smallest, ddn = (
+            np.inf if (median := values[f"{attack}_l2_median"]) is None else median  # JSON has no infinity
+            for attack in ("carlini", "smallest", "ddn")
+        )
+        assert carlini >= smallest <= ddn
     assert "robust/l2_accuracy_at_1_difference" in summary and "plain/l2_accuracy_at_1_difference" not in summary
     page = (out / "report.html").read_text()
     for words in ("What is left of the accuracy", "robust against plain", "L2FMNAttack", "Clean accuracy"):
         assert words in page
     table = (out / "table.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in table[2:4]] == ["plain", "robust"]
+    assert [line.split("|")[1].strip() for line in table[2:5]] == ["plain", "robust", "lipschitz"]
+    assert summary["lipschitz/certificates_crossed"] == 0
+    assert 0 <= summary["lipschitz/certified_accuracy_at_0.2"] <= summary["lipschitz/l2_accuracy_at_0.2"]
+    assert "robust/transfer_accuracy" in summary and "plain/certified_accuracy_at_1" not in summary
+    assert "attacks found an image below its certified distance" in page and "What is proven" in page
 
 
 def test_attacks_of_a_run_are_those_of_foolbox(runs, tmp_path):

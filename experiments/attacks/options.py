@@ -20,6 +20,9 @@ class AttackConfig:
         pgd_steps: of both.
         ddn_steps: of DDN (Rony et al., 2019), which looks for the smallest L2 change.
         carlini_steps: in each of 5 searches of Carlini and Wagner's L2 attack; 0 leaves it out.
+        nearest: attack with this library's own search too.
+        boundary_steps: of the Boundary attack (Brendel et al., 2018), which sees nothing but the class and is not
+            led astray by meaningless gradients; 0 leaves it out, and 2,000 say something.
         batch_size: images attacked together.
         image_seed: of the choice of images.
     """
@@ -30,6 +33,8 @@ class AttackConfig:
     pgd_steps: int = 40
     ddn_steps: int = 100
     carlini_steps: int = 100
+    nearest: bool = True
+    boundary_steps: int = 0
     batch_size: int = 32
     image_seed: Seed = 0
 
@@ -37,8 +42,9 @@ class AttackConfig:
         for name in ("num_images", "pgd_steps", "ddn_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
-        if self.carlini_steps < 0:
-            raise UserError(f"--carlini-steps {self.carlini_steps}: expected 0 or more")
+        for name in ("carlini_steps", "boundary_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 or more")
         for name in ("l2_radii", "linf_levels"):
             radii = getattr(self, name)
             if not radii or min(radii) <= 0 or list(radii) != sorted(set(radii)):

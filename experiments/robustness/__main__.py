@@ -26,11 +26,14 @@ class Args:
     python -m experiments.train --model cnn --run-dir runs/plain
     python -m experiments.train --model cnn --run-dir runs/stability --lambda-stability 1 --stability-form hinge
     python -m experiments.train --model cnn --run-dir runs/robust --adversarial-radius 1
-    python -m experiments.robustness --run-dirs runs/plain runs/stability runs/robust --out runs/robustness
+    python -m experiments.train --model lipschitz_cnn --run-dir runs/lipschitz
+    python -m experiments.robustness --run-dirs runs/plain runs/stability runs/robust runs/lipschitz --out DIR
     python -m experiments.robustness --encoder my_model:encode --head head.safetensors --images x.npz --out DIR
 
     Needs the extra "bench". Every run is attacked with L2 and L-infinity projected gradient descent, DDN and Carlini
-    and Wagner's attack on the same images; the first run is the one that the others are compared with. Leaves
+    and Wagner's attack on the same images, and with this library's own search; the first run is the one that the others
+    are compared with, and on what DDN made of its images. Certified distances stand beside the attacks where the model
+    has a proof. Leaves
     table.md, summary.json, metrics.jsonl and report.html. Stop it at any moment and repeat the command.
 
     Attributes:
@@ -67,7 +70,7 @@ class Args:
 
 def robustness(args: Args) -> Path:
     """Attacks every run and writes what is left; returns the out folder."""
-    from experiments.robustness.measure import attack_run, compare, figures
+    from experiments.robustness.measure import attack_run, compare, figures, transferred
     from experiments.robustness.page import TABLE, write_report, write_results
     from experiments.runs.folder import owned_folder
     from experiments.runs.loading import load_run
@@ -88,6 +91,7 @@ def robustness(args: Args) -> Path:
             attacked[name] = attack_run(run, args.attack, out, name=name, console=console)
             found[name] = figures(attacked[name], args.attack)
             if run is not first:
+                found[name] |= transferred(attacked[args.run_names[0]], run, args.attack)
                 differences[name] = compare(attacked[args.run_names[0]], attacked[name], args.attack)
             seconds = time.monotonic() - began
             write_results(out, found, differences, args.attack, seconds=seconds)

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import rankdata
 
-from experiments.attacks.foolbox import BottleneckModel, foolbox, foolbox_model
+from experiments.attacks.foolbox import BottleneckModel, SpectraAttack, foolbox, foolbox_model
 from experiments.attacks.options import AttackConfig
 from experiments.reporting.intervals import rate
 from experiments.runs.loading import LoadedRun, checksum
 from experiments.runs.store import Store
+from spectra_jax import attackability, certify
 from spectra_jax.logging import Console
 
 RESAMPLES = 2000
@@ -28,6 +30,11 @@ class Attacked(NamedTuple):
         l2_flipped: (N, R) whether PGD within a radius, or a smaller one, changed that; False where not correct.
         linf_flipped: (N, S) the same in L-infinity.
         ddn, carlini: (N,) smallest L2 change found that does; inf where none was found, 0 where not correct.
+        nearest: (N,) the same by this library's `invert`, method "nearest".
+        boundary: (N,) the same by the Boundary attack, which sees nothing but the class (Brendel et al. 2018).
+        certified: (N,) no image at a smaller L2 distance is named otherwise; 0 where not correct or where nothing is
+            proven of the model.
+        attackability: (N,) of the attributes (Eq. 5).
         originals, pictures: (N, h, w, 3) float32 before and after DDN's attack; the same where not correct.
         named_after: (N,) class of `pictures`.
     """
@@ -39,6 +46,10 @@ class Attacked(NamedTuple):
     linf_flipped: np.ndarray
     ddn: np.ndarray
     carlini: np.ndarray
+    nearest: np.ndarray
+    boundary: np.ndarray
+    certified: np.ndarray
+    attackability: np.ndarray
     originals: np.ndarray
     pictures: np.ndarray
     named_after: np.ndarray
@@ -47,6 +58,13 @@ class Attacked(NamedTuple):
     def smallest(self) -> np.ndarray:
         """(N,) the smaller one of DDN's and Carlini and Wagner's changes."""
         return np.minimum(self.ddn, self.carlini)
+
+    def crossings(self, radii: Sequence[float]) -> tuple[int, int]:
+        """How many attacks went below a certificate, of how many: expected are none."""
+        found = np.stack([self.ddn, self.carlini, self.nearest, self.boundary], axis=1)[self.correct]
+        flips = self.l2_flipped[self.correct] & (np.asarray(radii)[None, :] <= self.certified[self.correct][:, None])
+        below = found < self.certified[self.correct][:, None]
+        return int(below.sum() + flips.sum()), below.size + flips.size
 
     def holds_l2(self, radii: Sequence[float]) -> np.ndarray:
         """(N, R) named correctly whatever any of the three L2 attacks does within the radius."""
@@ -88,6 +106,22 @@ def _smallest(attack: Any, name: str, *, keep: bool = False) -> Attack:
     return run
 
 
+def _seeded(attack: Any) -> Any:
+    """Foolbox draws from NumPy's global generator; where it finds no start among noise, it raises."""
+
+    def run(model: BottleneckModel, images: Any, labels: Any, *, epsilons: None) -> Any:
+        state = np.random.get_state()
+        np.random.seed(0)
+        try:
+            return attack(model, images, labels, epsilons=epsilons)
+        except ValueError:
+            return None, images, np.zeros(len(images), bool)
+        finally:
+            np.random.set_state(state)
+
+    return run
+
+
 def attacks(config: AttackConfig) -> dict[str, tuple[Attack, dict[str, Any]]]:
     """Every attack by name, with the settings on which its results depend. None starts at random: repeatable.
 
@@ -109,6 +143,11 @@ def attacks(config: AttackConfig) -> dict[str, tuple[Attack, dict[str, Any]]]:
     }
     if config.carlini_steps:
         made["carlini"] = (_smallest(foolbox.attacks.L2CarliniWagnerAttack(**carlini), "carlini"), carlini)
+    if config.nearest:
+        made["nearest"] = (_smallest(SpectraAttack(), "nearest"), {"nearest": repr(SpectraAttack().config)})
+    if config.boundary_steps:
+        blind = foolbox.attacks.BoundaryAttack(steps=config.boundary_steps)
+        made["boundary"] = (_smallest(_seeded(blind), "boundary"), {"boundary": config.boundary_steps})
     return made
 
 
@@ -121,23 +160,16 @@ def attack_run(run: LoadedRun, config: AttackConfig, folder: Path, *, name: str,
     model, folder = foolbox_model(run), folder / "attacks"
     folder.mkdir(parents=True, exist_ok=True)
     pixels = run.dataset.images("test", index, image_size=run.config.image_size)
-    starts = range(0, len(index), config.batch_size)
-
-    def batch(rows: np.ndarray) -> tuple[Any, Any]:
-        rows = np.resize(rows, config.batch_size)  # a last batch wraps: one compilation
-        return jnp.asarray(pixels[rows], jnp.float32) / 255, jnp.asarray(labels[rows])
-
-    every = np.arange(len(index))
-    logits = [np.asarray(model(batch(every[start : start + config.batch_size])[0])) for start in starts]
-    named = np.concatenate(logits)[: len(index)].argmax(axis=-1)
+    originals = pixels.astype(np.float32) / 255
+    named = over_batches(model, originals, config.batch_size).argmax(axis=-1)
     correct = named == labels
     right = np.flatnonzero(correct)
     found: dict[str, np.ndarray] = {
         "l2_flipped": np.zeros((len(index), len(config.l2_radii)), bool),
         "linf_flipped": np.zeros((len(index), len(config.linf_levels)), bool),
         "ddn": np.zeros(len(index)),
-        "carlini": np.where(correct, np.inf, 0.0),
-        "pictures": pixels.astype(np.float32) / 255,
+        **{name: np.where(correct, np.inf, 0.0) for name in ("carlini", "nearest", "boundary")},
+        "pictures": originals.copy(),
         "named_after": named,
     }
     made, identity = attacks(config), checksum(run, index)
@@ -148,14 +180,42 @@ def attack_run(run: LoadedRun, config: AttackConfig, folder: Path, *, name: str,
                 store = Store(folder, [identity, settings, rows.tolist(), config.batch_size])
 
                 def compute(attack: Any = attack, rows: np.ndarray = rows) -> dict[str, Any]:
+                    filled = np.resize(rows, config.batch_size)  # a last batch wraps: one compilation
                     with jax.numpy_dtype_promotion("standard"):  # Foolbox mixes types freely
-                        return {key: array[: len(rows)] for key, array in attack(model, *batch(rows)).items()}
+                        done = attack(model, jnp.asarray(originals[filled]), jnp.asarray(labels[filled]))
+                    return {key: array[: len(rows)] for key, array in done.items()}
 
                 for key, array in store.get(kind, compute).items():
                     found[key][rows] = array
                 task.update(place * len(right) + start + len(rows), kind)
-    originals = pixels.astype(np.float32) / 255
+    found["certified"] = np.zeros(len(index))
+    if has_proof(run):
+        found["certified"][right] = certify(run.model, run.params, originals).radius[right]
+    found["attackability"] = over_batches(
+        lambda images: attackability(model.head, model.attributes(images)), originals, config.batch_size
+    )
     return Attacked(places=index, labels=labels, correct=correct, originals=originals, **found)
+
+
+def over_batches(function: Callable[[Any], Any], images: np.ndarray, size: int) -> np.ndarray:
+    """The rows of function(images), computed in batches of one size."""
+    rows = (np.resize(np.arange(start, min(start + size, len(images))), size) for start in range(0, len(images), size))
+    return np.concatenate([np.asarray(function(jnp.asarray(images[part]))) for part in rows])[: len(images)]
+
+
+def has_proof(run: LoadedRun) -> bool:
+    """Whether anything is proven of the run's encoder."""
+    return hasattr(run.model, "lipschitz_bound")
+
+
+def transferred(attacked: Attacked, run: LoadedRun, config: AttackConfig) -> dict[str, float]:
+    """How many images that `run` names correctly it still does after DDN flipped them for another model."""
+    model, flipped = foolbox_model(run), attacked.correct & np.isfinite(attacked.ddn)
+    before, after = (
+        over_batches(model, images, config.batch_size).argmax(axis=-1) == attacked.labels
+        for images in (attacked.originals, attacked.pictures)
+    )
+    return _share("transfer_accuracy", after[flipped & before])
 
 
 def figures(attacked: Attacked, config: AttackConfig) -> dict[str, float]:
@@ -166,10 +226,34 @@ def figures(attacked: Attacked, config: AttackConfig) -> dict[str, float]:
         values |= _share(f"l2_accuracy_at_{radius:g}", attacked.holds_l2(config.l2_radii)[:, place])
     for place, level in enumerate(config.linf_levels):
         values |= _share(f"linf_accuracy_at_{level:g}", attacked.holds_linf()[:, place])
-    for name in ("ddn", "carlini", "smallest"):
-        if name != "carlini" or config.carlini_steps:
-            values |= _median(f"{name}_l2_median", getattr(attacked, name)[attacked.correct])
-    return values
+    asked = {"ddn": True, "carlini": config.carlini_steps, "nearest": config.nearest, "boundary": config.boundary_steps}
+    for name in ("smallest", *(name for name, is_asked in asked.items() if is_asked)):
+        values |= _median(f"{name}_l2_median", getattr(attacked, name)[attacked.correct])
+    if attacked.certified.any():
+        for radius in config.l2_radii:
+            values |= _share(f"certified_accuracy_at_{radius:g}", attacked.certified > radius)
+        values |= _median("certified_l2_median", attacked.certified[attacked.correct])
+    crossed, pairs = attacked.crossings(config.l2_radii)
+    values |= {"certificates_crossed": float(crossed), "certificates_attacked": float(pairs)}
+    return values | _rank_correlation(attacked)
+
+
+def _rank_correlation(attacked: Attacked) -> dict[str, float]:
+    """Spearman's, of attackability with the smallest L2 change found: -1 where the one predicts the other."""
+    usable = attacked.correct & np.isfinite(attacked.smallest)
+    ratios, lengths = attacked.attackability[usable], attacked.smallest[usable]
+    if len(ratios) < 3:
+        return _median("attackability_rank_correlation", np.zeros(0))
+
+    def spearman(rows: np.ndarray) -> float:
+        return float(np.corrcoef(rankdata(ratios[rows]), rankdata(lengths[rows]))[0, 1])
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = np.asarray([spearman(rows) for rows in _resamples(len(ratios))])
+        value = spearman(np.arange(len(ratios)))
+    return _interval(
+        "attackability_rank_correlation", value, drawn[np.isfinite(drawn)] if np.isfinite(value) else drawn
+    )
 
 
 def compare(first: Attacked, other: Attacked, config: AttackConfig) -> dict[str, float]:

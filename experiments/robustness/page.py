@@ -29,6 +29,15 @@ TABLE = "table.md"
 CARDS = 2
 Figures = Mapping[str, Mapping[str, Any]]  # name of a run -> its figures
 ROBUST = "Share of all chosen images, wrongly named ones included, that are named correctly whatever the attack does"
+CERTIFIED = (
+    "Share of all chosen images that are named correctly, and provably so at every image within that L2 distance: the "
+    "exact distance between attributes over the Lipschitz constant of the encoder. A dash where nothing is proven."
+)
+CORRELATION = (
+    "Spearman's rank correlation of attackability (Eq. 5) with the smallest L2 change found by DDN or Carlini and "
+    "Wagner's attack, over the correctly named images: -1 where attackability says which image is flipped most easily, "
+    "0 where it says nothing."
+)
 CAVEAT = (
     "An attack that fails proves nothing: these are upper bounds on the robust accuracy, by the same attacks for every "
     "run. L2 distances are over all pixels and channels in [0, 1], so they grow with the image: compare runs of one "
@@ -56,6 +65,15 @@ def columns(config: AttackConfig) -> list[tuple[str, Column]]:
     ]
 
 
+def proofs(config: AttackConfig) -> list[tuple[str, Column]]:
+    """The columns of what is proven, beside those of what was attacked."""
+    return [
+        *((f"certified_accuracy_at_{r:g}", Column(f"Proven at {r:g}", "%", CERTIFIED, 1)) for r in config.l2_radii),
+        ("certified_l2_median", Column("Certified L2, median", "", CERTIFIED, 3)),
+        ("attackability_rank_correlation", Column("Attackability's rank correlation", "", CORRELATION, 2)),
+    ]
+
+
 def write_results(out: Path, found: Figures, differences: Figures, config: AttackConfig, *, seconds: float) -> None:
     """Renews table.md, summary.json and metrics.jsonl."""
     write_atomically(out / TABLE, _markdown(found, differences, config))
@@ -75,6 +93,8 @@ def _number(value: float, column: Column) -> str:
 
 
 def _cell(values: Mapping[str, Any], key: str, column: Column) -> str:
+    if key not in values:
+        return "–"
     value, low, high = (_number(values[key + end], column) for end in ("", "_low", "_high"))
     return f"{value} ({low}–{high})"
 
@@ -86,9 +106,23 @@ def _markdown(found: Figures, differences: Figures, config: AttackConfig) -> str
         ["---"] * (len(shown) + 1),
     ]
     lines += [[name, *(_cell(values, *column) for column in shown)] for name, values in found.items()]
-    parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    proven = [["Run", *(column.name + (", %" if column.unit else "") for _, column in proofs(config))]]
+    proven += [["---"] * len(proven[0])]
+    proven += [[name, *(_cell(values, *column) for column in proofs(config))] for name, values in found.items()]
+    parts = ["\n".join(f"| {' | '.join(line)} |" for line in rows) for rows in (lines, proven)]
+    parts += [crossing_words(found)]
     parts += [verdict(name, next(iter(found)), differences[name], config) for name in differences]
     return "\n\n".join([*parts, CAVEAT]) + "\n"
+
+
+def crossing_words(found: Figures) -> str:
+    """Whether an attack went below a certificate."""
+    certified = [values for values in found.values() if "certified_l2_median" in values]
+    if not certified:
+        return "Nothing is proven of any of these models."
+    crossed, pairs = (sum(int(values[key]) for values in certified)
+                      for key in ("certificates_crossed", "certificates_attacked"))  # fmt: skip
+    return f"{crossed} of {pairs:,} attacks found an image below its certified distance."
 
 
 def verdict(name: str, first: str, differences: Mapping[str, float], config: AttackConfig) -> str:
@@ -121,6 +155,7 @@ def write_report(
     if differences:
         sentences = [verdict(name, next(iter(found)), differences[name], config) for name in differences]
         report.text("\n\n".join(sentences), title="In words")
+    report.text(crossing_words(found), title="Certificates")
     _add_curves(report, attacked, config)
     cards = [card for name, one in attacked.items() for card in _cards(name, one, attacked, info)]
     if cards:
@@ -139,8 +174,19 @@ def write_report(
         ],
         caption=f"95 % intervals: Wilson for shares, bootstrap for medians. {CAVEAT}",
     )
+    report.table(
+        "What is proven, and what attackability predicts",
+        ["Run", *(column for _, column in proofs(config))],
+        [[name, *(_estimate(values, key) for key, _ in proofs(config))] for name, values in found.items()],
+        caption="95 % intervals as above. A certificate is a lower bound on every attack's distance and what an "
+        "attack finds an upper one: the truth lies between.",
+    )
     report.provenance(seed=config.image_seed, seconds=seconds, data=info.name, date=now())
     return report.write(out / "report.html")
+
+
+def _estimate(values: Mapping[str, Any], key: str) -> Estimate | None:
+    return Estimate(*(values[key + end] for end in ("", "_low", "_high"))) if key in values else None
 
 
 def _add_curves(report: Report, attacked: Mapping[str, Attacked], config: AttackConfig) -> None:
@@ -157,6 +203,11 @@ def _add_curves(report: Report, attacked: Mapping[str, Attacked], config: Attack
             left.plot(
                 radii, [100 * (order > r).mean() for r in radii], color=style["color"], drawstyle="steps-post"
             )  # fmt: skip
+            if one.certified.any():
+                proven = np.sort(one.certified)
+                steps = np.concatenate([[0], proven[(proven > 0) & (proven < reach)], [reach]])
+                shares = [100 * (proven > r).mean() for r in steps]
+                left.plot(steps, shares, color=style["color"], drawstyle="steps-post", linestyle=":")
             pgd = 100 * (one.correct[:, None] & ~one.l2_flipped).mean(axis=0)
             left.plot(config.l2_radii, pgd, linestyle="none", markersize=5, **style)
             holds = 100 * np.concatenate([[one.correct.mean()], one.holds_linf().mean(axis=0)])
@@ -170,7 +221,8 @@ def _add_curves(report: Report, attacked: Mapping[str, Attacked], config: Attack
         figure,
         alt=f"Share of images named correctly over the radius of the attack, one line per run. {'; '.join(words)}.",
         caption="Left, lines: neither DDN nor Carlini and Wagner's attack found a change shorter than the radius; "
-        "marks: projected gradient descent within it. Right: L∞ projected gradient descent. Radius 0 is the clean "
+        "marks: projected gradient descent within it; dotted: certified, where there is a proof. Right: L∞ projected "
+        "gradient descent. Radius 0 is the clean "
         "accuracy.",
     )
 

@@ -16,7 +16,13 @@ from spectra_jax.features import FeatureSet, cached_features, fingerprint, stand
 from spectra_jax.logging import Console
 from spectra_jax.models import Model, Params
 from spectra_jax.sharding import data_mesh, place_batch
-from spectra_jax.training import TrainConfig, balanced_positive_weight, check_adversarial, with_loss_parameters
+from spectra_jax.training import (
+    TrainConfig,
+    balanced_positive_weight,
+    check_adversarial,
+    check_certified,
+    with_loss_parameters,
+)
 
 FEATURE_BATCH = 32
 
@@ -42,12 +48,13 @@ def first_params(model: Model, key: PRNGKeyArray, config: TrainConfig) -> Params
 
     Raises:
         UserError: the weights are missing, or are those of another network; a reconstruction or attacks without
-            images.
+            images, or certified radii without a proof.
     """
     if model.frozen_backbone and not config.weights:
         raise UserError(f"Model {model.name!r} keeps its backbone frozen: give it --weights.")
     try:
         check_adversarial(model, config)
+        check_certified(model, config)
         params = model.init(key, (config.image_size, config.image_size, 3))
         params = with_loss_parameters(model, params, config, jax.random.fold_in(key, 1))
     except ValueError as error:

@@ -161,7 +161,7 @@ def load_run(run_dir: Path) -> LoadedRun:
     except (FileNotFoundError, CheckpointError) as error:
         raise UserError(str(error)) from None
     _check_params(run_dir, model, params, stored.train.image_size)
-    return LoadedRun(model, params, dataset.info, stored.train, dataset, step)
+    return LoadedRun(model, model.fold(params), dataset.info, stored.train, dataset, step)
 
 
 def _check_params(run_dir: Path, model: Model, params: Params, image_size: int) -> None:

@@ -11,10 +11,19 @@ import jax.numpy as jnp
 
 from experiments.runs.folder import CHECKPOINTS, METRICS, SUMMARY, RunFolder, read_json
 from experiments.runs.stored import TestSplit, write_test_split
-from spectra_jax import Head, attackability, attackability_summary
+from spectra_jax import (
+    Head,
+    attackability,
+    attackability_summary,
+    certified_accuracy,
+    certified_radius,
+    encoder_rounding,
+    lipschitz_bound,
+)
 from spectra_jax.checkpoint import Checkpoints
 from spectra_jax.logging import Console, MetricsFile, write_json
-from spectra_jax.training import Predictions, Progress, TrainState, evaluate
+from spectra_jax.models import Model, Params
+from spectra_jax.training import Predictions, Progress, TrainConfig, TrainState, evaluate
 
 # Shown on the console. Plain attribute accuracy is not among them: on CUB "absent" is right 92 % of the time.
 SHOWN = ("class_accuracy", "attribute_balanced_accuracy", "attribute_f1", "attribute_map", "reconstruction_psnr")
@@ -51,7 +60,8 @@ class Record:
         if record["split"] == "train":
             self.remark = f"loss {record['loss']:.4f}" if "loss" in record else ""
         else:
-            figures = ", ".join(f"{name.replace('_', ' ')} {record[name]:.3f}" for name in SHOWN if name in record)
+            shown = [name for name in record if name in SHOWN or name.startswith("certified_accuracy")]
+            figures = ", ".join(f"{name.replace('_', ' ')} {record[name]:.3f}" for name in shown)
             self._console.say(f"epoch {self.epoch:g}, {record['split']}: {figures}")
 
     def save(self, state: TrainState, progress: Progress) -> None:
@@ -70,8 +80,36 @@ class Record:
             self._metrics.close()
 
 
+def certified_figures(model: Model, params: Params, predictions: Predictions, config: TrainConfig) -> dict[str, float]:
+    """Certified accuracy at half the radius trained for, at the radius and at twice it.
+
+    Args:
+        model: of which `lipschitz_bound` knows something.
+        params: in float64, folded.
+        predictions: with these parameters.
+        config: how it is trained.
+    """
+    side = config.image_size
+    certificate = certified_radius(
+        jax.device_get(model.head(params)),
+        predictions.attributes,
+        lipschitz=lipschitz_bound(model, params).value,
+        rounding=encoder_rounding(model, params, (side, side, 3)),
+    )
+    radii = [factor * config.certified_radius for factor in (0.5, 1, 2)]
+    shares = certified_accuracy(certificate, predictions.labels, radii)
+    return {f"certified_accuracy_{radius:g}": float(share) for radius, share in zip(radii, shares, strict=True)}
+
+
 def summarize(
-    run: RunFolder, head: Head, predictions: Predictions, progress: Progress, record: Record, *, began: float
+    run: RunFolder,
+    head: Head,
+    predictions: Predictions,
+    proven: dict[str, float],
+    progress: Progress,
+    record: Record,
+    *,
+    began: float,
 ) -> None:
     """Writes the figures on the test split, and the arrays that later scripts work on.
 
@@ -79,12 +117,13 @@ def summarize(
         run: the folder to write into.
         head: of the trained model.
         predictions: on the test split.
+        proven: figures of `certified_figures`, where there are any.
         progress: at the end of training; its time is that of the loop, kept as train/seconds.
         record: logs the figures.
         began: time.monotonic() when this command did. To its time, "seconds", that of earlier commands is added as far
             as it is known: all of those that finished training, the training loop of those that were stopped.
     """
-    figures = evaluate(predictions)
+    figures = evaluate(predictions) | proven
     record.log({"step": progress.step, "epoch": record.epoch, "split": "test", **figures})
     ratios = attackability(jax.device_get(head), jnp.asarray(predictions.attributes))
     for name, value in attackability_summary(ratios).items():

@@ -29,6 +29,8 @@ class TrainArgs:
     python -m experiments.train --model cnn
         synthetic birds, 64 pixels, from scratch; about a minute on 2 CPU cores: class accuracy 0.99, balanced
         attribute accuracy 0.85 on the test split.
+    python -m experiments.train --model lipschitz_cnn --certified-radius 1
+        the same birds, with a proof for each: see docs/certificates.md for cost and figures.
 
     The other defaults shown are those of --model. Repeating the command resumes a run that was stopped or killed.
 
@@ -64,9 +66,10 @@ def train(args: TrainArgs, dataset: Dataset | None = None) -> tuple[Path, int]:
         make_model,
         prepare_data,
     )
-    from experiments.runs.record import Record, summarize
+    from experiments.runs.record import Record, certified_figures, summarize
     from experiments.runs.signals import stop_on_signals
     from experiments.runs.stored import read_records
+    from spectra_jax.certificates import in_float64
     from spectra_jax.sharding import any_process, data_mesh, place_batch, replicate, replicated
     from spectra_jax.training import evaluate, fit, init_state, make_eval_step, make_optimizer, make_train_step, predict
 
@@ -94,7 +97,15 @@ def train(args: TrainArgs, dataset: Dataset | None = None) -> tuple[Path, int]:
     eval_step = make_eval_step(model, sharding=replicated(mesh))
 
     def look(params: Any, split: str) -> Predictions:
-        return predict(eval_step, params, inputs.split(split), place=lambda batch: place_batch(batch, mesh))
+        place = lambda batch: place_batch(batch, mesh)  # noqa: E731
+        return predict(eval_step, model.fold(params), inputs.split(split), place=place)
+
+    def prove(params: Any, split: str) -> dict[str, float]:
+        if not config.certified_radius:
+            return {}
+        with jax.enable_x64(True):
+            exact = replicate(in_float64(model, jax.device_get(params)), mesh)
+            return certified_figures(model, exact, look(exact, split), config)
 
     record = Record(run, state, console=console)
     progress = record.progress
@@ -117,7 +128,9 @@ def train(args: TrainArgs, dataset: Dataset | None = None) -> tuple[Path, int]:
             place=lambda batch: place_batch(batch, mesh),
             log=record.log,
             log_every=args.log_every,
-            evaluate=(lambda params: {"validation": evaluate(look(params, "validation"))}) if validate else None,
+            evaluate=(lambda params: {"validation": evaluate(look(params, "validation")) | prove(params, "validation")})
+            if validate
+            else None,
             evaluate_every=every(args.evaluate_every, steps_per_epoch),
             save=record.save,
             save_every=every(args.checkpoint_every, steps_per_epoch),
@@ -127,7 +140,8 @@ def train(args: TrainArgs, dataset: Dataset | None = None) -> tuple[Path, int]:
             block=jax.process_count() > 1 and jax.default_backend() == "cpu",
         )
         if progress.step == num_steps:
-            summarize(run, model.head(state.params), look(state.params, "test"), progress, record, began=began)
+            proven = prove(state.params, "test")
+            summarize(run, model.head(state.params), look(state.params, "test"), proven, progress, record, began=began)
     if progress.step < num_steps:
         console.say(f"stopped at step {progress.step} of {num_steps}; repeat the command to go on from there")
         return path, stop.exit_code

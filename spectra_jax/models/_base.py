@@ -107,7 +107,7 @@ class Model:
         backbone = params["backbone"]
         if self.frozen_backbone:
             backbone = jax.lax.stop_gradient(backbone)
-        features = self.backbone.apply({"params": backbone}, images.astype(params["bottleneck"]["kernel"].dtype))
+        features = self.backbone.apply({"params": backbone}, images.astype(params["head"]["weights"].dtype))
         return cast(Array, features)
 
     def bottleneck(
@@ -122,11 +122,7 @@ class Model:
         """
         layer = params["bottleneck"]
         kernel = layer["kernel"]
-        if features.ndim != 2 or features.shape[-1] != kernel.shape[0]:
-            raise ValueError(
-                f"model {self.name!r} expects features of shape (b, {kernel.shape[0]}), got {features.shape}; "
-                f"are the images of the size the parameters were initialised for?"
-            )
+        self._check_features(features, kernel)
         features = features.astype(kernel.dtype)
         if "feature_mean" in layer:
             mean, std = jax.lax.stop_gradient((layer["feature_mean"], layer["feature_std"]))
@@ -142,6 +138,14 @@ class Model:
     ) -> Float[Array, "b n"]:
         """The unnormalised attributes (b, n) of images (b, h, w, 3) in [0, 1]; `key` enables dropout."""
         return self.bottleneck(params, self.features(params, images), key=key)
+
+    def attribute_logits(self, params: Params, attributes: Float[Array, "b n"]) -> Float[Array, "b n"]:
+        """The logit of every attribute's being there; where nothing else is said, the attribute itself."""
+        return attributes
+
+    def fold(self, params: Params) -> Params:
+        """The parameters with what depends on them alone computed once, for many calls; they mean the same."""
+        return params
 
     def head(self, params: Params) -> Head:
         """The linear classifier on the attributes, for the solvers and for `head_logits`."""
@@ -195,6 +199,13 @@ class Model:
         except SafetensorError as error:
             raise ValueError(f"{path} is no .safetensors file, or is damaged: {error}") from error
         return {**params, "backbone": self.weight_loader(params["backbone"], tensors)}
+
+    def _check_features(self, features: Any, kernel: Any) -> None:
+        if features.ndim != 2 or features.shape[-1] != kernel.shape[-2]:
+            raise ValueError(
+                f"model {self.name!r} expects features of shape (b, {kernel.shape[-2]}), got {features.shape}; "
+                f"are the images of the size the parameters were initialised for?"
+            )
 
     def _check_images(self, images: Any) -> None:
         if len(images.shape) != 4 or images.shape[-1] != 3:

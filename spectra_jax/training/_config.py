@@ -69,6 +69,10 @@ class TrainConfig:
         lambda_reconstruction: weight of the mean squared error of a decoder from attributes to images, trained together
             with the model (Section 3.3). 0: no decoder. For images only: the batches of a frozen backbone hold
             features; experiments.reconstruct trains a decoder for those afterwards.
+        certified_radius: asks that no image within this distance be named otherwise, as far as that can be proven, see
+            `margin_logits`; in units of [0, 1], Euclidean over all pixels and channels. 0: off. Only for a model with a
+            proven Lipschitz constant, "lipschitz_cnn".
+        margin_temperature: how far from that distance an example still counts, in the same units.
         adversarial_radius: trains on images attacked within a ball of this radius around the given ones (Madry et al.,
             2018), in units of [0, 1], see `attack_images`. 0: off. Every step costs adversarial_steps further passes.
             For images only, like the decoder.
@@ -106,6 +110,8 @@ class TrainConfig:
     stability_logits: Literal["own", "detached", "learned"] = "own"
     lambda_sparsity: float = 0.0
     lambda_reconstruction: float = 0.0
+    certified_radius: float = 0.0
+    margin_temperature: float = 0.15
     adversarial_radius: float = 0.0
     adversarial_norm: Literal["l2", "linf"] = "l2"
     adversarial_steps: int = 3
@@ -117,11 +123,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         lambdas = [name for name in vars(self) if name.startswith("lambda_")]
-        positive = ("batch_size", "epochs", "learning_rate", "clip_norm", "stability_distance", "adversarial_steps")
+        positive = ("batch_size", "epochs", "learning_rate", "clip_norm", "stability_distance", "adversarial_steps",
+                    "margin_temperature")  # fmt: skip
         self._expect(("seed",), lambda value: 0 <= value <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}")
         self._expect(positive, lambda value: 0 < value < math.inf, "a finite number > 0")
         self._expect(
-            ("image_size", "weight_decay", "adversarial_radius", *lambdas),
+            ("image_size", "weight_decay", "adversarial_radius", "certified_radius", *lambdas),
             lambda value: 0 <= value < math.inf,
             "a finite number >= 0",
         )
@@ -161,5 +168,14 @@ PRESETS: dict[str, TrainConfig] = {
         weight_decay=0.1,
         attribute_weighting="balanced",
         flip=False,
+    ),
+    "lipschitz_cnn": TrainConfig(
+        model="lipschitz_cnn",
+        epochs=10,
+        learning_rate=3e-3,
+        weight_decay=0.0,
+        label_smoothing=0.0,
+        certified_radius=1.0,
+        attribute_weighting="balanced",
     ),
 }

@@ -21,12 +21,14 @@ class Predictions(NamedTuple):
 
     Attributes:
         attributes: (N, n) unnormalised.
+        attribute_logits: (N, n) see `Model.attribute_logits`; for most models the attributes.
         logits: (N, c).
         attribute_labels: (N, n) in {0, 1}.
         labels: (N,).
     """
 
     attributes: Float[Array | np.ndarray, "N n"]
+    attribute_logits: Float[Array | np.ndarray, "N n"]
     logits: Float[Array | np.ndarray, "N c"]
     attribute_labels: Float[Array | np.ndarray, "N n"]
     labels: Int[Array | np.ndarray, " N"]
@@ -41,7 +43,8 @@ def make_eval_step(model: Model, *, sharding: Sharding | None = None) -> EvalSte
 
     def step(params: Params, batch: Batch) -> EvalResult:
         attributes, logits = forward(model, params, batch.inputs)
-        return Predictions(attributes, logits, batch.attributes, batch.labels), batch.valid
+        shown = model.attribute_logits(params, attributes)
+        return Predictions(attributes, shown, logits, batch.attributes, batch.labels), batch.valid
 
     return jax.jit(step, out_shardings=sharding)
 
@@ -78,10 +81,10 @@ def evaluate(predictions: Predictions) -> dict[str, float]:
 
     The losses are the plain ones (no smoothing, no attribute weights), comparable between configurations.
     """
-    attributes, logits, attribute_labels, labels = predictions
-    scores = attribute_metrics(jnp.asarray(attributes), jnp.asarray(attribute_labels))
+    _, attribute_logits, logits, attribute_labels, labels = predictions
+    scores = attribute_metrics(jnp.asarray(attribute_logits), jnp.asarray(attribute_labels))
     return {
-        "attribute_loss": float(attribute_loss(jnp.asarray(attributes), jnp.asarray(attribute_labels))),
+        "attribute_loss": float(attribute_loss(jnp.asarray(attribute_logits), jnp.asarray(attribute_labels))),
         "class_loss": float(classification_loss(jnp.asarray(logits), jnp.asarray(labels))),
         "class_accuracy": float(np.mean(np.argmax(logits, axis=-1) == labels)),
         "attribute_balanced_accuracy": scores["balanced_accuracy"],

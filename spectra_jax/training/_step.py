@@ -162,6 +162,15 @@ def check_adversarial(model: Model, config: TrainConfig) -> None:
         )
 
 
+def check_certified(model: Model, config: TrainConfig) -> None:
+    """Raises a ValueError where `config` asks for certified radii of a model of which nothing is proven."""
+    if config.certified_radius and not hasattr(model, "lipschitz_bound"):
+        raise ValueError(
+            f"certified_radius is {config.certified_radius:g}, but nothing is proven of model {model.name!r}; expected "
+            "'lipschitz_cnn', whose attributes change no faster than its images. Leave it at 0 for others"
+        )
+
+
 def _attacked(model: Model, params: Params, batch: Batch, config: TrainConfig, key: PRNGKeyArray) -> Array:
     """The batch's images, attacked where the loss of `config` looks: at the class, or at the change of its naming."""
     # Without dropout: the model that will be used is the one to be attacked. Constants: training lowers the loss at
@@ -211,9 +220,11 @@ def make_train_step(
         the attacked images where they take the place of the given ones), gradient_norm and finite.
 
     Raises:
-        ValueError: attacks or a reconstruction are asked for where the batches hold no images.
+        ValueError: attacks or a reconstruction are asked for where the batches hold no images, or certified radii of a
+            model of which nothing is proven.
     """
     check_adversarial(model, config)
+    check_certified(model, config)
     decoder = training_decoder(model, config) if config.lambda_reconstruction else None
 
     def loss_fn(trained: Params, rest: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], Metrics]:
@@ -242,8 +253,11 @@ def make_train_step(
             images=None if decoder is None else batch.inputs,
             reconstructions=None if decoder is None else decoder.decode(params[DECODER], attributes),
             attacked_logits=attacked_logits,
+            attribute_logits=model.attribute_logits(params, attributes),
             positive_weight=positive_weight,
             label_smoothing=config.label_smoothing,
+            certified_radius=config.certified_radius,
+            margin_temperature=config.margin_temperature,
             stability_method=config.stability_method,
             stability_form=config.stability_form,
             stability_distance=config.stability_distance,

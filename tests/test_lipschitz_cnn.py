@@ -1,0 +1,151 @@
+"""The layers enlarge nothing, the bound says so of the numbers at hand, and what rounding may do is bounded."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import spectra_jax as sj
+from spectra_jax.models._lipschitz import AOL, SLL, fold, lipschitz_of, space_to_channels
+
+SIDE, ATTRIBUTES, CLASSES = 32, 7, 5
+SMALL = {"stem": (8,), "widths": (16, 24), "blocks": (1, 1), "features": 32, "dense_blocks": 1}
+RANDOM = np.random.default_rng(0)
+
+
+@functools.cache
+def built(bend=0.0):
+    """A small model in float64; with `bend`, its kernels, biases and weights q are far from how they were drawn."""
+    model = sj.build_model("lipschitz_cnn", num_attributes=ATTRIBUTES, num_classes=CLASSES, **SMALL)
+    params = model.init(jax.random.key(0), (SIDE, SIDE, 3))
+    random = np.random.default_rng(int(bend * 10))
+    return model, jax.tree.map(lambda leaf: np.asarray(leaf) + bend * random.normal(size=leaf.shape), params)
+
+
+def images(count=3):
+    return jnp.asarray(np.random.default_rng(1).uniform(size=(count, SIDE, SIDE, 3)))
+
+
+def matrix_of(function, shape):
+    """The Jacobian of a function of one image at a random image, as a matrix."""
+    jacobian = jax.jacobian(lambda x: function(x[None])[0])(jnp.asarray(RANDOM.normal(size=shape)))
+    return jacobian.reshape(-1, math.prod(shape))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [AOL(5, kernel_size=3), AOL(3), AOL(9), SLL(6), SLL(3, kernel_size=1), SLL(4, kernel_size=5)],
+    ids=["convolution", "narrowing", "widening", "residual", "residual-matrix", "residual-wide"],
+)
+def test_no_layer_enlarges_anything(layer, x64):
+    shape, exactly = (4, 5, 4), 1 + 1e-12  # the norm is computed with rounding
+    norm = jax.jit(lambda params: jnp.linalg.norm(matrix_of(lambda x: layer.apply({"params": params}, x), shape), 2))
+    first = layer.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32))["params"]
+    for _ in range(10):
+        size = 10.0 ** RANDOM.uniform(-2, 2)
+        params = {name: jnp.asarray(size * RANDOM.normal(size=leaf.shape)) for name, leaf in first.items()}
+        params["log_weight"] /= size
+        folded = fold(params)
+        assert norm(folded) <= lipschitz_of(folded) * exactly <= 1 + 1e-9
+        # Rescaled by too much, the bound follows the layer.
+        folded["rescaling"] = 1.2 * folded["rescaling"]
+        assert norm(folded) <= lipschitz_of(folded) * exactly and lipschitz_of(folded) > 1.05
+
+
+def test_blocks_of_pixels_become_channels_without_loss():
+    x = jnp.asarray(RANDOM.normal(size=(2, 7, 9, 3)), jnp.float32)
+    y = space_to_channels(x, 4)
+    assert y.shape == (2, 2, 3, 48)
+    np.testing.assert_allclose(np.sort(np.abs(y[np.asarray(y) != 0]).ravel()), np.sort(np.abs(x).ravel()))
+    np.testing.assert_array_equal(y[0, 0, 1, :3], x[0, 0, 4])
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.3, 3.0])
+def test_power_iteration_never_finds_more_than_the_bound(bend, x64):
+    model, params = built(bend)
+    params = model.fold(jax.tree.map(jnp.asarray, params))
+    bound = sj.lipschitz_bound(model, params)
+    assert 0.9 < bound.value <= 1 + 1e-5 and "AOL and SLL" in bound.how
+    encode = jax.jit(lambda x: model.encode(params, x[None])[0])
+    for x in images():
+        direction = jnp.asarray(RANDOM.normal(size=x.shape))
+        for _ in range(30):
+            direction = direction / jnp.linalg.norm(direction)
+            ahead = jax.jvp(encode, (x,), (direction,))[1]
+            norm, direction = jnp.linalg.norm(ahead), jax.vjp(encode, x)[1](ahead)[0]
+        assert norm <= bound.value
+    if not bend:
+        assert norm > 0.2, "a fresh network must not let signals die"
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.3])
+def test_rounding_stays_below_its_bound(bend):
+    model, params = built(bend)
+    with jax.enable_x64(True):
+        exact = sj.certificates.in_float64(model, params)
+        expected = np.asarray(model.encode(exact, images()))
+        assert 0 < sj.encoder_rounding(model, exact, (SIDE, SIDE, 3)) < 1e-7
+    single = model.fold(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params))
+    # The same numbers in both: rescalings are parts of the network that is certified.
+    single = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), exact) if bend else single
+    with jax.enable_x64(True):
+        expected = np.asarray(model.encode(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), single), images()))
+    error = np.linalg.norm(np.asarray(model.encode(single, images().astype(jnp.float32))) - expected, axis=1)
+    bound = sj.encoder_rounding(model, single, (SIDE, SIDE, 3))
+    assert 0 < error.max() < bound < 1
+
+
+def test_storing_the_rescalings_changes_nothing():
+    model, params = built()
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    pictures = images().astype(jnp.float32)
+    np.testing.assert_array_equal(model.encode(params, pictures), model.encode(model.fold(params), pictures))
+    assert jax.tree.structure(model.fold(model.fold(params))) == jax.tree.structure(model.fold(params))
+
+
+@pytest.mark.parametrize("side", [32, 50, 64, 224])
+def test_any_size_will_do(side):
+    model = sj.build_model("lipschitz_cnn", num_attributes=ATTRIBUTES, num_classes=CLASSES)
+    shape = (side, side, 3)
+    params = jax.eval_shape(functools.partial(model.init, image_shape=shape), jax.random.key(0))
+    out = jax.eval_shape(model.encode, params, jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+    assert out.shape == (2, ATTRIBUTES)
+
+
+def test_attributes_are_read_through_their_scale_and_offset():
+    model, params = built()
+    layer = {"log_scale": np.full(ATTRIBUTES, np.log(3.0)), "offset": np.arange(ATTRIBUTES, dtype=np.float32)}
+    layer["log_scale"] = layer["log_scale"].astype(np.float32)
+    logits = model.attribute_logits({**params, "bottleneck": layer}, jnp.ones((1, ATTRIBUTES)))
+    np.testing.assert_allclose(logits, 3 + np.arange(ATTRIBUTES)[None], rtol=1e-6)
+
+
+def test_what_is_certified_is_at_most_what_an_attack_needs():
+    model, params = built(0.3)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    pictures = images(6).astype(jnp.float32)
+    head = model.head(params)
+    predicted = np.argmax(sj.head_logits(head, model.encode(params, pictures)), axis=1)
+    targets = ((predicted[:, None] + np.arange(1, CLASSES)[None]) % CLASSES).astype(np.int32)
+    certificate = sj.certify(model, params, pictures, targets=targets)
+    anything = sj.certify(model, params, pictures)
+    assert np.all(anything.radius <= certificate.radius.min(axis=1) + 1e-12) and anything.radius.max() > 0
+    repeated = jnp.repeat(pictures, CLASSES - 1, axis=0)
+    wanted = model.encode(params, repeated)
+    encode = jax.tree_util.Partial(model.encode, model.fold(params))
+    found = sj.invert(encode, head, repeated, wanted, jnp.asarray(targets.ravel()))
+    moved = np.linalg.norm(np.asarray(found.images - repeated, float).reshape(len(repeated), -1), axis=1)
+    assert found.success.any()
+    assert np.all(moved[found.success] >= certificate.radius.ravel()[found.success])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"widths": (8,), "blocks": (1, 1)}, r"blocks is \(1, 1\); expected a number for each of the widths \(8,\)")],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        sj.build_model("lipschitz_cnn", num_attributes=2, num_classes=2, **options)
