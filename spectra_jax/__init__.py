@@ -88,6 +88,8 @@ if TYPE_CHECKING:
     from spectra_jax.perturbations import sparse_perturbation as sparse_perturbation
     from spectra_jax.saliency import activation_map as activation_map
     from spectra_jax.similarity import ssim as ssim
+    from spectra_jax.smoothing import smoothed_attribute_certificate as smoothed_attribute_certificate
+    from spectra_jax.smoothing import smoothed_certificate as smoothed_certificate
     from spectra_jax.types import Batch as Batch
     from spectra_jax.types import Head as Head
     from spectra_jax.types import Status as Status

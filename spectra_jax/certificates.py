@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import at_least_float32, check_array, check_images, check_problem, check_targets, is_concrete
+from spectra_jax.checks import (
+    as_target_columns,
+    at_least_float32,
+    check_array,
+    check_images,
+    check_problem,
+    is_concrete,
+)
 from spectra_jax.perturbations.projection import projection_perturbation
 from spectra_jax.switches import public
 from spectra_jax.types import Head, Status
@@ -251,11 +258,7 @@ def certified_radius(
     if targets is None:
         distance = exact.to_any_other()
     else:
-        check_array("targets", targets)
-        if np.ndim(targets) not in (1, 2) or np.shape(targets)[0] != len(finite):
-            raise ValueError(f"targets has shape {np.shape(targets)}; expected ({len(finite)},) or ({len(finite)}, t)")
-        check_targets(head, targets)
-        columns = np.asarray(targets).reshape(len(finite), -1)
+        columns = as_target_columns(head, targets, len(finite))
         distance = exact.to_targets(columns).reshape(np.shape(targets))
         finite = finite.reshape(-1, *[1] * (distance.ndim - 1))
     radius = np.where(finite, given.certified(distance), 0.0)
@@ -292,7 +295,7 @@ def certified_attribute_radius(
     if np.ndim(attributes) != 2:
         raise ValueError(f"attributes has shape {np.shape(attributes)}; expected (b, n)")
     given = _checked(None, attributes, lipschitz, rounding)
-    threshold = _thresholds(given.attributes.shape[1], scale, offset)
+    threshold = thresholds(given.attributes.shape[1], scale, offset)
     distance = np.abs(given.attributes + threshold)
     # The classifier computes scale * e + offset in its own type, and this is float64.
     slack = 4 * given.unit_roundoff * (np.abs(given.attributes) + np.abs(threshold))
@@ -339,7 +342,8 @@ def _checked(head: Head | None, attributes: Any, lipschitz: Any, rounding: Any) 
     )
 
 
-def _thresholds(num_attributes: int, scale: Any, offset: Any) -> Float[np.ndarray, " n"]:
+def thresholds(num_attributes: int, scale: Any, offset: Any) -> Float[np.ndarray, " n"]:
+    """offset_f / scale_f, which an attribute is to exceed the negative of; 0 by default."""
     values = []
     for name, value, default in (("scale", scale, 1.0), ("offset", offset, 0.0)):
         value = np.full(num_attributes, default) if value is None else np.asarray(value, np.float64)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from spectra_jax.types import Head
 
@@ -182,6 +183,18 @@ def check_targets(head: Head, targets: Any) -> None:
             raise ValueError(f"targets contains {low if low < 0 else high}; expected class indices from 0 to {last}")
 
 
+def as_target_columns(head: Head, targets: Any, count: int) -> Int[np.ndarray, "b t"]:
+    """Concrete targets of (b,) or (b, t) as (b, t).
+
+    Raises:
+        ValueError: as `check_targets`; not a row for each of `count` samples.
+    """
+    check_targets(head, targets)
+    if np.ndim(targets) not in (1, 2) or np.shape(targets)[0] != count:
+        raise ValueError(f"targets has shape {np.shape(targets)}; expected ({count},) or ({count}, t)")
+    return np.asarray(targets).reshape(count, -1)
+
+
 def check_margin(margin: Any) -> None:
     """Raises ValueError unless `margin` is one number that, where concrete, is finite and not negative."""
     expected = "a finite number >= 0, in units of the logits"
@@ -199,6 +212,24 @@ def check_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
     return int(value)
+
+
+def check_between(name: str, value: Any, low: float, high: float) -> None:
+    """Raises ValueError unless `value` is one number and, where concrete, strictly between the ends."""
+    expected = f"a number between {low:g} and {high:g}, both excluded"
+    _check_scalar(name, value, (jnp.floating, jnp.integer), expected)
+    if is_concrete(value) and not low < float(value) < high:
+        raise ValueError(f"{name} is {value}; expected {expected}")
+
+
+def check_key(key: Any) -> None:
+    """Raises ValueError unless `key` is one random key of JAX, of the new or of the old kind."""
+    expected = "one random key, such as jax.random.key(0)"
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise ValueError(f"key is {key!r}; expected {expected}")
+    ndim = 0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1
+    if key.ndim != ndim or (ndim == 1 and key.dtype != np.uint32):
+        raise ValueError(f"key has shape {key.shape} and type {key.dtype}; expected {expected}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

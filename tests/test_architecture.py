@@ -38,6 +38,7 @@ LAYERS = {
     "inversion": 3,
     "saliency": 3,
     "localization": 3,
+    "smoothing": 3,
     "counterfactuals": 4,
     "training": 4,
     "sweep": 4,

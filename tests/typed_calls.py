@@ -22,6 +22,7 @@ CHECKED = (
     "perturbations",
     "saliency",
     "similarity",
+    "smoothing",
 )
 
 with install_import_hook([f"spectra_jax.{name}" for name in CHECKED], "beartype.beartype"):
@@ -127,6 +128,9 @@ def images_and_metrics(head: sj.Head) -> None:
     sj.perturbation_noise_ratio(result.images - images, result.attributes - attributes)
     sj.attack_success_rate(result.success, attempted=result.success)
     where_it_changed(encode, head, images, result.images)
+    noise = {"key": jax.random.key(0), "sigma": 0.1, "num_samples": 10}
+    sj.smoothed_certificate(encode, head, images, targets=jnp.asarray([0, 1, 2], jnp.int32), **noise)
+    sj.smoothed_attribute_certificate(encode, np.asarray(images), scale=np.ones(len(attributes[0])), **noise)
     metrics.class_accuracy(array(3, 4), jnp.asarray([0, 1, 2]))
     metrics.attribute_metrics(array(6, 2), (array(6, 2) > 0).astype(jnp.float32))
     metrics.attribute_metrics(np.asarray(array(6, 2)), np.asarray(array(6, 2) > 0, np.float32))
