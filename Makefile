@@ -1,6 +1,7 @@
 # make demo     installs into .venv, runs the main job on the embedded data and says where its report is
 # make explore  opens a live page about the model of make demo in the browser
 # make test     installs the test tools as well, then runs the linters, the type checker and the tests
+# make test-all the same with the tests that are marked slow
 # make test-oldest, make test-newest    pytest with the lower bounds of pyproject.toml, and with the newest of everything
 # make docs     builds the documentation in docs/_build/html; its notebooks are executed
 # make clean    removes .venv and what the checkers cached
@@ -11,16 +12,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 TEST_JOBS ?= 2
+MARKS ?= not slow
 PYTEST_ARGS ?=
 CONSTRAINTS ?= constraints.txt
 
 RUN := $(VENV)/bin/python
 PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: help demo explore test pytest test-oldest test-newest check docs clean
+.PHONY: help demo explore test test-all pytest test-oldest test-newest check docs clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 demo: $(VENV)/.installed
 	$(RUN) -m experiments.quickstart
@@ -30,8 +32,11 @@ explore: demo
 
 test: check pytest
 
+test-all:
+	$(MAKE) test MARKS=
+
 pytest: $(VENV)/.installed-test
-	$(RUN) -m pytest -n $(TEST_JOBS) --dist worksteal --durations 15 $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(TEST_JOBS) --dist worksteal --durations 15 -m '$(MARKS)' $(PYTEST_ARGS)
 
 test-oldest:
 	$(PYTHON) tests/lower_bounds.py > .lower-bounds.txt

@@ -11,6 +11,8 @@ from scipy.special import logsumexp
 import spectra_jax as sj
 from spectra_jax.metrics import class_accuracy
 
+pytestmark = pytest.mark.slow
+
 CLASSES, ATTRIBUTES = 300, 290
 RANDOM = np.random.default_rng(0)
 HEAD = sj.Head(jnp.asarray(RANDOM.normal(size=(CLASSES, ATTRIBUTES)), jnp.float32))

@@ -10,6 +10,8 @@ from experiments.benchmarks.inversion import compaction, main, summarise
 from experiments.cli.command import UserError
 from experiments.train import __main__ as train
 
+pytestmark = pytest.mark.slow
+
 
 def test_lanes_are_counted_as_they_are_refilled():
     # Two lanes: 5 beside 1 + 1 + 2, then in lockstep max(5, 1) + max(1, 2).

@@ -10,6 +10,8 @@ from test_inversion import config
 
 import spectra_jax as sj
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 MATRIX, WEIGHTS = RANDOM.normal(size=(12 * 12 * 3, 6)) / 20, RANDOM.normal(size=(4, 6))
 PIXELS, TARGETS = RANDOM.integers(60, 200, size=(3, 12, 12, 3)) / 256, jnp.asarray([0, 1, 2], jnp.int32)

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).resolve().parent
 # One device per process: several devices in several processes on few cores have been seen to hang.

@@ -327,6 +327,7 @@ def about_the_data(folder):
     return text
 
 
+@pytest.mark.slow
 def test_train(data_dir, tmp_path):
     run = tmp_path / "run"
     command = ["--data-dir", str(data_dir), "--run-dir", str(run), "--image-size", "32", "--epochs", "2", "--quiet"]
@@ -337,6 +338,7 @@ def test_train(data_dir, tmp_path):
     assert json.loads((run / "summary.json").read_text())["test/class_accuracy"] > 0.5  # ten classes, two epochs
 
 
+@pytest.mark.slow
 def test_quickstart(run_dir):
     page = about_the_data(run_dir)
     assert "linear on digits" in page and "1,797 images of 10 classes, 18 attributes" in page
@@ -344,6 +346,7 @@ def test_quickstart(run_dir):
     assert summary["test/class_accuracy"] > 0.5 and summary["invert/num_success"] == 4
 
 
+@pytest.mark.slow
 def test_invert_between_named_classes(run_dir, tmp_path):
     command = ["--run-dir", str(run_dir), "--out", str(tmp_path / "out"), "--num-pairs", "2", "--batch-size", "2"]
     assert invert.main([*command, "--source", "3", "--targets", "8", "--quiet"]) == 0
@@ -352,6 +355,7 @@ def test_invert_between_named_classes(run_dir, tmp_path):
         assert found["label"].tolist() == [3, 3] and found["target"].tolist() == [8, 8]
 
 
+@pytest.mark.slow
 def test_saliency_goes_without_parts(run_dir, tmp_path, capsys):
     command = ["--run-dir", str(run_dir), "--out", str(tmp_path / "out"), "--num-images", "2"]
     assert saliency.main([*command, "--attribute", "stem", "loop::upper"]) == 0
@@ -362,11 +366,13 @@ def test_saliency_goes_without_parts(run_dir, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["saliency/num_maps"] == 4
 
 
+@pytest.mark.slow
 def test_sweep(run_dir, tmp_path):
     assert sweep_attackability.main(["--run-dir", str(run_dir), "--out", str(tmp_path / "out"), "--quiet"]) == 0
     assert "loop: lower" in about_the_data(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_robustness(run_dir, tmp_path):
     pytest.importorskip("experiments.attacks.foolbox", reason="needs the extra 'bench'", exc_type=ImportError)
     from experiments.robustness import __main__ as robustness

@@ -23,6 +23,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+pytestmark = pytest.mark.slow
+
 
 class Encoder(eqx.Module):
     first: eqx.nn.Conv2d

@@ -98,6 +98,7 @@ def base_install(tmp_path_factory) -> Path:
     return python
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_library_alone(base_install):
     (wheel,) = base_install.parents[2].glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -106,6 +107,7 @@ def test_the_wheel_holds_the_library_alone(base_install):
     assert {"spectra_jax/py.typed", "spectra_jax/reporting/report.html"} <= set(names)
 
 
+@pytest.mark.slow
 def test_readme_example_needs_the_base_install_alone(base_install, tmp_path):
     example = tmp_path / "example.py"
     example.write_text(python_blocks(DOCUMENTS["README.md"])[0] + LOOK)
@@ -124,6 +126,7 @@ print("installed:", *[name for name in heavy if "." not in name and importlib.ut
 """
 
 
+@pytest.mark.slow
 def test_what_an_extra_would_bring_is_named(base_install, tmp_path):
     for module in ("reporting", "data", "sweep_files"):
         done = subprocess.run(

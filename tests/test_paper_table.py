@@ -24,6 +24,8 @@ from experiments.runs.loading import DataConfig
 from experiments.runs.record import Record
 from spectra_jax.logging import read_metrics
 
+pytestmark = pytest.mark.slow
+
 COMPILATION_CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 NAMES = ("linear/plain", "linear/stability", "cnn/plain", "cnn/stability")
 

@@ -13,6 +13,8 @@ from test_multiprocess import ENVIRONMENT, HERE, free_port
 from experiments.benchmarks.sweep_kills import Args, command, differences, kills
 from experiments.cli.devices import num_cores
 
+pytestmark = pytest.mark.slow
+
 
 def written(folder: Path, args: Args) -> None:
     rng = np.random.default_rng(0)

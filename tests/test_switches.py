@@ -12,6 +12,8 @@ from test_inversion import METHODS
 import spectra_jax as sj
 from spectra_jax import metrics
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 BATCH, CLASSES, ATTRIBUTES = 4, 5, 4
 
