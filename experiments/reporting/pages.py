@@ -250,13 +250,16 @@ def _card(
     measured: dict[str, np.ndarray],
 ) -> CounterfactualCard:
     classes, names = run.info.class_names, run.info.attribute_names
-    before, after, single = found.before[row], found.after[row], found.single_attribute[row]
-    requested = finite_request(found, row)
+    single, requested = found.single_attribute[row], finite_request(found, row)
+    # In units in which every model's attributes are logits.
+    given = np.stack([found.before[row], found.before[row] + requested, found.after[row]])
+    before, wanted, after = np.asarray(run.model.attribute_logits(run.params, jnp.asarray(given)))
     present = [1 / (1 + np.exp(-np.clip(e, -80, 80))) for e in (before, after)]
     ranks = np.abs(requested) / np.maximum(spread, 1e-6), np.abs(present[1] - present[0])
     largest = dict.fromkeys(int(f) for rank in ranks for f in np.argsort(-rank)[:SHOWN_ATTRIBUTES])
     changes = [
-        AttributeChange(names[f], float(before[f]), float(requested[f]), float(after[f] - before[f])) for f in largest
+        AttributeChange(names[f], float(before[f]), float(wanted[f] - before[f]), float(after[f] - before[f]))
+        for f in largest
     ]
     note = f"Test image {found.index[row]}, labelled {readable_class(classes[found.label[row]])}."
     if single >= 0:

@@ -45,6 +45,10 @@ class OwnNetwork:
         """The function's attributes; its parameters are its own."""
         return self.function(images)
 
+    def attribute_logits(self, params: Any, attributes: Any) -> Any:
+        """The attributes: nothing else is known of them."""
+        return attributes
+
     def head(self, params: Any) -> Head:
         """The classifier."""
         return self.classifier

@@ -1,0 +1,87 @@
+"""A certified model from its training to the pages that show what is proven."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_prep.synthetic_birds import generate
+from experiments.cli.command import UserError
+from experiments.counterfactuals.find import _check_sandwich, choose_pairs, find_counterfactuals, pair_metrics
+from experiments.counterfactuals.options import InversionOptions, PairConfig
+from experiments.quickstart.certified import find_again
+from experiments.reporting.pages import counterfactual_cards
+from experiments.runs.loading import load_run, load_test_split
+from experiments.runs.store import Store
+from experiments.train.__main__ import main as train
+from spectra_jax import certified_accuracy, certify
+from spectra_jax.logging import Console
+
+QUIET = Console(quiet=True)
+SEARCH = InversionOptions(method="nearest", margin=0.01, max_steps=60)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A small lipschitz_cnn on tiny birds, in the folder that training leaves."""
+    root = tmp_path_factory.mktemp("certified")
+    birds = generate(root / "birds", num_classes=4, images_per_class=24, image_size=48, workers=1, progress=False)
+    options = ["--model-options", "stem=[4]", "widths=[48]", "blocks=[1]", "features=32", "dense_blocks=1"]
+    options += ["--image-size", "24", "--batch-size", "16", "--epochs", "24", "--learning-rate", "0.01", "--quiet"]
+    more = ["--certified-radius", "0.5", "--data-dir", str(birds), "--run-dir", str(root / "run")]
+    assert train(["--model", "lipschitz_cnn", *options, *more]) == 0
+    return root / "run"
+
+
+def test_training_says_what_is_certified(run_dir):
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [record for record in records if record["split"] != "train"]
+    assert all({f"certified_accuracy_{r}" for r in ("0.25", "0.5", "1")} <= record.keys() for record in evaluated)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    shares = [summary[f"test/certified_accuracy_{radius}"] for radius in ("0.25", "0.5", "1")]
+    assert summary["test/class_accuracy"] >= shares[0] >= shares[1] >= shares[2] and shares[0] > 0.3
+    # Once more, from the images themselves.
+    run, split = load_run(run_dir), load_test_split(run_dir)
+    images = run.dataset.images("test", np.arange(len(split.labels)), image_size=24).astype(np.float32) / 255
+    again = certified_accuracy(certify(run.model, run.params, images), split.labels, [0.25, 0.5, 1.0])
+    np.testing.assert_allclose(again, shares, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def flips(run_dir, tmp_path_factory):
+    run, split = load_run(run_dir), load_test_split(run_dir)
+    config = PairConfig(num_pairs=4, batch_size=4, inversion=SEARCH)
+    pairs = choose_pairs(run, split.attributes, split.labels, config, seed=0)
+    store = Store(tmp_path_factory.mktemp("flips"), [])
+    found = find_counterfactuals(run, split.labels, *pairs, config, store, console=QUIET)
+    return run, split, config, found
+
+
+def test_every_flip_lies_beyond_its_certificate(flips):
+    run, split, _, found = flips
+    measured = pair_metrics(run.model.head(run.params), found, split.attributes.std(axis=0))
+    assert found.success.any()
+    assert np.all(found.certified > 0)
+    assert np.all(measured["certified_l2"][found.success] <= measured["l2"][found.success])
+    with pytest.raises(RuntimeError, match=r"found at 0.5 although none nearer than 0.7 was said to exist"):
+        _check_sandwich(np.array([0.7, 0.9]), np.array([0.5, 0.1]), np.array([True, False]))
+
+
+def test_the_same_flips_are_shown_on_both_models(flips, run_dir):
+    run, split, config, found = flips
+    spread = split.attributes.std(axis=0)
+    measured = pair_metrics(run.model.head(run.params), found, spread)
+    cards = counterfactual_cards(run, found, spread, measured)
+    twice = find_again(run_dir, found, cards, config, console=QUIET)
+    assert len(twice) >= 2 and len(twice) % 2 == 0
+    for first, second in zip(twice[::2], twice[1::2], strict=True):
+        assert (first.source_class, first.target_class) == (second.source_class, second.target_class)
+        assert "nothing is proven" in first.note and "no image of this class is nearer than" in second.note
+        assert "Certified: no image nearer" in [metric.name for metric in second.metrics]
+
+
+def test_other_models_are_refused_a_radius(run_dir, tmp_path):
+    data = str(run_dir.parent / "birds")
+    command = ["--model", "linear", "--data-dir", data, "--certified-radius", "1", "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(UserError, match="certified_radius is 1, but nothing is proven of model 'linear'"):
+        train(command)
