@@ -151,7 +151,7 @@ def quickstart(args: Args) -> tuple[Path, int]:
 
     report = Report("SPECTRA quickstart", subtitle=f"{name} on {args.data.name}, seed {args.seed}")
     cards = counterfactual_cards(run, found, spread, measured)
-    twice = find_again(certified, found, cards, pairs, console=console) if certified else []
+    twice = find_again(certified, name, run, found, pairs, console=console) if certified else []
     add_finding(report, found, figures, cards)
     report.headline(headline(figures, summary))
     add_certified(report, twice)

@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli.options import DataConfig, starting_config
-from experiments.counterfactuals.find import Counterfactuals, find_counterfactuals, pair_metrics, pair_options
+from experiments.counterfactuals.find import Counterfactuals, find_counterfactuals, pair_options
 from experiments.counterfactuals.options import PairConfig
-from experiments.reporting.pages import counterfactual_cards
-from experiments.runs.loading import load_run, load_test_split
+from experiments.runs.loading import LoadedRun, load_run, load_test_split
 from experiments.runs.store import Store
 from experiments.training.train import TrainArgs, train
 from spectra_jax import head_logits
 from spectra_jax.data import Dataset
 from spectra_jax.logging import Console
-from spectra_jax.reporting import CounterfactualCard, Report
+from spectra_jax.names import readable_class
+from spectra_jax.reporting import Picture, Report
+from spectra_jax.reporting.images import difference_picture
 
 MODEL, FOLDER = "lipschitz_cnn", "certified"
 _FLIPS = 2
@@ -31,21 +32,23 @@ def train_certified(
 
 
 def find_again(
-    run_dir: Path, found: Counterfactuals, cards: list[CounterfactualCard], config: PairConfig, *, console: Console
-) -> list[CounterfactualCard]:
-    """Cards in pairs, the same image and target on the first model and on the second.
+    run_dir: Path, name: str, first: LoadedRun, found: Counterfactuals, config: PairConfig, *, console: Console
+) -> list[Picture]:
+    """The same images and targets on the first model and on the second: of each what was found and what it changed.
 
     Args:
         run_dir: the second model's.
-        found: the pairs of the first model.
-        cards: theirs.
+        name: of the first model.
+        first: the first model.
+        found: its pairs.
         config: how they were searched.
         console: shows the progress.
     """
     run, split = load_run(run_dir), load_test_split(run_dir)
     named = np.asarray(head_logits(split.head, jnp.asarray(split.attributes))).argmax(axis=-1)
-    rows = np.flatnonzero(found.success & (named[found.index] == found.label) & (found.predicted == found.label))
-    rows = rows[found.target[rows] != found.label[rows]][:_FLIPS]
+    rows = np.flatnonzero(found.success & (named[found.index] == found.label) & (found.predicted == found.label))[
+        :_FLIPS
+    ]
     if not rows.size:
         return []
     config = dataclasses.replace(config, num_pairs=len(rows), batch_size=len(rows))
@@ -54,23 +57,35 @@ def find_again(
         run, split.labels, found.index[rows], found.target[rows], config, Store(run_dir / "counterfactuals", options),
         console=console,
     )  # fmt: skip
-    spread = split.attributes.std(axis=0)
-    second = counterfactual_cards(run, again, spread, pair_metrics(run.model.head(run.params), again, spread))
-    pairs = []
+    pictures = []
     for place, row in enumerate(rows):
-        proof = f"{MODEL}: no image of this class is nearer than {again.certified[place]:.3f}, which is proven. "
-        pairs += [dataclasses.replace(cards[row], note=f"First model: nothing is proven. {cards[row].note}"),
-                  dataclasses.replace(second[place], note=proof + second[place].note)]  # fmt: skip
-    return pairs
+        nearest = f"no such image is nearer than {again.certified[place]:.2f}, which is proven"
+        pictures += _shown(first, name, found, row, "how near others are is not known")
+        pictures += _shown(run, MODEL, again, place, nearest)
+    return pictures
 
 
-def add_certified(report: Report, cards: list[CounterfactualCard]) -> None:
-    """The pairs of cards, if there are any."""
-    if cards:
-        report.counterfactuals(
-            cards,
-            title="The same flips, with a proof",
+def _shown(run: LoadedRun, name: str, found: Counterfactuals, row: int, known: str) -> list[Picture]:
+    before, after = found.images[row] / np.float32(255), found.results[row]
+    source, target = (readable_class(run.info.class_names[k]) for k in (found.predicted[row], found.target[row]))
+    difference = difference_picture(before, after)
+    distance = f"L2 distance {np.linalg.norm(after - before):.2f}; {known}"
+    words = f"{name}: {source} named {target}. {distance}." if found.success[row] else f"{name}: not reached; {known}."
+    factor = f"what changed, × {difference.amplification}"
+    return [
+        Picture(after, words, words),
+        Picture(difference.pixels, f"{name}: {factor}", f"{name}, {target}: {factor}"),
+    ]
+
+
+def add_certified(report: Report, pictures: list[Picture]) -> None:
+    """The pictures, if there are any."""
+    if pictures:
+        report.gallery(
+            "The same flips, with a proof",
+            pictures,
             caption="Each image and target twice: on the model above, and on one whose attributes change no faster "
             "than its image. There the exact distance between attributes is a proof: no image of the target is nearer. "
             "A change that has to be large can come to look like something.",
+            large=True,
         )
