@@ -11,7 +11,7 @@ zero padding cuts a piece out of that operator, which T bounds as well.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -87,7 +87,8 @@ def convolve(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"]) -> Flo
     """A zero-padded convolution at full precision: the proofs are about what is computed."""
     if kernel.shape[:2] == (1, 1):
         return jnp.matmul(x, kernel[0, 0], precision=HIGHEST)
-    return _correlate(x, kernel, "SAME")
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers, precision=HIGHEST)
 
 
 def fold(params: Any) -> Any:
@@ -102,10 +103,25 @@ def fold(params: Any) -> Any:
 @jax.jit
 def rescale(kernel: Float[Array, "k k i o"], log_weight: Float[Array, " o"]) -> Float[Array, " o"]:
     """T^(-1/2)."""
-    side = kernel.shape[0] - 1
-    gram = _correlate(jnp.transpose(kernel, (3, 0, 1, 2)), kernel, ((side, side), (side, side)))
-    weight = jnp.exp(log_weight)
-    return jax.lax.rsqrt(jnp.matmul(jnp.sum(jnp.abs(gram), axis=(1, 2)), weight) / weight + _GUARD)
+    weight, sums = jnp.exp(log_weight), jnp.zeros_like(log_weight)
+    for here, there, is_shifted in _overlaps(kernel):
+        gram = jnp.abs(jnp.matmul(here.T, there, precision=HIGHEST))
+        sums = sums + jnp.matmul(gram, weight) + (jnp.matmul(gram.T, weight) if is_shifted else 0)
+    return jax.lax.rsqrt(sums / weight + _GUARD)
+
+
+def _overlaps(kernel: Any) -> Iterator[tuple[Any, Any, bool]]:
+    """What is left of a kernel and of its copy one on top of the other, for each shift or its opposite.
+
+    Yields:
+        Two matrices (m, o) of JAX or NumPy, and whether the opposite shift is another one, with the transposed product.
+    """
+    side, width = kernel.shape[0], kernel.shape[3]
+    for rows in range(side):
+        for columns in range(1 - side if rows else 0, side):
+            here = kernel[rows:, max(columns, 0) : side + min(columns, 0)]
+            there = kernel[: side - rows, max(-columns, 0) : side + min(-columns, 0)]
+            yield here.reshape(-1, width), there.reshape(-1, width), bool(rows or columns)
 
 
 def lipschitz_of(params: Any) -> float:
@@ -134,13 +150,10 @@ def _largest_rescaled(layer: Any) -> float:
     weight = np.exp(np.asarray(layer["log_weight"], np.float64))
     side, width = kernel.shape[0], kernel.shape[3]
     sums, sizes = np.zeros((width, width)), np.zeros((width, width))
-    for shift in np.ndindex(2 * side - 1, 2 * side - 1):
-        rows, columns = (step - side + 1 for step in shift)
-        here = kernel[max(rows, 0) : side + min(rows, 0), max(columns, 0) : side + min(columns, 0)].reshape(-1, width)
-        there = kernel[max(-rows, 0) : side + min(-rows, 0), max(-columns, 0) : side + min(-columns, 0)]
-        there = there.reshape(-1, width)
-        sums += np.abs(here.T @ there)
-        sizes += np.abs(here).T @ np.abs(there)
+    for here, there, is_shifted in _overlaps(kernel):
+        gram, size = np.abs(here.T @ there), np.abs(here).T @ np.abs(there)
+        sums += gram + (gram.T if is_shifted else 0)
+        sizes += size + (size.T if is_shifted else 0)
     rounding = (side**2 * kernel.shape[2] + 2 * width + (2 * side) ** 2) * 2.0**-52
     bound = rescaling**2 * ((sums + rounding * sizes) @ weight) / weight
     return float(np.max(bound) * (1 + rounding))
@@ -228,8 +241,3 @@ def _transposed(kernel: Float[Array, "k k i o"]) -> Float[Array, "k k o i"]:
 
 def _kernel(layer: Any) -> Float[Array, "k k i o"]:
     return layer["orthogonal_kernel"] if "orthogonal_kernel" in layer else layer["kernel"]
-
-
-def _correlate(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: Any) -> Float[Array, "b _ _ o"]:
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=numbers, precision=HIGHEST)
