@@ -61,7 +61,46 @@ def certificates(args: Args) -> dict[str, Any]:
     loaded = load_run(args.run_dir)
     if not loaded.has_proof:
         raise UserError(f"--run-dir {args.run_dir}: nothing is proven of its model, {loaded.model.name}")
-    return step_cost(loaded, args) | certificate_cost(loaded, args) | crossings(loaded, args)
+    return step_cost(loaded, args) | certificate_cost(loaded, args) | operator_norms(loaded) | crossings(loaded, args)
+
+
+def operator_norms(loaded: LoadedRun) -> dict[str, float]:
+    """The largest norm of the encoder's Jacobian that power iteration finds: of the run's network and of random ones."""
+    import jax
+    import jax.numpy as jnp
+
+    from spectra_jax.certificates import in_float64
+
+    size, random = loaded.config.image_size, np.random.default_rng(0)
+    with jax.enable_x64(True):
+
+        @jax.jit
+        def norm(params: Any, x: Any, direction: Any) -> Any:
+            def encode(one: Any) -> Any:
+                return loaded.model.encode(params, one[None])[0]
+
+            def step(_: int, direction: Any) -> Any:
+                ahead = jax.jvp(encode, (x,), (direction / jnp.linalg.norm(direction),))[1]
+                return jax.vjp(encode, x)[1](ahead)[0]
+
+            direction = jax.lax.fori_loop(0, 30, step, direction)
+            return jnp.linalg.norm(jax.jvp(encode, (x,), (direction / jnp.linalg.norm(direction),))[1])
+
+        def largest(params: Any, count: int) -> float:
+            exact = in_float64(loaded.model, params)
+            starts = jnp.asarray(random.normal(size=(count, size, size, 3)))
+            images = jnp.asarray(pictures(loaded, count), jnp.float64)
+            return max(float(norm(exact, x, start)) for x, start in zip(images, starts, strict=True))
+
+        def drawn(seed: int) -> Any:
+            fresh = loaded.model.init(jax.random.key(seed), (size, size, 3))
+            bend = 10.0 ** random.uniform(-2, 0.5)
+            return jax.tree.map(lambda leaf: np.asarray(leaf) + bend * random.normal(size=leaf.shape), fresh)
+
+        trained = largest(loaded.params, 8)
+        others = max(largest(drawn(seed), 1) for seed in range(19))
+    print(f"largest norm of a Jacobian: {trained:.4f} trained, {others:.4f} in 19 random networks")
+    return {"operator_norm": trained, "operator_norm_random": others}
 
 
 def step_cost(loaded: LoadedRun, args: Args) -> dict[str, float]:

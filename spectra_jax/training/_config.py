@@ -39,6 +39,11 @@ class TrainConfig:
           lambda_stability=1, stability_form="hinge"              0.42 / 0.00
           adversarial_radius=0.5, epochs=18                       0.38 / 0.18
 
+    With a proof, on the same birds (class accuracy / certified at L2 0.5 / at 1 / balanced attribute accuracy; one seed,
+    9 minutes on two busy cores, and a repeated command goes on where one was killed):
+
+        lipschitz_cnn                                             0.97 / 0.92 / 0.79 / 0.83
+
     Attributes:
         model: architecture, one of the names `build_model` knows.
         model_options: its options as "name=value", for example "depth=34" or "head_bias=True".
