@@ -65,7 +65,7 @@ def certificates(args: Args) -> dict[str, Any]:
 
 
 def operator_norms(loaded: LoadedRun) -> dict[str, float]:
-    """The largest norm of the encoder's Jacobian that power iteration finds: of the run's network and of random ones."""
+    """The largest norm of a Jacobian that power iteration finds, of the run's network and of random ones."""
     import jax
     import jax.numpy as jnp
 

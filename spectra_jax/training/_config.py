@@ -39,7 +39,7 @@ class TrainConfig:
           lambda_stability=1, stability_form="hinge"              0.42 / 0.00
           adversarial_radius=0.5, epochs=18                       0.38 / 0.18
 
-    With a proof, on the same birds (class accuracy / certified at L2 0.5 / at 1 / balanced attribute accuracy; one seed,
+    With a proof, on the same birds (class accuracy / certified at L2 0.5 / at 1 / balanced attribute accuracy, seed 0;
     9 minutes on two busy cores, and a repeated command goes on where one was killed):
 
         lipschitz_cnn                                             0.97 / 0.92 / 0.79 / 0.83
