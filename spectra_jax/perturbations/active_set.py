@@ -239,8 +239,36 @@ def conclude(regions: Regions, lanes: Lanes, tolerance: float) -> tuple[Lanes, C
     is every STUCK lane, whose candidate depends on the active rivals: whether its region is empty is not
     for this precision to say.
     """
-    epsilon, _ = _precision(regions)
     solved = lanes.status == CONVERGED
+    polished = _polish(regions, lanes, solved)
+    trusted, residual = _judge(regions, polished, tolerance)
+    ended_otherwise = solved | (lanes.status == STUCK)
+    status = jnp.where(ended_otherwise, Status.UNRESOLVED, lanes.status)
+    status = jnp.where(solved & trusted, Status.SOLVED, status).astype(jnp.int32)
+    optimal = status == Status.SOLVED
+    return polished.lanes._replace(status=status), Conclusions(
+        norm=jnp.where(optimal, safe_sqrt(polished.square), jnp.nan),
+        residual=jnp.where(optimal, residual, jnp.nan),
+        num_active=jnp.sum(polished.lanes.multipliers > 0, axis=-1, dtype=jnp.int32),
+    )
+
+
+class _Polished(NamedTuple):
+    """Lanes whose multipliers solve the system of their active rivals.
+
+    Attributes:
+        lanes: with these multipliers.
+        square: (p,) ||delta||^2.
+        apart: (p,) the largest distance between the point and the facet of an active rival.
+    """
+
+    lanes: Lanes
+    square: Float[Array, " p"]
+    apart: Float[Array, " p"]
+
+
+def _polish(regions: Regions, lanes: Lanes, solved: Bool[Array, " p"]) -> _Polished:
+    """One Newton step against the true Gram matrix: the inverse was built up step by step, and so was its rounding."""
     target, slots, used = lanes.target, lanes.slots, lanes.used
     own = pick(regions.gram, target, target)[:, None]
     to_target = pick(regions.gram, target[:, None], slots)
@@ -248,17 +276,21 @@ def conclude(regions: Regions, lanes: Lanes, tolerance: float) -> tuple[Lanes, C
     between = own[:, :, None] - to_target[:, :, None] - to_target[:, None, :] + between
     between = jnp.where(used[:, :, None] & used[:, None, :], between, 0)
     offsets = jnp.where(used, _offset(regions, lanes.sample[:, None], target[:, None], slots), 0)
-    lengths = pick(regions.lengths, target[:, None], slots)
-
-    # The inverse was built up step by step: one Newton step against the true Gram matrix takes its rounding out.
     correction = times(lanes.inverse, offsets - times(between, lanes.multipliers))
     multipliers = jnp.where(used & solved[:, None], jnp.maximum(lanes.multipliers + correction, 0), lanes.multipliers)
-    ended = lanes._replace(multipliers=multipliers)
     product = times(between, multipliers)
     square = jnp.maximum(jnp.sum(multipliers * (2 * offsets - product), axis=-1), 0)
-    norm = safe_sqrt(square)
+    lengths = pick(regions.lengths, target[:, None], slots)
+    apart = jnp.max(jnp.where(used, jnp.abs(product - offsets) / jnp.where(used, lengths, 1), 0), axis=-1)
+    return _Polished(lanes._replace(multipliers=multipliers), square, apart)
 
-    slack, rounding, _ = _slack(regions, ended)
+
+def _judge(regions: Regions, polished: _Polished, tolerance: float) -> tuple[Bool[Array, " p"], Float[Array, " p"]]:
+    """Whether rounding can have spoilt no more than the tolerance, and the largest violation of a constraint."""
+    epsilon, _ = _precision(regions)
+    lanes, square = polished.lanes, polished.square
+    target, slots, multipliers = lanes.target, lanes.slots, lanes.multipliers
+    slack, rounding, _ = _slack(regions, lanes)
     inverse_lengths = pick(regions.inverse_lengths, target)
     # K cancels in the normals: the rounding of a slack is that of the products of whole weight rows.
     sizes = jnp.sqrt(jnp.diagonal(regions.gram))
@@ -271,28 +303,17 @@ def conclude(regions: Regions, lanes: Lanes, tolerance: float) -> tuple[Lanes, C
     active = lanes.settled & rival
     bounded = jnp.where(active & (inverse_lengths > 0), noise * inverse_lengths, jnp.inf)
     unclear = jnp.where(rival & (slack <= noise), bounded, 0)
-    apart = jnp.max(jnp.where(used, jnp.abs(product - offsets) / jnp.where(used, lengths, 1), 0), axis=-1)
-    residual = jnp.maximum(violation, apart)
+    residual = jnp.maximum(violation, polished.apart)
     rows = jnp.arange(len(target), dtype=jnp.int32)[:, None]
     blurred = jnp.sum(multipliers * pick(rounding, rows, slots), axis=-1)
     trusted = (
-        (jnp.maximum(residual, jnp.max(unclear, axis=-1)) <= tolerance * norm)
+        (jnp.maximum(residual, jnp.max(unclear, axis=-1)) <= tolerance * safe_sqrt(square))
         & (blurred <= tolerance * square)
         & (2 * epsilon * jnp.square(terms) <= 10 * tolerance * square)
     )
     # A target that wins already, by more than rounding, needs no change.
-    nothing = ~jnp.any(used, axis=-1) & jnp.all(~rival | (slack > noise), axis=-1)
-    trusted = trusted | nothing
-
-    ended_otherwise = solved | (lanes.status == STUCK)
-    status = jnp.where(ended_otherwise, Status.UNRESOLVED, lanes.status)
-    status = jnp.where(solved & trusted, Status.SOLVED, status).astype(jnp.int32)
-    optimal = status == Status.SOLVED
-    return ended._replace(status=status), Conclusions(
-        norm=jnp.where(optimal, norm, jnp.nan),
-        residual=jnp.where(optimal, residual, jnp.nan),
-        num_active=jnp.sum(multipliers > 0, axis=-1, dtype=jnp.int32),
-    )
+    nothing = ~jnp.any(lanes.used, axis=-1) & jnp.all(~rival | (slack > noise), axis=-1)
+    return trusted | nothing, residual
 
 
 def unit_inverse(regions: Regions, lanes: Lanes) -> Float[Array, "p m m"]:
