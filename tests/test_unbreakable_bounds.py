@@ -24,8 +24,9 @@ def problem(kind, dtype, *, bias):
         weights = random.normal(size=(12, 9))
     if kind == "twins":
         weights[1] = weights[0] + 1e-4 * random.normal(size=9)
-    samples = random.normal(size=(20, weights.shape[1])) * np.linalg.norm(weights, axis=1).mean()
-    offsets = jnp.asarray(random.normal(size=len(weights)), dtype) if bias else None
+    size = np.linalg.norm(weights - weights.mean(axis=0), axis=1).mean()
+    samples = size * random.normal(size=(20, weights.shape[1]))
+    offsets = jnp.asarray(0.3 * size**2 * random.normal(size=len(weights)), dtype) if bias else None
     return sj.Head(jnp.asarray(weights, dtype), offsets), jnp.asarray(samples, dtype)
 
 
