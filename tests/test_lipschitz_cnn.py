@@ -108,6 +108,18 @@ def test_storing_the_rescalings_changes_nothing():
     assert jax.tree.structure(model.fold(model.fold(params))) == jax.tree.structure(model.fold(params))
 
 
+def test_the_bound_is_about_the_rescalings_that_are_stored():
+    """Whoever trains on with stored rescalings leaves the network that they belong to, and is told so."""
+    model, params = built()
+    folded = model.fold(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params))
+    trained = {**folded, "bottleneck": {**folded["bottleneck"]}}
+    trained["bottleneck"]["orthogonal_kernel"] = 2 * trained["bottleneck"]["orthogonal_kernel"]
+    before, after = (sj.certify(model, each, images()) for each in (folded, trained))
+    assert sj.lipschitz_bound(model, folded).value < 1 + 1e-5
+    assert 1.99 < sj.lipschitz_bound(model, trained).value < 2.01
+    np.testing.assert_allclose(after.radius, before.radius, rtol=1e-3)  # twice the distances, half the certificate
+
+
 @pytest.mark.parametrize("side", [32, 50, 64, 224])
 def test_any_size_will_do(side):
     model = sj.build_model("lipschitz_cnn", num_attributes=ATTRIBUTES, num_classes=CLASSES)

@@ -92,8 +92,11 @@ def convolve(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"]) -> Flo
 
 
 def fold(params: Any) -> Any:
-    """The parameters with every layer's rescaling beside its kernel, so that calls need not compute it again."""
-    if not isinstance(params, dict):
+    """The parameters with every layer's rescaling beside its kernel, so that calls need not compute it again.
+
+    A rescaling that is there already stays: it is part of the network as it computes, and of what is proven of it.
+    """
+    if not isinstance(params, dict) or RESCALING in params:
         return params
     if "log_weight" not in params:
         return {name: fold(part) for name, part in params.items()}

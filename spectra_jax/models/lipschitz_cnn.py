@@ -102,7 +102,11 @@ class LipschitzModel(Model):
         return attributes * jnp.exp(layer["log_scale"])[None, :] + layer["offset"][None, :]
 
     def fold(self, params: Params) -> Params:
-        """The parameters with every layer's rescaling stored, once for all calls that use them."""
+        """The parameters with every layer's rescaling stored, once for all calls that use them.
+
+        Not for training: an optimiser would move the rescalings like any other parameter, and `lipschitz_bound`, which
+        is always about the numbers that are stored, would rise above 1.
+        """
         return fold(params)
 
     def lipschitz_bound(self, params: Params) -> tuple[float, str]:
