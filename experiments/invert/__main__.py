@@ -87,7 +87,7 @@ def invert_run(args: Args) -> Path:
             subtitle=f"{run.config.model} on {run.info.name}, search: {pairs.inversion.method}",
         )
         cards = counterfactual_cards(run, found, spread, measured)
-        add_finding(report, found, figures, cards)
+        add_finding(report, run, found, figures, cards)
         report.headline(inversion_metrics(figures))
         add_counterfactuals(report, cards)
         report.fold_rest()

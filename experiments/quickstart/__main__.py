@@ -152,7 +152,7 @@ def quickstart(args: Args) -> tuple[Path, int]:
     report = Report("SPECTRA quickstart", subtitle=f"{name} on {args.data.name}, seed {args.seed}")
     cards = counterfactual_cards(run, found, spread, measured)
     twice = find_again(certified, name, run, found, pairs, console=console) if certified else []
-    add_finding(report, found, figures, cards)
+    add_finding(report, run, found, figures, cards)
     report.headline(headline(figures, summary))
     add_certified(report, twice)
     add_counterfactuals(report, cards)

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.counterfactuals.find import Counterfactuals
+from experiments.runs.loading import LoadedRun
 from spectra_jax.reporting import CounterfactualCard, Example, Report
 from spectra_jax.reporting.formatting import format_number, format_probability
 
@@ -16,12 +18,17 @@ _SIMILAR = 0.9
 
 
 def add_finding(
-    report: Report, found: Counterfactuals, figures: Mapping[str, float], cards: Sequence[CounterfactualCard]
+    report: Report,
+    run: LoadedRun,
+    found: Counterfactuals,
+    figures: Mapping[str, float],
+    cards: Sequence[CounterfactualCard],
 ) -> None:
     """One sentence, what one sees, what it means and what it does not, and the two extreme examples.
 
     Args:
         report: to add to.
+        run: the model the pairs belong to.
         found: the pairs.
         figures: `inversion_figures` of the pairs.
         cards: of the pairs, in their order.
@@ -43,7 +50,10 @@ def add_finding(
         format_probability(value)
         for value in (noise, *(figures[f"invert/target_probability_{when}_median"] for when in ("before", "after")))
     )
-    crossing = ((found.before > 0) != (found.after > 0))[found.success].sum(axis=1)
+    present_before, present_after = (
+        np.asarray(run.model.attribute_logits(run.params, jnp.asarray(e))) > 0 for e in (found.before, found.after)
+    )
+    crossing = (present_before != present_after)[found.success].sum(axis=1)
     typical = np.quantile(crossing, 0.5, method="higher")
     crossed = f"{typical} of {found.before.shape[1]}"
     shown = "the smallest and the largest change of all" if won == pairs else "the smallest change and a failed search"
