@@ -403,9 +403,9 @@ class _Geometry:
 
     def _proven(self, rows: Int[np.ndarray, " p"], goals: Int[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
         dtype = at_least_float32(jnp.asarray(self.head.weights)).dtype
-        solve = jax.vmap(lambda sample, goal: projection_perturbation(self.head, sample, goal)[2:6:3])
+        solve = jax.vmap(partial(projection_perturbation, self.head))
         found = solve(jnp.asarray(self.attributes[rows], dtype), jnp.asarray(goals, jnp.int32))
-        multipliers, status = np.asarray(found[0], np.float64), np.asarray(found[1])
+        multipliers, status = np.asarray(found.multipliers, np.float64), np.asarray(found.status)
         usable = np.isfinite(multipliers).all(axis=1) & np.isin(status, (Status.SOLVED, Status.INFEASIBLE))
         multipliers = np.where(usable[:, None], np.maximum(multipliers, 0), 0)
         proven = np.zeros(len(rows))

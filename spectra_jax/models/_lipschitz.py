@@ -42,10 +42,8 @@ class AOL(nn.Module):
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.width)
         kernel = self.param("orthogonal_kernel", nn.initializers.orthogonal(), shape, jnp.float32)
-        rescaling, bias = (
-            _rescaling(self, kernel),
-            self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32),
-        )
+        rescaling = _rescaling(self, kernel)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
         _leave_rounding(self, lambda: _aol_rounding(x, kernel, rescaling, bias))
         return convolve(x, kernel) * per_channel(rescaling) + per_channel(bias)
 
@@ -65,10 +63,8 @@ class SLL(nn.Module):
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w i"]:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.hidden)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-        rescaling, bias = (
-            _rescaling(self, kernel),
-            self.param("bias", nn.initializers.zeros, (self.hidden,), jnp.float32),
-        )
+        rescaling = _rescaling(self, kernel)
+        bias = self.param("bias", nn.initializers.zeros, (self.hidden,), jnp.float32)
         inside = nn.relu(convolve(x, kernel) + per_channel(bias)) * per_channel(rescaling)
         taken = convolve(2 * per_channel(rescaling) * inside, _transposed(kernel))
         _leave_rounding(self, lambda: _sll_rounding(x, kernel, rescaling, bias, inside, taken))
@@ -163,7 +159,7 @@ def _largest_rescaled(layer: Any) -> float:
 
 
 def per_channel(values: Float[Array, " d"]) -> Float[Array, "1 1 1 d"]:
-    """As broadcasting wants it."""
+    """One value for each channel of (b, h, w, d): no axis is added silently here."""
     return values[None, None, None, :]
 
 
