@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.benchmarks.tools.timing import interleaved
 from experiments.cli.command import UserError, check_run_folder, parse, run_main
 from experiments.cli.options import Seed
 from spectra_jax.logging import Console, write_json
@@ -108,6 +107,7 @@ def step_cost(loaded: LoadedRun, args: Args) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
+    from experiments.benchmarks.tools.timing import interleaved
     from spectra_jax.training import init_state, make_optimizer, make_train_step
     from spectra_jax.types import Batch
 
@@ -135,6 +135,7 @@ def certificate_cost(loaded: LoadedRun, args: Args) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
+    from experiments.benchmarks.tools.timing import interleaved
     from spectra_jax import certified_radius
     from spectra_jax.certificates import encode_exactly
 
