@@ -207,7 +207,7 @@ def _add_curves(report: Report, attacked: Mapping[str, Attacked], config: Attack
                 proven = np.sort(one.certified)
                 steps = np.concatenate([[0], proven[(proven > 0) & (proven < reach)], [reach]])
                 shares = [100 * (proven > r).mean() for r in steps]
-                left.plot(steps, shares, color=style["color"], drawstyle="steps-post", linestyle=":")
+                left.fill_between(steps, shares, step="post", color=style["color"], alpha=0.15, linewidth=0)
             pgd = 100 * (one.correct[:, None] & ~one.l2_flipped).mean(axis=0)
             left.plot(config.l2_radii, pgd, linestyle="none", markersize=5, **style)
             holds = 100 * np.concatenate([[one.correct.mean()], one.holds_linf().mean(axis=0)])
@@ -221,7 +221,7 @@ def _add_curves(report: Report, attacked: Mapping[str, Attacked], config: Attack
         figure,
         alt=f"Share of images named correctly over the radius of the attack, one line per run. {'; '.join(words)}.",
         caption="Left, lines: neither DDN nor Carlini and Wagner's attack found a change shorter than the radius; "
-        "marks: projected gradient descent within it; dotted: certified, where there is a proof. Right: L∞ projected "
+        "marks: projected gradient descent within it; shaded: certified, where there is a proof. Right: L∞ projected "
         "gradient descent. Radius 0 is the clean "
         "accuracy.",
     )
