@@ -17,13 +17,13 @@ from experiments.explain import __main__ as explain
 from experiments.invert import __main__ as invert
 from experiments.saliency import __main__ as saliency
 
+pytestmark = pytest.mark.slow
+
 NNX = MODEL + "\n\nmodel = load(60)\n"
 EQUINOX = """
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-
-pytestmark = pytest.mark.slow
 
 
 class Encoder(eqx.Module):
