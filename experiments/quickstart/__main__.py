@@ -112,7 +112,7 @@ def quickstart(args: Args) -> tuple[Path, int]:
         preset, seed=args.seed, epochs=args.epochs or preset.epochs, image_size=args.image_size
     )
     _, code = train(TrainArgs(config, data=args.data, run_dir=run_dir, quiet=args.quiet), dataset)
-    certified, epochs = None, args.certified_epochs
+    trained, certified, epochs = time.monotonic(), None, args.certified_epochs
     if epochs is None:
         epochs = _CERTIFIED_EPOCHS if args.data.data_dir is None else 0
     if not code and epochs:
@@ -120,7 +120,7 @@ def quickstart(args: Args) -> tuple[Path, int]:
     if code:
         return run_dir, code
 
-    trained, run = time.monotonic(), load_run(run_dir)
+    run = load_run(run_dir)
     head, (attributes, labels, _) = run.model.head(run.params), load_test_split(run_dir)
     console.say(f"solving {len(labels) * run.info.num_classes:,} (image, target) pairs")
     norms = all_norms(head, attributes)
