@@ -19,19 +19,19 @@ from spectra_jax.checks import (
     as_target_columns,
     at_least_float32,
     check_array,
+    check_between,
+    check_count,
     check_images,
     check_problem,
     is_concrete,
 )
 from spectra_jax.perturbations.projection import projection_perturbation
 from spectra_jax.switches import public
-from spectra_jax.types import Head, Status
+from spectra_jax.types import Head
 
 # Pairs whose multipliers are on the host at a time.
 _PAIRS = 4096
 _UNIT_ROUNDOFF = 2.0**-53
-# How far away, in lengths of the attributes, a target is certified at most that cannot be reached at all.
-_OUT_OF_REACH = 16.0
 
 
 class Certificate(NamedTuple):
@@ -39,7 +39,7 @@ class Certificate(NamedTuple):
 
     Attributes:
         radius: (b,), (b, t) or (b, n): no image at a smaller Euclidean distance has another answer, or is named as that
-            target. 0 where nothing is proven; inf where no image at all does it.
+            target. 0 where nothing is proven; inf where a bias of -inf masks that target, or all others.
         answer: (b,) the class, or (b, n) whether each attribute is present; of an abstention -1.
         confidence: the probability with which a radius holds; 1 for a proof.
         how: in words.
@@ -63,6 +63,7 @@ class LipschitzBound(NamedTuple):
     how: str
 
 
+@public(on_host=True)
 def certify(
     model: Any,
     params: Any,
@@ -111,6 +112,7 @@ class ExactAttributes(NamedTuple):
     rounding: float
 
 
+@public(on_host=True)
 def encode_exactly(
     model: Any, params: Any, images: Float[Array | np.ndarray, "b h w 3"], *, batch_size: int = 32
 ) -> ExactAttributes:
@@ -127,6 +129,8 @@ def encode_exactly(
     """
     _controlled(model)
     check_images(images)
+    check_count("batch_size", batch_size)
+    _expect_numbers(images=images, params=params)
     pixels = np.asarray(images, np.float64)
     if not len(pixels):
         raise ValueError(f"images has shape {pixels.shape}; expected at least one image")
@@ -172,6 +176,7 @@ def certified_accuracy(
     return np.mean(sure[:, None] > np.asarray(radii, float)[None, :], axis=0)
 
 
+@public(on_host=True)
 def lipschitz_bound(model: Any, params: Any) -> LipschitzBound:
     """The Lipschitz constant that is proven of a model's encoder with these parameters.
 
@@ -185,9 +190,11 @@ def lipschitz_bound(model: Any, params: Any) -> LipschitzBound:
     Raises:
         ValueError: nothing is proven of this architecture.
     """
+    _expect_numbers(params=params)
     return LipschitzBound(*_controlled(model).lipschitz_bound(params))
 
 
+@public(on_host=True)
 def encoder_rounding(model: Any, params: Any, image_shape: tuple[int, int, int]) -> float:
     """How far rounding can take a model's attributes from those of exact arithmetic, whatever the image in [0, 1].
 
@@ -207,6 +214,7 @@ def encoder_rounding(model: Any, params: Any, image_shape: tuple[int, int, int])
     Raises:
         ValueError: nothing is proven of this architecture.
     """
+    _expect_numbers(params=params)
     return _controlled(model).encoder_rounding(params, image_shape)
 
 
@@ -220,7 +228,7 @@ def _controlled(model: Any) -> Any:
     return model
 
 
-@public()
+@public(on_host=True)
 def certified_radius(
     head: Head,
     attributes: Float[Array | np.ndarray, "b n"],
@@ -241,8 +249,7 @@ def certified_radius(
         lipschitz: L of the encoder, see `lipschitz_bound`.
         targets: (b,) or (b, t) classes that are not to be reached; None for "any but the predicted one".
         rounding: (b,) or one number for all, how far the computed attributes of any image near by may be from the exact
-            ones, see
-            `encoder_rounding`.
+            ones, see `encoder_rounding`.
 
     Returns:
         Certificate: radius (b,) or of the shape of `targets`. A tie is certified for nothing, and so are attributes
@@ -254,7 +261,7 @@ def certified_radius(
     """
     given = _checked(head, attributes, lipschitz, rounding)
     finite = np.isfinite(given.attributes).all(axis=1)
-    exact = _Geometry(head, np.where(finite[:, None], given.attributes, 0), given.unit_roundoff)
+    exact = _Geometry(head, np.where(finite[:, None], given.attributes, 0), given.dtype)
     if targets is None:
         distance = exact.to_any_other()
     else:
@@ -265,7 +272,7 @@ def certified_radius(
     return Certificate(radius, exact.predicted, 1.0, given.how)
 
 
-@public()
+@public(on_host=True)
 def certified_attribute_radius(
     attributes: Float[Array | np.ndarray, "b n"],
     *,
@@ -297,8 +304,9 @@ def certified_attribute_radius(
     given = _checked(None, attributes, lipschitz, rounding)
     threshold = thresholds(given.attributes.shape[1], scale, offset)
     distance = np.abs(given.attributes + threshold)
-    # The classifier computes scale * e + offset in its own type, and this is float64.
-    slack = 4 * given.unit_roundoff * (np.abs(given.attributes) + np.abs(threshold))
+    # The classifier computes scale * e + offset in its own type, where a tiny product may count as 0; this is float64.
+    limits, unit = np.finfo(given.dtype), 1.0 if scale is None else np.minimum(np.asarray(scale, np.float64), 1)
+    slack = 2 * limits.eps * (np.abs(given.attributes) + np.abs(threshold)) + 4 * float(limits.tiny) / unit
     radius = given.certified(np.where(np.isfinite(distance), distance - slack, 0))
     return Certificate(radius, given.attributes + threshold > 0, 1.0, given.how)
 
@@ -307,7 +315,7 @@ class _Given(NamedTuple):
     attributes: Float[np.ndarray, "b n"]
     lipschitz: float
     rounding: Float[np.ndarray, " b"]
-    unit_roundoff: float
+    dtype: Any
 
     @property
     def how(self) -> str:
@@ -321,25 +329,28 @@ class _Given(NamedTuple):
 
 
 def _checked(head: Head | None, attributes: Any, lipschitz: Any, rounding: Any) -> _Given:
-    if not all(is_concrete(leaf) for leaf in jax.tree.leaves((head, attributes, lipschitz, rounding))):
-        raise ValueError(
-            "attributes or another argument is traced; expected numbers, which a proof is about: call it outside jit, "
-            "vmap and grad"
-        )
+    _expect_numbers(head=head, attributes=attributes, lipschitz=lipschitz, rounding=rounding)
     if head is not None:
         check_array("attributes", attributes)  # those that are not finite are certified for nothing, and not refused
         numbers = np.asarray(attributes)
         check_problem(head, np.where(np.isfinite(numbers), numbers, numbers.dtype.type(0)), ndim=2)
+    if not jnp.issubdtype(attributes.dtype, jnp.floating):
+        raise ValueError(f"attributes has type {attributes.dtype}; expected floats")
+    check_between("lipschitz", lipschitz, 0.0, np.inf)
     values, length = np.asarray(rounding, np.float64), len(attributes)
-    if not 0 < float(lipschitz) < np.inf:
-        raise ValueError(f"lipschitz is {lipschitz}; expected a positive number, as lipschitz_bound gives it")
     if values.shape not in ((), (length,)) or not (values >= 0).all():
         raise ValueError(f"rounding is {rounding}; expected one number >= 0, or {length} of them")
-    dtype = at_least_float32(jnp.zeros((), attributes.dtype)).dtype if attributes.dtype != np.float64 else np.float64
-    unit_roundoff = float(np.finfo(dtype).eps) / 2
-    return _Given(
-        np.asarray(attributes, np.float64), float(lipschitz), np.broadcast_to(values, (length,)), unit_roundoff
-    )
+    # Of half precision, logits are computed in float32.
+    dtype = np.float64 if attributes.dtype == np.float64 else np.float32
+    return _Given(np.asarray(attributes, np.float64), float(lipschitz), np.broadcast_to(values, (length,)), dtype)
+
+
+def _expect_numbers(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if not all(is_concrete(leaf) for leaf in jax.tree.leaves(value)):
+            raise ValueError(
+                f"{name} is traced; expected numbers, which a proof is about: call it outside jit, vmap and grad"
+            )
 
 
 def thresholds(num_attributes: int, scale: Any, offset: Any) -> Float[np.ndarray, " n"]:
@@ -356,40 +367,52 @@ def thresholds(num_attributes: int, scale: Any, offset: Any) -> Float[np.ndarray
 
 
 class _Geometry:
-    """Lower bounds on distances in the space of attributes, rounding of every kind taken off."""
+    """Lower bounds on distances in the space of attributes, rounding of every kind taken off.
 
-    def __init__(self, head: Head, attributes: Float[np.ndarray, "b n"], unit_roundoff: float):
-        self.head, self.attributes = head, attributes
+    All bounds have one form. A class j is not named where sum_k lambda_k (l_k - l_j) > 0 for any lambda >= 0, of logits
+    as they are computed. At a distance r that sum has fallen by at most r ||sum_k lambda_k (w_k - w_j)||, and what
+    rounding may do has grown by a multiple of r, as attributes have: a condition linear in r, which is solved for it.
+    """
+
+    def __init__(self, head: Head, attributes: Float[np.ndarray, "b n"], dtype: Any):
+        self.head, self.attributes, self.limits = head, attributes, np.finfo(dtype)
         self.weights = np.asarray(head.weights, np.float64)
         self.bias = np.zeros(len(self.weights)) if head.bias is None else np.asarray(head.bias, np.float64)
-        self.logits = attributes @ self.weights.T + self.bias
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is certified for nothing
+            self.logits = attributes @ self.weights.T + self.bias
         self.predicted = np.argmax(self.logits, axis=1).astype(np.int32)
-        self.lengths = np.linalg.norm(self.weights, axis=1)
-        self.sizes = np.linalg.norm(attributes, axis=1)
+        self.lengths, self.sizes = _lengths(self.weights), _lengths(attributes)
+        self.heights = np.where(np.isfinite(self.bias), np.abs(self.bias), 0)
         # A sum of n products, a bias and a comparison: of the classifier in its own type, and of this class in float64.
-        terms = self.weights.shape[1] + 4
-        self.relative = terms * unit_roundoff / (1 - terms * unit_roundoff) + 2 * terms * _UNIT_ROUNDOFF
+        self.terms, unit_roundoff = self.weights.shape[1] + 4, float(self.limits.eps) / 2
+        self.relative = self.terms * unit_roundoff / (1 - self.terms * unit_roundoff) + 2 * self.terms * _UNIT_ROUNDOFF
+        # How far the attributes may go before a logit of the classifier overflows.
+        with np.errstate(divide="ignore", over="ignore"):
+            farthest = (float(self.limits.max) / 4 - self.heights.max()) / self.lengths.max()
+        self.room = np.maximum(farthest - self.sizes, 0)
 
-    def _rounding(self, size: float, target: int) -> Float[np.ndarray, " c"]:
-        """Of l_k - l_target for all k, where the attributes are of this length."""
-        finite = np.where(np.isfinite(self.bias), np.abs(self.bias), 0)
-        return self.relative * ((self.lengths + self.lengths[target]) * size + finite + finite[target])
+    def _rounding(
+        self, sizes: Float[np.ndarray, " r"], target: int
+    ) -> tuple[Float[np.ndarray, "r c"], Float[np.ndarray, " c"]]:
+        """Of l_k - l_target for all k: with attributes of these lengths, and what each unit of length adds."""
+        pairs, heights = self.lengths + self.lengths[target], self.heights + self.heights[target]
+        # Numbers below the smallest normal one may count as 0, among weights, attributes, products and sums.
+        lost = 4 * self.terms * float(self.limits.tiny)
+        at = self.relative * (pairs * sizes[:, None] + heights) + lost * (1 + pairs + sizes[:, None])
+        return at, self.relative * pairs + lost
 
     def to_any_other(self) -> Float[np.ndarray, " b"]:
         distance = np.zeros(len(self.attributes))
+        masked = np.isneginf(self.bias)[None, :]
         for own in np.unique(self.predicted):
             rows = np.flatnonzero(self.predicted == own)
-            apart = np.linalg.norm(self.weights[own] - self.weights, axis=1) * (1 + 4 * self.relative)
-            gaps = self.logits[rows, own, None] - self.logits[rows]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                # Rows of equal weights differ by their bias alone, which no change of the attributes alters.
-                first = np.where(gaps > 0, gaps, 0) / apart
-                first = np.where(np.isnan(first), 0, first)
-                farthest = self.sizes[rows] + np.max(np.where(np.isfinite(first), first, 0), axis=1)
-                sure = gaps - np.stack([self._rounding(size, own) for size in farthest])
-                second = np.where(sure > 0, np.minimum(first, sure / apart), 0)
-            second[:, own] = np.inf
-            distance[rows] = second.min(axis=1)
+            with np.errstate(over="ignore", invalid="ignore"):
+                apart = _lengths(self.weights[own] - self.weights) * (1 + 4 * self.relative)
+                at, per_unit = self._rounding(self.sizes[rows], own)
+                reach = (self.logits[rows, own, None] - self.logits[rows] - at) / (apart + per_unit)
+            reach = np.where(masked, np.inf, np.minimum(np.where(reach > 0, reach, 0), self.room[rows, None]))
+            reach[:, own] = np.inf
+            distance[rows] = np.where(self.room[rows] > 0, reach.min(axis=1), 0)
         return distance
 
     def to_targets(self, targets: Int[np.ndarray, "b t"]) -> Float[np.ndarray, "b t"]:
@@ -402,39 +425,41 @@ class _Geometry:
         return distance
 
     def _proven(self, rows: Int[np.ndarray, " p"], goals: Int[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
-        dtype = at_least_float32(jnp.asarray(self.head.weights)).dtype
         solve = jax.vmap(partial(projection_perturbation, self.head))
-        found = solve(jnp.asarray(self.attributes[rows], dtype), jnp.asarray(goals, jnp.int32))
-        multipliers, status = np.asarray(found.multipliers, np.float64), np.asarray(found.status)
-        usable = np.isfinite(multipliers).all(axis=1) & np.isin(status, (Status.SOLVED, Status.INFEASIBLE))
-        multipliers = np.where(usable[:, None], np.maximum(multipliers, 0), 0)
+        with np.errstate(over="ignore"):  # of weights that float32 does not hold there are no multipliers
+            dtype = at_least_float32(jnp.asarray(self.head.weights)).dtype
+            found = solve(jnp.asarray(self.attributes[rows], dtype), jnp.asarray(goals, jnp.int32)).multipliers
+        multipliers = np.maximum(np.nan_to_num(np.asarray(found, np.float64), nan=0.0, posinf=0.0), 0)
         proven = np.zeros(len(rows))
         for place, (row, goal) in enumerate(zip(rows, goals, strict=True)):
             if self.bias[goal] == -np.inf:
                 proven[place] = np.inf
                 continue
-            offsets = np.where(np.isfinite(self.logits[row]), self.logits[row] - self.logits[row, goal], -np.inf)
             # The predicted class alone is a proof as well, should rounding have spoilt the other.
             alone = np.where(np.arange(len(self.bias)) == self.predicted[row], 1.0, 0.0)
-            for weighting in (multipliers[place], alone):
-                empty = status[place] == Status.INFEASIBLE
-                proven[place] = max(proven[place], self._dual(row, goal, weighting, offsets, empty=empty))
+            proven[place] = max(self._dual(row, goal, weighting) for weighting in (multipliers[place], alone))
         return proven
 
-    def _dual(self, row: int, goal: int, multipliers: np.ndarray, offsets: np.ndarray, *, empty: bool) -> float:
-        used = np.flatnonzero((multipliers > 0) & np.isfinite(offsets))
-        if not used.size:
-            return 0.0
-        weights, heights = multipliers[used] / multipliers[used].max(), offsets[used]
-        combined = weights.sum() * self.weights[goal] - weights @ self.weights[used]
-        # float64 sums of the used rows, each term bounded by its own size.
-        error = 4 * (len(used) + 4) * _UNIT_ROUNDOFF * (weights @ (self.lengths[used] + self.lengths[goal]))
-        length = np.linalg.norm(combined) * (1 + 4 * self.weights.shape[1] * _UNIT_ROUNDOFF) + error
-        height = weights @ heights
-        if height <= 0 or length <= 0:
-            return 0.0
-        # The classifier's logits at the other image are rounded as well, and its attributes are at most this long.
-        farthest = _OUT_OF_REACH * self.sizes[row] if empty else height / length
-        sure = heights - self._rounding(self.sizes[row] + farthest, goal)[used]
-        total = weights @ sure - 4 * (len(used) + 4) * _UNIT_ROUNDOFF * (weights @ np.abs(heights))
-        return float(max(min(farthest, total / length), 0.0))
+    def _dual(self, row: int, goal: int, multipliers: Float[np.ndarray, " c"]) -> float:
+        with np.errstate(over="ignore", invalid="ignore"):
+            offsets = self.logits[row] - self.logits[row, goal]
+            used = np.flatnonzero((multipliers > 0) & np.isfinite(offsets))
+            if not used.size:
+                return 0.0
+            at, per_unit = (part[..., used] for part in self._rounding(self.sizes[[row]], goal))
+            weights, heights = multipliers[used] / multipliers[used].max(), offsets[used]
+            combined = weights.sum() * self.weights[goal] - weights @ self.weights[used]
+            # float64 sums of the used rows, each term bounded by its own size.
+            sums = 4 * (len(used) + 4) * _UNIT_ROUNDOFF
+            error = sums * (weights @ (self.lengths[used] + self.lengths[goal]))
+            length = _lengths(combined[None])[0] * (1 + 4 * self.terms * _UNIT_ROUNDOFF) + error + weights @ per_unit
+            sure = weights @ (heights - at[0]) - sums * (weights @ np.abs(heights))
+            reach = min(sure / length, self.room[row])
+        return float(reach) if reach > 0 else 0.0
+
+
+def _lengths(rows: Float[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
+    """Euclidean, however small or large the numbers are: the square of 1e-170 is 0 in float64."""
+    largest = np.abs(rows).max(axis=1)
+    unit = np.where(largest > 0, largest, 1)
+    return unit * np.linalg.norm(rows / unit[:, None], axis=1)

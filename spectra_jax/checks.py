@@ -4,6 +4,7 @@ Shapes are static and always checked. Values are checked only when they are conc
 public function stays usable under jit, vmap and grad.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -192,7 +193,7 @@ def as_target_columns(head: Head, targets: Any, count: int) -> Int[np.ndarray, "
     check_targets(head, targets)
     if np.ndim(targets) not in (1, 2) or np.shape(targets)[0] != count:
         raise ValueError(f"targets has shape {np.shape(targets)}; expected ({count},) or ({count}, t)")
-    return np.asarray(targets).reshape(count, -1)
+    return np.asarray(targets).reshape(count, math.prod(np.shape(targets)[1:]))  # of no samples too
 
 
 def check_margin(margin: Any) -> None:

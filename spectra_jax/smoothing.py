@@ -37,7 +37,7 @@ from spectra_jax.types import Head
 _CHOOSING = 100
 
 
-@public()
+@public(on_host=True)
 def smoothed_certificate(
     encode_fn: EncodeFn,
     head: Head,
@@ -103,7 +103,7 @@ def smoothed_certificate(
     return poll.certificate(middle.reshape(np.shape(targets)), answer)
 
 
-@public()
+@public(on_host=True)
 def smoothed_attribute_certificate(
     encode_fn: EncodeFn,
     images: Float[Array | np.ndarray, "b h w k"],

@@ -12,7 +12,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def public(*, rows: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def public(*, rows: str | None = None, on_host: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Marks a public function as one that works whatever JAX's switches say.
 
     - jax_debug_nans, jax_debug_infs: answers such as "infinitely far" are inf by their documentation, and so are
@@ -25,17 +25,32 @@ def public(*, rows: str | None = None) -> Callable[[Callable[P, R]], Callable[P,
     Args:
         rows: name of the argument whose first axis is that of every result; None where results have no such axis. They
             lie where its rows do.
+        on_host: the function reads numbers and answers in NumPy, so that arrays of an explicit mesh come off it first.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
             with jax.debug_nans(False), jax.debug_infs(False), jax.transfer_guard("allow"):
+                if on_host:
+                    args, kwargs = jax.tree.map(_off_mesh, (args, kwargs))
+                    return function(*args, **kwargs)
                 return _on_any_mesh(function, rows, args, kwargs)
 
         return called
 
     return decorate
+
+
+def _off_mesh(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return leaf
+    if AxisType.Explicit not in jax.typeof(leaf).sharding.mesh.axis_types:
+        return leaf
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = jax.device_get(jax.random.key_data(leaf))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return jax.device_get(leaf)
 
 
 def _on_any_mesh(function: Callable[..., Any], rows: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -117,11 +117,55 @@ def test_certified_accuracy_counts_correct_answers_beyond_the_radius():
     assert shares.tolist() == [0.75, 0.5, 0.25, 0.25]
 
 
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1e170])
+def test_a_radius_does_not_depend_on_the_size_of_the_weights(size):
+    """Squares of such weights are 0 or inf in float64."""
+    weights, attributes = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.2]])
+    found = sj.certified_radius(sj.Head(size * weights), attributes, lipschitz=1.0)
+    targets = sj.certified_radius(sj.Head(size * weights), attributes, lipschitz=1.0, targets=np.array([1]))
+    distance = 0.8 / np.sqrt(2)
+    assert distance * (1 - 1e-5) < found.radius < distance and 0 < targets.radius <= distance
+
+
+@pytest.mark.parametrize(("weights", "attributes"), [(1e-25, 1e-20), (1e25, 1e20)])
+def test_nothing_is_certified_where_the_classifier_s_logits_leave_its_type(weights, attributes):
+    head = sj.Head((weights * np.eye(2)).astype(np.float32))
+    rows = np.array([[1.0, 0.2]], np.float32) * np.float32(attributes)
+    assert len(np.unique(sj.head_logits(head, jnp.asarray(rows)))) == 1  # 0, or inf
+    assert sj.certified_radius(head, rows, lipschitz=1.0).radius == 0
+    assert sj.certified_radius(head, rows, lipschitz=1.0, targets=np.array([1])).radius == 0
+
+
+def test_twins_apart_by_their_bias_alone_are_certified_as_far_as_logits_hold_it():
+    head = sj.Head(np.ones((2, 2), np.float32), np.array([0, 0.1], np.float32))
+    radius = sj.certified_radius(head, np.array([[1.0, 0.2]], np.float32), lipschitz=1.0).radius[0]
+    assert 1e3 < radius < 1e8
+    far = jnp.full((1, 2), 1e8, jnp.float32)  # where 0.1 is lost
+    assert np.argmax(sj.head_logits(head, far)) == 0
+
+
+def test_no_samples_are_certified_too():
+    head, none = head_of(), np.zeros((0, ATTRIBUTES))
+    for shape in ((0,), (0, 3)):
+        assert sj.certified_radius(head, none, lipschitz=1.0, targets=np.zeros(shape, int)).radius.shape == shape
+
+
+def test_arrays_of_an_explicit_mesh_are_read():
+    rows, head = samples(np.float32), head_of(np.float32)
+    mesh = jax.make_mesh((1,), ("data",))
+    placed = jax.device_put(rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    for targets in (None, EVERY):
+        expected = sj.certified_radius(head, rows, lipschitz=1.0, targets=targets)
+        found = sj.certified_radius(head, placed, lipschitz=1.0, targets=targets)
+        np.testing.assert_array_equal(found.radius, expected.radius)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lipschitz": 0.0}, "lipschitz is 0.0; expected a positive number"),
-        ({"lipschitz": float("nan")}, "lipschitz is nan; expected a positive number"),
+        ({"lipschitz": 0.0}, "lipschitz is 0.0; expected a number between 0 and inf"),
+        ({"lipschitz": float("nan")}, "lipschitz is nan; expected a number between 0 and inf"),
+        ({"lipschitz": None}, "lipschitz is None; expected a number between 0 and inf"),
         ({"rounding": -1.0}, "rounding is -1.0; expected one number >= 0"),
         ({"rounding": np.zeros(3)}, rf"rounding is .*; expected one number >= 0, or {ROWS} of them"),
         ({"targets": np.zeros(3, int)}, rf"targets has shape \(3,\); expected \({ROWS},\) or \({ROWS}, t\)"),

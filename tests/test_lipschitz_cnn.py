@@ -120,6 +120,53 @@ def test_the_bound_is_about_the_rescalings_that_are_stored():
     np.testing.assert_allclose(after.radius, before.radius, rtol=1e-3)  # twice the distances, half the certificate
 
 
+@pytest.mark.parametrize("part", ["kernel", "rescaling"])
+def test_folded_parameters_are_not_trained(part):
+    """Also under jit; images are differentiated as before."""
+    model, params = built()
+    folded = model.fold(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params))
+    pictures = images(1).astype(jnp.float32)
+    encode = jax.jit(model.encode)
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(encode(folded, x)))(pictures)).all()
+
+    def loss(leaf):
+        backbone = folded["backbone"] | {"SLL_0": folded["backbone"]["SLL_0"] | {part: leaf}}
+        return jnp.sum(encode(folded | {"backbone": backbone}, pictures))
+
+    with pytest.raises(ValueError, match="params is folded, and is being differentiated; expected parameters without"):
+        jax.grad(loss)(folded["backbone"]["SLL_0"][part])
+
+
+def test_rounding_grows_with_stored_rescalings_that_enlarge():
+    model, params = built()
+    with jax.enable_x64(True):
+        folded = sj.certificates.in_float64(model, params)
+        before = sj.encoder_rounding(model, folded, (SIDE, SIDE, 3))
+        folded["backbone"]["SLL_0"]["rescaling"] *= 10
+        # At least by what that layer makes of an image, and later layers of it.
+        assert sj.encoder_rounding(model, folded, (SIDE, SIDE, 3)) > 100 * before
+
+
+def test_certifying_bears_jax_s_switches():
+    (model, params), pictures = built(), np.asarray(images())
+    expected = sj.certify(model, params, pictures)
+    with jax.transfer_guard("disallow"), jax.debug_nans(True):
+        np.testing.assert_array_equal(sj.certify(model, params, pictures).radius, expected.radius)
+        assert sj.encoder_rounding(model, params, (SIDE, SIDE, 3)) > 0
+
+
+def test_images_of_another_size_are_named():
+    model, params = built()
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    message = r"images has shape \(1, 64, 64, 3\); expected the size for which the parameters of model 'lipschitz_cnn'"
+    for call in (
+        lambda: model.encode(params, jnp.zeros((1, 64, 64, 3))),
+        lambda: sj.encoder_rounding(model, params, (64, 64, 3)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 @pytest.mark.parametrize("side", [32, 50, 64, 224])
 def test_any_size_will_do(side):
     model = sj.build_model("lipschitz_cnn", num_attributes=ATTRIBUTES, num_classes=CLASSES)
@@ -159,7 +206,11 @@ def test_what_is_certified_is_at_most_what_an_attack_needs():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"widths": (8,), "blocks": (1, 1)}, r"blocks is \(1, 1\); expected a number for each of the widths \(8,\)")],
+    [
+        ({"widths": (8,), "blocks": (1, 1)}, r"blocks is \(1, 1\); expected a number for each of the widths \(8,\)"),
+        ({"features": 0}, "features goes down to 0; expected numbers of at least 1"),
+        ({"dense_blocks": -1}, "dense_blocks goes down to -1; expected numbers of at least 0"),
+    ],
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):

@@ -190,7 +190,8 @@ def attack_run(run: LoadedRun, config: AttackConfig, folder: Path, *, name: str,
                 task.update(place * len(right) + start + len(rows), kind)
     found["certified"] = np.zeros(len(index))
     if run.has_proof:
-        found["certified"][right] = certify(run.model, run.params, originals).radius[right]
+        proven = certify(run.model, run.params, originals)
+        found["certified"] = np.where(correct & (proven.answer == labels), proven.radius, 0.0)
     found["attackability"] = over_batches(
         lambda images: attackability(model.head, model.attributes(images)), originals, config.batch_size
     )

@@ -123,25 +123,24 @@ def _overlaps(kernel: Any) -> Iterator[tuple[Any, Any, bool]]:
             yield here.reshape(-1, width), there.reshape(-1, width), bool(rows or columns)
 
 
-def lipschitz_of(params: Any) -> float:
-    """The product of the Lipschitz constants of all layers among folded parameters, rounded up.
+def layers(params: Any) -> Iterator[Any]:
+    """The parameters of every AOL and SLL layer among parameters."""
+    if "log_weight" in params:
+        yield params
+        return
+    for part in params.values():
+        if isinstance(part, dict):
+            yield from layers(part)
+
+
+def lipschitz_of(layer: Any) -> float:
+    """The Lipschitz constant of a layer with these folded parameters, rounded up.
 
     Computed on the host, in float64, of the very numbers that the layers multiply with. With s the largest
     T_j rescaling_j^2 it is sqrt(s) for AOL; SLL is x - s (x - f(x)) with an f that enlarges nothing: 1 + 2 (s - 1).
     """
-    if not isinstance(params, dict):
-        return 1.0
-    if "log_weight" not in params:
-        return math.prod(lipschitz_of(part) for part in params.values())
-    largest = _largest_rescaled(params)
-    return math.sqrt(largest) * (1 + 2.0**-50) if "orthogonal_kernel" in params else max(2 * largest - 1, 1.0)
-
-
-def count_layers(params: Any) -> int:
-    """How many layers there are among parameters."""
-    if not isinstance(params, dict):
-        return 0
-    return 1 if "log_weight" in params else sum(count_layers(part) for part in params.values())
+    largest = _largest_rescaled(layer)
+    return math.sqrt(largest) * (1 + 2.0**-50) if "orthogonal_kernel" in layer else max(2 * largest - 1, 1.0)
 
 
 def _largest_rescaled(layer: Any) -> float:
@@ -220,7 +219,7 @@ def _length(values: Float[Array, "..."], axis: Any = None) -> Float[Array, "..."
 def rounding_of(terms: int, dtype: Any) -> float:
     """gamma_m, the relative error of a sum of m products."""
     unit = terms * float(jnp.finfo(dtype).eps) / 2
-    return 1.001 * unit / (1 - unit)  # a little more, for the bound is computed with rounding too
+    return 1.01 * unit / (1 - unit)  # a little more, for the bound is computed with rounding too
 
 
 def _leave_rounding(module: nn.Module, bound: Callable[[], Rounding]) -> None:
@@ -230,8 +229,25 @@ def _leave_rounding(module: nn.Module, bound: Callable[[], Rounding]) -> None:
 
 def _rescaling(module: nn.Module, kernel: Float[Array, "k k i o"]) -> Float[Array, " o"]:
     log_weight = module.param("log_weight", nn.initializers.zeros, kernel.shape[-1:], jnp.float32)
-    stored = module.has_variable("params", RESCALING)
-    return module.get_variable("params", RESCALING) if stored else rescale(kernel, log_weight)
+    if not module.has_variable("params", RESCALING):
+        return rescale(kernel, log_weight)
+    return _stored(module.get_variable("params", RESCALING), kernel, log_weight)
+
+
+@jax.custom_jvp
+def _stored(
+    rescaling: Float[Array, " o"], kernel: Float[Array, "k k i o"], log_weight: Float[Array, " o"]
+) -> Float[Array, " o"]:
+    """A rescaling that belongs to this kernel: both may be used, and none may be trained without the other."""
+    return rescaling
+
+
+@_stored.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise ValueError(
+        "params is folded, and is being differentiated; expected parameters without stored rescalings, as a kernel "
+        "trained beside one may enlarge differences: train what model.init gave, and fold it afterwards"
+    )
 
 
 def _transposed(kernel: Float[Array, "k k i o"]) -> Float[Array, "k k o i"]:

@@ -5,7 +5,8 @@ narrow it; there is no normalisation and no pooling. Nothing in it enlarges a di
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -13,6 +14,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import ScopeParamShapeError
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from spectra_jax.models._base import Model, Params
@@ -22,8 +24,8 @@ from spectra_jax.models._lipschitz import (
     ROUNDING,
     SLL,
     Rounding,
-    count_layers,
     fold,
+    layers,
     lipschitz_of,
     rounding_of,
     space_to_channels,
@@ -87,6 +89,11 @@ class LipschitzModel(Model):
         scale = {"log_scale": jnp.full(width, math.log(_FIRST_SCALE), jnp.float32)}
         return {**params, "bottleneck": draw_parameters(jax.random.fold_in(key, 1), shapes) | scale}
 
+    def features(self, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b f"]:
+        """The backbone's features (b, f) of images of the size that the parameters were initialised for."""
+        with _of_their_size(self.name, images.shape):
+            return super().features(params, images)
+
     def bottleneck(
         self, params: Params, features: Float[Array, "b f"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b n"]:
@@ -104,28 +111,42 @@ class LipschitzModel(Model):
     def fold(self, params: Params) -> Params:
         """The parameters with every layer's rescaling stored, once for all calls that use them.
 
-        Not for training: an optimiser would move the rescalings like any other parameter, and `lipschitz_bound`, which
-        is always about the numbers that are stored, would rise above 1.
+        Not for training, which is refused: beside a stored rescaling a kernel would come to enlarge differences.
         """
         return fold(params)
 
     def lipschitz_bound(self, params: Params) -> tuple[float, str]:
         """L, and how it is known."""
-        folded = fold(params)
-        bound = lipschitz_of(folded["backbone"]) * lipschitz_of(folded["bottleneck"])
-        return (
-            bound,
-            f"product of the bounds of {count_layers(folded)} AOL and SLL layers, in float64 from their kernels",
-        )
+        bounds = [lipschitz_of(layer) for layer in layers(fold(params))]
+        how = f"product of the bounds of {len(bounds)} AOL and SLL layers, in float64 from their kernels"
+        return math.prod(bounds), how
 
     def encoder_rounding(self, params: Params, image_shape: tuple[int, int, int]) -> float:
         """See `spectra_jax.encoder_rounding`."""
-        at, per_unit = _encoder_rounding(self, params, image_shape)
-        return float(at + per_unit * math.sqrt(math.prod(image_shape)) / 2)
+        folded = fold(params)
+        at, per_unit = map(float, _encoder_rounding(self, folded, image_shape))
+        # Stored rescalings may be any numbers: a layer enlarges what comes to it, distances and errors alike.
+        enlarged = math.prod(max(lipschitz_of(layer), 1.0) for layer in layers(folded))
+        from_grey = math.sqrt(math.prod(image_shape)) / 2
+        # The computed inputs of a layer are farther apart by the errors of both: the bound stands on either side.
+        kept = 1 - 2 * enlarged * per_unit
+        return enlarged * (at + per_unit * enlarged * from_grey) / kept if kept > 0 else math.inf
 
     @property
     def _last(self) -> AOL:
         return AOL(self.num_attributes)
+
+
+@contextmanager
+def _of_their_size(name: str, shape: tuple[int, ...]) -> Iterator[None]:
+    """Names the images where flax names a parameter that does not fit them."""
+    try:
+        yield
+    except ScopeParamShapeError as error:
+        raise ValueError(
+            f"images has shape {shape}; expected the size for which the parameters of model {name!r} were initialised: "
+            "resize the images, or call init with their shape"
+        ) from error
 
 
 @partial(jax.jit, static_argnums=(0, 2))
@@ -133,7 +154,8 @@ def _encoder_rounding(model: LipschitzModel, params: Params, image_shape: tuple[
     """The sums over the layers of what rounding does at a grey image, and of what each unit of distance to it adds."""
     dtype = params["head"]["weights"].dtype
     grey = jnp.full((1, *image_shape), 0.5, dtype)
-    features, left = model.backbone.apply({"params": params["backbone"]}, grey, mutable=[ROUNDING])
+    with _of_their_size(model.name, grey.shape):
+        features, left = model.backbone.apply({"params": params["backbone"]}, grey, mutable=[ROUNDING])
     rows = cast(Array, features)[:, None, None, :]
     _, last = model._last.apply({"params": params["bottleneck"]}, rows, mutable=[ROUNDING])
     first = Rounding(jnp.zeros(1, dtype), jnp.asarray(rounding_of(1, dtype), dtype))  # that of taking the grey off
@@ -161,9 +183,17 @@ def build(
         blocks: residual layers of each stage.
         features: width of the last layers before the attributes.
         dense_blocks: how many of those.
+
+    Raises:
+        ValueError: not a number of blocks for each width, or a number that is too small.
     """
     if len(widths) != len(blocks) or not widths:
         raise ValueError(f"blocks is {tuple(blocks)}; expected a number for each of the widths {tuple(widths)}")
+    sizes = {"stem": stem, "widths": widths, "features": (features,), "blocks": blocks, "dense_blocks": (dense_blocks,)}
+    for name, values in sizes.items():
+        least = 0 if "blocks" in name else 1
+        if min(values, default=least) < least:
+            raise ValueError(f"{name} goes down to {min(values)}; expected numbers of at least {least}")
     backbone = LipschitzCNN(tuple(stem), tuple(widths), tuple(blocks), features, dense_blocks)
     return LipschitzModel(
         "lipschitz_cnn", num_attributes, num_classes, backbone, image_size=64, min_image_size=8, head_bias=head_bias
