@@ -47,6 +47,7 @@ def generate(
     image_size: int = 96,
     seed: int = 0,
     label_noise: float = 0.0,
+    independent: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -64,6 +65,8 @@ def generate(
         image_size: short side of the frames in pixels; the long side is up to 1.25 times as long.
         seed: of everything.
         label_noise: probability that a label given as "probably" is wrong, twice that for "guessing"; 0: exact.
+        independent: draw every colour, pattern and marking for each bird anew, whatever its class and its other parts
+            have; classes differ in their build alone (`plumage.sample_individual`).
         workers: number of processes; None: one a CPU, at most 8.
         overwrite: replace a synthetic data set with other options instead of raising.
         progress: show a progress bar.
@@ -75,7 +78,7 @@ def generate(
         ValueError: an option is out of range.
         SyntheticBirdsError: `out_dir` holds something else, or birds with other options and `overwrite` is off.
     """
-    options = Options(num_classes, images_per_class, image_size, seed, label_noise)
+    options = Options(num_classes, images_per_class, image_size, seed, label_noise, independent)
     out = Path(out_dir).absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     with _locked(out.parent):
@@ -168,7 +171,7 @@ def _is_complete(out: Path, options: Options, *, overwrite: bool) -> bool:
         raise SyntheticBirdsError(
             f"{out} exists and holds no synthetic birds (no whole {MANIFEST}); choose another folder or empty it"
         )
-    if manifest["options"] == options.to_json():
+    if Options().to_json() | manifest["options"] == options.to_json():  # also of a version with fewer options
         return manifest["version"] == VERSION  # an older version's pictures are drawn again
     if not overwrite:
         raise SyntheticBirdsError(
@@ -229,6 +232,9 @@ def main(
     image_size: int = 96,
     seed: int = 0,
     label_noise: float = 0.0,
+    independent: Annotated[
+        bool, tyro.conf.arg(help="draw the plumage of every bird anew, whatever its class and its other parts have")
+    ] = False,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -240,6 +246,7 @@ def main(
         image_size=image_size,
         seed=seed,
         label_noise=label_noise,
+        independent=independent,
         workers=workers,
         overwrite=overwrite,
     )

@@ -1,7 +1,9 @@
 """The synthetic birds: CUB's layout to the line, and labels that are true of the pixels."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from scipy.stats import chi2_contingency
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from data_prep.synthetic import labels
 from data_prep.synthetic.dataset import Options, image_spec, image_stem
 from data_prep.synthetic.drawing import draw
-from data_prep.synthetic.plumage import MIN_DIFFERENCES, VISIBLE_GROUPS, num_differences, sample_classes
+from data_prep.synthetic.plumage import (
+    BUILD,
+    COLORED,
+    MIN_BUILD_DIFFERENCES,
+    MIN_DIFFERENCES,
+    PATTERNED,
+    VISIBLE_GROUPS,
+    num_differences,
+    sample_classes,
+)
 from data_prep.synthetic.vocabulary import ATTRIBUTE_INDEX, ATTRIBUTE_NAMES, COLORS, GROUPS, PART_IDS, PARTS, RGB
 from data_prep.synthetic_birds import MANIFEST, SyntheticBirdsError, change, generate, read_spec, render
 
@@ -113,7 +125,7 @@ def test_attribute_lines(birds):
         drawing = render(birds, image_id)
         np.testing.assert_array_equal(present[image_id - 1], drawing.attributes)
         np.testing.assert_array_equal(certainty[image_id - 1] > 1, drawing.seen)
-    percentages = np.loadtxt(birds / "CUB_200_2011/attributes/class_attribute_labels_continuous.txt")
+    percentages = np.loadtxt(birds / "CUB_200_2011/attributes/class_attribute_class_ofcontinuous.txt")
     assert percentages.shape == (3, 312)
     weight = certainty[:4] - 1
     expected = 100 * (weight * present[:4]).sum(0) / np.maximum(weight.sum(0), 1)
@@ -156,6 +168,40 @@ def _median_color(drawing, part: str) -> np.ndarray | None:
         for step in (1, -1):
             inner &= np.roll(mask, step, axis)
     return np.median(drawing.image[inner], 0) if inner.sum() >= 8 else None
+
+
+def dependence(values: list[tuple[str, str]]) -> float:
+    """p-value of the chi-squared test of independence of two columns of words."""
+    first, second = (np.unique(column, return_inverse=True)[1] for column in zip(*values, strict=True))
+    table = np.zeros((first.max() + 1, second.max() + 1))
+    np.add.at(table, (first, second), 1)
+    return chi2_contingency(table).pvalue
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_independent_plumage_tells_nothing_of_the_class_nor_of_another_part(independent):
+    options = Options(num_classes=12, images_per_class=100, independent=independent)
+    birds = [image_spec(options, image_id).traits for image_id in range(1, options.num_images + 1)]
+    class_of = [str(i // options.images_per_class) for i in range(len(birds))]
+    drawn = [f"{part}_color" for part in COLORED if part != "forehead"] + [f"{part}_pattern" for part in PATTERNED]
+    with_class = [
+        dependence([(bird[trait], label) for bird, label in zip(birds, class_of, strict=True)]) for trait in drawn
+    ]
+    with_others = [
+        dependence([(bird[one], bird[other]) for bird in birds]) for one, other in itertools.combinations(drawn, 2)
+    ]
+    if independent:
+        assert min(with_class) > 1e-4 and min(with_others) > 1e-5  # of 18 and of 153
+    else:
+        assert max(with_class) < 1e-9 and np.median(with_others) < 1e-9
+
+
+def test_classes_of_independent_plumage_differ_in_their_build():
+    classes = sample_classes(24, 0, independent=True)
+    for one, other in itertools.combinations(classes, 2):
+        assert num_differences(one.traits, other.traits, BUILD) >= MIN_BUILD_DIFFERENCES
+        assert one.name != other.name
+    assert all(re.fullmatch(r"[A-Z][a-z]+(_[a-z]+)*_[A-Z][a-z]+", bird.name) for bird in classes)
 
 
 @pytest.mark.parametrize("trait", COLORED_PARTS)

@@ -22,6 +22,7 @@ class Options:
     image_size: int = 96
     seed: int = 0
     label_noise: float = 0.0
+    independent: bool = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_classes <= 999:
@@ -48,15 +49,19 @@ class Options:
 
 
 @lru_cache(maxsize=4)
-def bird_classes(num_classes: int, seed: int) -> tuple[BirdClass, ...]:
+def _classes(num_classes: int, seed: int, independent: bool) -> tuple[BirdClass, ...]:
+    return tuple(sample_classes(num_classes, seed, independent=independent))
+
+
+def classes_of(options: Options) -> tuple[BirdClass, ...]:
     """The classes of a data set; do not change the traits in place."""
-    return tuple(sample_classes(num_classes, seed))
+    return _classes(options.num_classes, options.seed, options.independent)
 
 
 def image_stem(options: Options, image_id: int) -> str:
     """Path of an image below images/ without its suffix, named as CUB names them."""
     label, index = divmod(image_id - 1, options.images_per_class)
-    name = bird_classes(options.num_classes, options.seed)[label].name
+    name = classes_of(options)[label].name
     return f"{label + 1:03d}.{name}/{name.title()}_{index + 1:04d}_{image_id}"
 
 
@@ -66,5 +71,5 @@ def image_spec(options: Options, image_id: int) -> BirdSpec:
         raise ValueError(f"image_id must be between 1 and {options.num_images}, got {image_id}")
     label, index = divmod(image_id - 1, options.images_per_class)
     rng = np.random.default_rng([options.seed, 102, label, index])
-    traits = sample_individual(bird_classes(options.num_classes, options.seed)[label].traits, rng)
+    traits = sample_individual(classes_of(options)[label].traits, rng, independent=options.independent)
     return BirdSpec(traits, sample_scene(traits, rng, image_size=options.image_size))

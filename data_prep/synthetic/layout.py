@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.synthetic import labels
-from data_prep.synthetic.dataset import Options, bird_classes, image_stem
+from data_prep.synthetic.dataset import Options, classes_of, image_stem
 from data_prep.synthetic.vocabulary import ATTRIBUTE_NAMES, CERTAINTIES, PART_IDS, PARTS
 from data_prep.synthetic.worker import Annotation
 
@@ -24,13 +24,13 @@ def write_text_files(root: Path, options: Options, annotations: Sequence[Annotat
         annotations: one per image, in the order of their ids.
     """
     cub = root / "CUB_200_2011"
-    names = [f"{i + 1:03d}.{bird.name}" for i, bird in enumerate(bird_classes(options.num_classes, options.seed))]
+    names = [f"{i + 1:03d}.{bird.name}" for i, bird in enumerate(classes_of(options))]
     image_ids = range(1, options.num_images + 1)
-    classes_of = [1 + (image_id - 1) // options.images_per_class for image_id in image_ids]
+    class_ids = [1 + (image_id - 1) // options.images_per_class for image_id in image_ids]
     _write(root / "attributes.txt", _numbered(ATTRIBUTE_NAMES))
     _write(cub / "classes.txt", _numbered(names))
     _write(cub / "images.txt", _numbered([f"{image_stem(options, i)}.jpg" for i in image_ids]))
-    _write(cub / "image_class_labels.txt", _numbered(classes_of))
+    _write(cub / "image_class_labels.txt", _numbered(class_ids))
     _write(cub / "train_test_split.txt", _numbered(_split(options)))
     _write(cub / "bounding_boxes.txt", _numbered([" ".join(f"{v:.1f}" for v in a.box) for a in annotations]))
     _write(cub / "parts" / "parts.txt", _numbered(PARTS))

@@ -1,6 +1,6 @@
 """What a bird looks like, in words: class prototypes that differ visibly, and individuals that vary around them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -24,6 +24,8 @@ TRAIT_VALUES: dict[str, list[str]] = {group: GROUPS[group] for group in VISIBLE_
 )
 FAMILY = 2  # classes of one build and mostly the same plumage
 MIN_DIFFERENCES = 5  # visible groups in which any two class prototypes differ
+BUILD = ["shape", "size", "bill_shape", "bill_length", "tail_shape", "wing_shape"]
+MIN_BUILD_DIFFERENCES = 2  # of those, where classes have nothing else
 
 _SIZES = [
     "very_small_(3_-_5_in)",
@@ -112,12 +114,14 @@ def _ink(rng: np.random.Generator, against: Sequence[str], liked: Sequence[str] 
     )
 
 
-def sample_classes(num_classes: int, seed: int) -> list[BirdClass]:
+def sample_classes(num_classes: int, seed: int, *, independent: bool = False) -> list[BirdClass]:
     """Draws the class prototypes; any two differ in at least `MIN_DIFFERENCES` visible attribute groups.
 
     Args:
         num_classes: how many.
         seed: of the whole data set.
+        independent: a class is a build and no plumage (see `sample_individual`): any two differ in at least
+            `MIN_BUILD_DIFFERENCES` groups of `BUILD`, and there are no close relatives.
 
     Returns:
         Classes in order; a longer list with the same seed starts with the shorter one.
@@ -131,26 +135,49 @@ def sample_classes(num_classes: int, seed: int) -> list[BirdClass]:
             decks[deck] = [cards[i] for i in rng.permutation(len(cards))]
         return decks[deck].pop()
 
+    species, groups, least = (
+        (_build, BUILD, MIN_BUILD_DIFFERENCES) if independent else (_species, VISIBLE_GROUPS, MIN_DIFFERENCES)
+    )
     classes: list[BirdClass] = []
-    names: set[str] = set()
     while len(classes) < num_classes:
-        if len(classes) % FAMILY:  # close relatives make classes that differ only in a few places
-            head = classes[len(classes) // FAMILY * FAMILY]
-            traits, accents = _relative(rng, deal, head.traits)
-            noun = head.name.rsplit("_", 1)[1]
-        else:
-            traits, accents = _prototype(rng, deal, force=None if classes else ("nape", "purple"))
-            noun = pick(rng, _NOUNS[traits["shape"]]) if classes else "Finch"
-        name = _name(traits, accents, noun, names)
-        if name and all(num_differences(traits, other.traits) >= MIN_DIFFERENCES for other in classes):
-            names.add(name)
-            classes.append(BirdClass(name, traits))
+        new = species(rng, deal, classes)
+        if new and all(num_differences(new.traits, other.traits, groups) >= least for other in classes):
+            classes.append(new)
     return classes
 
 
-def num_differences(a: Traits, b: Traits) -> int:
-    """Number of visible attribute groups in which two birds differ."""
-    return sum(a[group] != b[group] for group in VISIBLE_GROUPS)
+def _species(rng: np.random.Generator, deal: Deal, classes: Sequence[BirdClass]) -> BirdClass | None:
+    """The next class by its plumage; None where no name is left for it."""
+    if len(classes) % FAMILY:  # close relatives make classes that differ only in a few places
+        head = classes[len(classes) // FAMILY * FAMILY]
+        traits, accents = _relative(rng, deal, head.traits)
+        noun = head.name.rsplit("_", 1)[1]
+    else:
+        traits, accents = _prototype(rng, deal, force=None if classes else ("nape", "purple"))
+        noun = pick(rng, _NOUNS[traits["shape"]]) if classes else "Finch"
+    told = [part for part in accents if part in _WORDS] + [part for part in _WORDS if part not in accents]
+    return _named((f"{traits[f'{part}_color']}_{_WORDS[part]}_{noun}" for part in told), traits, classes)
+
+
+def _build(rng: np.random.Generator, deal: Deal, classes: Sequence[BirdClass]) -> BirdClass | None:
+    """The next class by its build alone, such as a "Forked_tail_Finch"; None where no name is left for it."""
+    traits, _ = _prototype(rng, deal, force=None)
+    noun, tail = pick(rng, _NOUNS[traits["shape"]]), traits["tail_shape"].replace("-", "_")
+    wings, size = traits["wing_shape"].replace("-", "_"), traits["size"].partition("_(")[0]
+    return _named((f"{tail}_{noun}", f"{wings}_{tail}_{noun}", f"{size}_{wings}_{tail}_{noun}"), traits, classes)
+
+
+def _named(names: Iterable[str], traits: Traits, classes: Sequence[BirdClass]) -> BirdClass | None:
+    """A class under the first of these names that is not taken, after what stands out first."""
+    taken = {other.name for other in classes}
+    capitalized = (name[0].upper() + name[1:] for name in names)
+    name = next((name for name in capitalized if name not in taken), None)
+    return BirdClass(name, traits) if name else None
+
+
+def num_differences(a: Traits, b: Traits, groups: Sequence[str] = VISIBLE_GROUPS) -> int:
+    """Number of attribute groups in which two birds differ."""
+    return sum(a[group] != b[group] for group in groups)
 
 
 def _prototype(rng: np.random.Generator, deal: Deal, *, force: tuple[str, str] | None) -> tuple[Traits, list[str]]:
@@ -231,38 +258,44 @@ def _relative(rng: np.random.Generator, deal: Deal, prototype: Traits) -> tuple[
     return traits, accents
 
 
-def _name(traits: Traits, accents: list[str], noun: str, taken: set[str]) -> str | None:
-    """A name like "Purple_naped_Finch", after what stands out first and is not taken."""
-    told = [part for part in accents if part in _WORDS] + [part for part in _WORDS if part not in accents]
-    names = (f"{traits[f'{part}_color'].capitalize()}_{_WORDS[part]}_{noun}" for part in told)
-    return next((name for name in names if name not in taken), None)
-
-
-def sample_individual(prototype: Traits, rng: np.random.Generator) -> Traits:
+def sample_individual(prototype: Traits, rng: np.random.Generator, *, independent: bool = False) -> Traits:
     """A bird of the class: the prototype, with a small chance of another value for every colour, pattern and the size.
 
     So no attribute is a function of the class alone, and none is tied to the others more than nature would.
+
+    Args:
+        prototype: of the class.
+        rng: of the image.
+        independent: every colour, pattern and marking of the head is drawn uniformly, whatever the class and the other
+            parts have, so that nothing but the part itself tells its attributes. What remains tied is what the words
+            mean: a cap is crown and forehead, and a pattern has a second colour that can be told from the first.
     """
     traits = dict(prototype)
-    inks = [value for key, value in prototype.items() if key.endswith("_ink")]
+    recolor, repattern = (1.0, 1.0) if independent else (_RECOLOR, _REPATTERN)
+    inks = COLORS if independent else [value for key, value in prototype.items() if key.endswith("_ink")]
+    if independent:
+        traits["head_pattern"] = pick(rng, GROUPS["head_pattern"])
     for part in COLORED:
-        if rng.random() < _RECOLOR:
+        if rng.random() < recolor:
             traits[f"{part}_color"] = pick(rng, GROUPS[f"{part}_color"])
     if traits["head_pattern"] == "capped":  # the cap is crown and forehead, and stands out against the side of the face
         if _CONTRAST[traits["crown_color"], traits["face_color"]] < 38:
-            traits["crown_color"] = prototype["crown_color"]
+            if independent:
+                traits["face_color"] = _ink(rng, [traits["crown_color"]], COLORS)
+            else:
+                traits["crown_color"] = prototype["crown_color"]
         traits["forehead_color"] = traits["crown_color"]
     elif traits["crown_color"] != prototype["crown_color"]:  # nothing but a cap does
         traits["face_color"] = traits["crown_color"]
     for part in PATTERNED:
-        if rng.random() < _REPATTERN:
+        if rng.random() < repattern:
             traits[f"{part}_pattern"] = pick(rng, PATTERNS)
     if rng.random() < _RESIZE:
         size = _SIZES.index(traits["size"]) + (1 if rng.random() < 0.5 else -1)
         traits["size"] = _SIZES[min(max(size, 0), len(_SIZES) - 1)]
     for part in (*PATTERNED, "head"):
         color = f"{ {'tail': 'upper_tail', 'head': 'face'}.get(part, part) }_color"
-        if _CONTRAST[traits[color], traits[f"{part}_ink"]] < 38:
+        if independent or _CONTRAST[traits[color], traits[f"{part}_ink"]] < 38:
             _choose_inks(rng, traits, liked=inks, only=part)
     return traits
 
