@@ -51,12 +51,14 @@ if TYPE_CHECKING:
     from spectra_jax.localization import energy_lift as energy_lift
     from spectra_jax.localization import part_discs as part_discs
     from spectra_jax.localization import pointing_hit as pointing_hit
+    from spectra_jax.localization import region_maps as region_maps
     from spectra_jax.losses import LossTerms as LossTerms
     from spectra_jax.losses import attribute_loss as attribute_loss
     from spectra_jax.losses import classification_loss as classification_loss
     from spectra_jax.losses import consistency_loss as consistency_loss
     from spectra_jax.losses import loss_terms as loss_terms
     from spectra_jax.losses import margin_logits as margin_logits
+    from spectra_jax.losses import part_loss as part_loss
     from spectra_jax.losses import reconstruction_loss as reconstruction_loss
     from spectra_jax.losses import sparsity_loss as sparsity_loss
     from spectra_jax.losses import stability_loss as stability_loss
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     from spectra_jax.smoothing import smoothed_certificate as smoothed_certificate
     from spectra_jax.types import Batch as Batch
     from spectra_jax.types import Head as Head
+    from spectra_jax.types import PartBatch as PartBatch
     from spectra_jax.types import Status as Status
 else:
     import_on_use(__name__)

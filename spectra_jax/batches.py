@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spectra_jax.extras import extra
-from spectra_jax.types import Batch
+from spectra_jax.types import AnyBatch, Batch, PartBatch
 
 _ENDLESS = 2**60
 
@@ -122,7 +122,7 @@ class BatchIterator:
 
     def __init__(
         self,
-        assemble: Callable[[Rows], Batch],
+        assemble: Callable[[Rows], AnyBatch],
         plan: BatchPlan,
         *,
         workers: int = 2,
@@ -172,7 +172,7 @@ class BatchIterator:
     def __iter__(self) -> "BatchIterator":
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> AnyBatch:
         return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
@@ -238,14 +238,21 @@ def array_batches(
         len(inputs), batch_size, seed, shuffle, num_epochs, drop_remainder, process_index, process_count
     )  # fmt: skip
 
-    def assemble(rows: Rows) -> Batch:
+    def assemble(rows: Rows) -> AnyBatch:
         i = rows.indices
         return padded_batch(np.asarray(inputs[i], np.float32), attributes[i], labels[i], size=rows.size)
 
     return BatchIterator(assemble, plan, workers=workers)
 
 
-def padded_batch(inputs: Float[np.ndarray, "k ..."], attributes: np.ndarray, labels: np.ndarray, *, size: int) -> Batch:
+def padded_batch(
+    inputs: Float[np.ndarray, "k ..."],
+    attributes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    size: int,
+    parts: np.ndarray | None = None,
+) -> AnyBatch:
     """A batch of `size` rows: the given ones, then zeros that `valid` marks as padding."""
 
     def pad(array: np.ndarray, dtype: type) -> Any:  # NumPy where Batch says jax: either works everywhere
@@ -256,4 +263,5 @@ def padded_batch(inputs: Float[np.ndarray, "k ..."], attributes: np.ndarray, lab
         return padded
 
     valid: Any = np.arange(size) < len(labels)
-    return Batch(pad(inputs, np.float32), pad(attributes, np.float32), pad(labels, np.int32), valid)
+    batch = Batch(pad(inputs, np.float32), pad(attributes, np.float32), pad(labels, np.int32), valid)
+    return batch if parts is None else PartBatch(*batch, pad(parts, np.float32))

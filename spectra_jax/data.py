@@ -21,7 +21,7 @@ from spectra_jax.batches import BatchIterator as BatchIterator
 from spectra_jax.batches import BatchPlan, Rows, flips, padded_batch
 from spectra_jax.batches import array_batches as array_batches
 from spectra_jax.extras import extra
-from spectra_jax.types import Batch
+from spectra_jax.types import AnyBatch
 
 with extra("experiments"):
     from PIL import Image
@@ -217,6 +217,7 @@ class Dataset:
         seed: int | None = None,
         shuffle: bool = False,
         flip: bool = False,
+        parts: bool = False,
         num_epochs: int | None = 1,
         drop_remainder: bool = False,
         process_index: int = 0,
@@ -236,6 +237,7 @@ class Dataset:
             shuffle: a new order each epoch.
             flip: mirror each image left to right with probability 1/2, decided by (seed, epoch, index). Attributes
                 stay, so none of them may tell left from right; none of CUB's does.
+            parts: hand out the part points too, mirrored with their image; a left wing stays one by name.
             num_epochs: None never ends.
             drop_remainder: leave out an epoch's last batch where it is not full, instead of padding it with zeros.
             process_index: whose share to hand out.
@@ -253,15 +255,19 @@ class Dataset:
         total = self.num_examples(split)
         plan = BatchPlan(total, batch_size, seed, shuffle, num_epochs, drop_remainder, process_index, process_count)
         attributes, labels, _ = self._load_columns(split)
+        points = self._load_parts(split) if parts else None
         images = self._load_images(split, _pair(image_size), keep=keep_decoded)
 
-        def assemble(rows: Rows) -> Batch:
+        def assemble(rows: Rows) -> AnyBatch:
             i = rows.indices
             inputs = images.get(i).astype(np.float32) / np.float32(255)
+            places = None if points is None else points[i]
             if flip and seed is not None and len(i):
                 mirrored = flips(seed, rows.epoch, i, total)
                 inputs[mirrored] = inputs[mirrored, :, ::-1]
-            return padded_batch(inputs, attributes[i], labels[i], size=rows.size)
+                if places is not None:
+                    places[mirrored, :, 0] = 1 - places[mirrored, :, 0]
+            return padded_batch(inputs, attributes[i], labels[i], size=rows.size, parts=places)
 
         identity = {"split": split, "image_size": list(_pair(image_size)), "flip": flip}
         return BatchIterator(assemble, plan, workers=workers, prefetch=prefetch, identity=identity)
@@ -277,6 +283,14 @@ class Dataset:
                 attributes[i], labels[i], image_ids[i] = record["attributes"], record["label"], record["image_id"]
             self._columns[split] = (attributes, labels, image_ids)
         return self._columns[split]
+
+    def _load_parts(self, split: str) -> Float[np.ndarray, "N p 3"]:
+        """Part points of a split, x and y from 0 to 1, and whether each is visible."""
+        points = np.zeros((self.num_examples(split), len(self.info.part_names), 3), np.float32)
+        for place, record in zip(points, self.source(split), strict=True):
+            with Image.open(io.BytesIO(record["image"])) as image:  # its size alone, nothing is decoded
+                place[:] = record["parts"] / np.array([*image.size, 1], np.float32)
+        return points
 
     def _load_images(self, split: str, size: tuple[int, int], *, keep: bool = True) -> "_Images":
         """The images of a split at one size, kept in memory where the budget still allows."""

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from spectra_jax.logging import Console
 from spectra_jax.models import Model, Params
-from spectra_jax.types import Batch
+from spectra_jax.types import AnyBatch
 
 SAVE_SECONDS = 20.0
 
@@ -44,7 +44,7 @@ class ResumableSplit(Protocol):
 
     @property
     def num_batches(self) -> int | None: ...
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[AnyBatch]: ...
     def get_state(self) -> dict[str, Any]: ...
     def set_state(self, state: dict[str, Any]) -> None: ...
 
@@ -64,7 +64,7 @@ def cached_features(
     batches: ResumableSplit,
     path: Path,
     *,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
+    place: Callable[[AnyBatch], AnyBatch] = lambda batch: batch,
     console: Console | None = None,
     title: str = "features",
 ) -> FeatureSet:

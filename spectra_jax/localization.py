@@ -1,8 +1,9 @@
 """Is the change of an image where the attribute's part is, and does the part carry it (Section 5.2.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -99,6 +100,44 @@ def draw_discs(centres: Any, visible: Any, radius: Any, *, height: int, width: i
     x, y = centres[:, :, 0, None, None], centres[:, :, 1, None, None]
     near = xp.hypot(columns - x, rows - y) <= radius[:, None, None, None]
     return xp.any(near & visible[:, :, None, None], axis=1)
+
+
+@public(rows="parts")
+def region_maps(
+    parts: Float[Array, "b p 3"], regions: Sequence[Sequence[int]], *, height: int, width: int
+) -> Float[Array, "b r h w"]:
+    """Where each region is on a coarse map: its visible part points, each shared among the four nearest places.
+
+    Args:
+        parts: (b, p, 3) x and y of each part point, from 0 to 1 of the image's sides, and 1 where it is visible.
+        regions: r sets of parts, as positions from 0 to p - 1.
+        height, width: of the map.
+
+    Returns:
+        (b, r, h, w) weights that sum to 1 over a map, or to 0 where none of a region's parts is visible.
+
+    Raises:
+        ValueError: parts has another shape, or a region names a part that is not there.
+    """
+    shape = jnp.shape(parts)
+    if len(shape) != 3 or shape[2] != 3:
+        raise ValueError(f"parts has shape {shape}; expected (b, p, 3)")
+    members = np.zeros((len(regions), shape[1]), bool)
+    for row, region in zip(members, regions, strict=True):
+        if not all(0 <= part < shape[1] for part in region):
+            raise ValueError(f"regions has {tuple(region)}; expected positions from 0 to {shape[1] - 1}")
+        row[list(region)] = True
+    weights = jnp.asarray(members, parts.dtype)[None] * parts[:, None, :, 2]
+    weights = weights / jnp.maximum(jnp.sum(weights, axis=2, keepdims=True), 1)
+    rows, columns = _nearest_places(parts[..., 1], height), _nearest_places(parts[..., 0], width)
+    return jnp.einsum("brp,bph,bpw->brhw", weights, rows, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def _nearest_places(position: Float[Array, "b p"], size: int) -> Float[Array, "b p {size}"]:
+    """(b, p, size) weights of the two places whose centres are on either side of a position between 0 and 1."""
+    centres = jnp.arange(size, dtype=position.dtype)[None, None, :]
+    place = jnp.clip(position * size - 0.5, 0, size - 1)[:, :, None]
+    return jnp.maximum(1 - jnp.abs(centres - place), 0)
 
 
 @public(rows="images")

@@ -123,6 +123,7 @@ def margin_logits(
     check_attributes(head, attributes, ndim=2)
     head, attributes = at_least_float32((head, attributes))
     logits = head_logits(head, attributes)
+    labels = labels.astype(jnp.int32)  # there may be more classes than an 8-bit type counts
     is_true = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     # Of twin classes: what cannot be told apart is not pushed apart without bound.
@@ -231,7 +232,7 @@ class LossTerms(NamedTuple):
     Attributes:
         total: the weighted sum that training lowers.
         terms: each active term by name, before its weight: "attribute_loss" and "class_loss" always; "stability_loss",
-            "sparsity_loss", "reconstruction_loss" and "consistency_loss" where their weight is not 0.
+            "sparsity_loss", "reconstruction_loss", "consistency_loss" and "part_loss" where their weight is not 0.
     """
 
     total: Float[Array, ""]
@@ -251,9 +252,12 @@ def loss_terms(
     lambda_sparsity: float = 0.0,
     lambda_reconstruction: float = 0.0,
     lambda_consistency: float = 0.0,
+    lambda_parts: float = 0.0,
     images: Float[Array, "b h w k"] | None = None,
     reconstructions: Float[Array, "b h w k"] | None = None,
     attacked_logits: Float[Array, "b c"] | None = None,
+    log_places: Float[Array, "b r h w"] | None = None,
+    places: Float[Array, "b r h w"] | None = None,
     attribute_logits: Float[Array, "b n"] | None = None,
     positive_weight: Float[Array, " n"] | None = None,
     label_smoothing: float = 0.0,
@@ -281,9 +285,12 @@ def loss_terms(
         lambda_sparsity: weight of `sparsity_loss`.
         lambda_reconstruction: weight of `reconstruction_loss`.
         lambda_consistency: weight of `consistency_loss`.
+        lambda_parts: weight of `part_loss`.
         images: (b, h, w, channels), for the reconstruction term.
         reconstructions: (b, h, w, channels), a decoder's output, for the reconstruction term.
         attacked_logits: (b, c) of the same images under attack, for the consistency term.
+        log_places: (b, r, h, w) where a model sees each region, for the part term.
+        places: (b, r, h, w) where it is, for the part term.
         attribute_logits: (b, n) what `attribute_loss` gets; the attributes by default.
         positive_weight: see `attribute_loss`.
         label_smoothing: see `classification_loss`.
@@ -301,7 +308,7 @@ def loss_terms(
 
     Raises:
         ValueError: attributes do not match the head, a reconstruction is asked for without images and
-            reconstructions, or consistency without attacked_logits.
+            reconstructions, consistency without attacked_logits, or parts without log_places and places.
     """
     check_attributes(head, attributes, ndim=2)
     attributes = _without_padding(attributes, valid)
@@ -342,6 +349,11 @@ def loss_terms(
             raise ValueError(f"attacked_logits is None; expected logits for lambda_consistency={lambda_consistency:g}")
         weights["consistency_loss"] = lambda_consistency
         terms["consistency_loss"] = consistency_loss(logits, attacked_logits, valid=valid)
+    if lambda_parts:
+        if log_places is None or places is None:
+            raise ValueError(f"log_places or places is None; expected both for lambda_parts={lambda_parts:g}")
+        weights["part_loss"] = lambda_parts
+        terms["part_loss"] = part_loss(log_places, places, valid=valid)
     total = jnp.zeros((), attributes.dtype)
     for name, term in terms.items():
         total = total + weights[name] * term
@@ -405,3 +417,23 @@ def reconstruction_loss(
     """
     difference = _without_padding(reconstructions - images, valid)
     return masked_mean(jnp.mean(jnp.square(difference), axis=(1, 2, 3)), valid)
+
+
+@public()
+def part_loss(
+    log_places: Float[Array, "b r h w"], places: Float[Array, "b r h w"], *, valid: Bool[Array, " b"] | None = None
+) -> Float[Array, ""]:
+    """Cross-entropy between where a model sees each region and where it is, over the regions that are visible.
+
+    Args:
+        log_places: (b, r, h, w) log-probabilities over each map, such as `PartModel.log_places`.
+        places: (b, r, h, w) weights that sum to 1 over each map, or to 0 where the region is hidden, such as
+            `region_maps`.
+        valid: (b,) rows to count.
+
+    Returns:
+        Scalar in nats; 0 where nothing is visible.
+    """
+    log_places, places = _without_padding(log_places, valid), _without_padding(places, valid)
+    visible = jnp.sum(jnp.sum(places, axis=(2, 3)) > 0, axis=1).astype(log_places.dtype)
+    return masked_mean(-jnp.sum(places * log_places, axis=(1, 2, 3)) / jnp.maximum(visible, 1), valid)

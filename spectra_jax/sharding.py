@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from spectra_jax.types import Batch
+from spectra_jax.types import AnyBatch
 
 BATCH_AXIS = "batch"
 
@@ -33,7 +33,7 @@ def row_sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
 
 
-def pad_rows(batch: Batch, multiple: int) -> Batch:
+def pad_rows(batch: AnyBatch, multiple: int) -> AnyBatch:
     """Appends zero rows with `valid` False until the number of rows is a multiple of `multiple`.
 
     Args:
@@ -49,7 +49,7 @@ def pad_rows(batch: Batch, multiple: int) -> Batch:
     return jax.tree.map(lambda leaf: np.pad(leaf, [(0, missing)] + [(0, 0)] * (np.ndim(leaf) - 1)), batch)
 
 
-def place_batch(batch: Batch, mesh: Mesh) -> Batch:
+def place_batch(batch: AnyBatch, mesh: Mesh) -> AnyBatch:
     """Moves the rows assembled by this process to its devices.
 
     Args:

@@ -37,6 +37,25 @@ class Batch(NamedTuple):
     valid: Bool[Array, " b"]
 
 
+class PartBatch(NamedTuple):
+    """A `Batch` that knows where the parts are.
+
+    Attributes:
+        inputs, attributes, labels, valid: as of a `Batch`.
+        parts: (b, p, 3) x and y of each part point, from 0 to 1 of the image's width and height, and 1 where it is
+            visible.
+    """
+
+    inputs: Float[Array, "b ..."]
+    attributes: Float[Array, "b n"]
+    labels: Int[Array, " b"]
+    valid: Bool[Array, " b"]
+    parts: Float[Array, "b p 3"]
+
+
+AnyBatch = Batch | PartBatch
+
+
 class Status(enum.IntEnum):
     """How the search for one answer ended; solvers return it as int32."""
 

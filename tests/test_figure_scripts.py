@@ -17,6 +17,7 @@ from experiments.paper_figures.cases import CASES
 from experiments.paper_figures.measure import Figure, judge
 from experiments.paper_figures.requests import FORCED, Case, Choice, intervals, request
 from experiments.runs.loading import load_run, load_test_split
+from experiments.runs.part_names import PARTS, group_of, part_names
 from experiments.saliency import __main__ as saliency
 from experiments.saliency.page import Map, figures, verdict
 from experiments.train import __main__ as train
@@ -38,21 +39,21 @@ def run_dir(tmp_path_factory):
 
 
 def test_parts_follow_the_group_of_the_attribute():
-    assert part_module.part_names("has_nape_color::purple") == ("nape",)
-    assert part_module.part_names("has_under_tail_color::white") == ("tail",)
-    assert part_module.part_names("has_underparts_color::black") == ("belly", "breast")
+    assert part_names("has_nape_color::purple") == ("nape",)
+    assert part_names("has_under_tail_color::white") == ("tail",)
+    assert part_names("has_underparts_color::black") == ("belly", "breast")
     for whole in ("has_size::very_small_(3_-_5_in)", "has_shape::duck-like", "has_primary_color::red"):
-        assert part_module.part_names(whole) == ()
+        assert part_names(whole) == ()
     assert readable_attribute("has_bill_length::about_the_same_as_head") == "bill length: about the same as head"
 
 
 def test_every_attribute_of_cub_has_a_part_or_none_on_purpose(cub_dir):
     lines = (cub_dir / "attributes.txt").read_text().splitlines()
     groups = {line.split()[1].partition("::")[0] for line in lines}
-    without = {group for group in groups if not part_module.part_names(group)}
+    without = {group for group in groups if not part_names(group)}
     assert without == {"has_size", "has_shape", "has_primary_color"}
     parts = {line.split(" ", 1)[1] for line in (cub_dir / "CUB_200_2011/parts/parts.txt").read_text().splitlines()}
-    assert {name for names in part_module.PARTS.values() for name in names} <= parts
+    assert {name for names in PARTS.values() for name in names} <= parts
 
 
 def test_lift_is_one_by_chance_and_one_over_the_area_at_best():
@@ -107,7 +108,7 @@ def test_saliency_writes_maps_that_are_those_of_the_library(run_dir, tmp_path):
     kept = activation_map(functools.partial(run.model.encode, run.params), images, f, top_k=40)[0] > 0
     discs = part_module.part_discs(run.info, run.dataset.example("test", 5), "has_nape_color::blue", 32)
     assert records[2]["lift"] == pytest.approx(part_module.lift(np.asarray(kept), discs.inside))
-    assert "nape" not in part_module.part_names(records[2]["control_attribute"])
+    assert "nape" not in part_names(records[2]["control_attribute"])
     summary = json.loads((out / "summary.json").read_text())
     assert summary["saliency/num_maps"] == 4
     page = (out / "report.html").read_text()
@@ -209,7 +210,7 @@ def test_requests_go_from_the_papers_to_the_next_best(run_dir):
     weights[1, f - 1] = 1.0
     group = request(plain_run(run, weights), case, choice, before, spread, 0.5)
     names = [run.info.attribute_names[k] for k in np.flatnonzero(np.abs(group.delta) > 1e-6)]
-    assert group.kind == "group" and {part_module.group_of(name) for name in names} == {"has_nape_color"}
+    assert group.kind == "group" and {group_of(name) for name in names} == {"has_nape_color"}
     rival = run.info.class_names[2].replace("_", " ")
     assert f"{rival} is ahead" in group.explanation or f"overtake {rival}" in group.explanation
 

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -405,6 +406,8 @@ def test_consistency_needs_attacked_images():
 
 def test_every_preset_builds_its_model():
     for name, config in PRESETS.items():
-        options = dict(option.split("=") for option in config.model_options)
-        model = build_model(name, num_attributes=6, num_classes=4, **{k: float(v) for k, v in options.items()})
+        options: dict[str, Any] = {k: float(v) for k, v in (option.split("=") for option in config.model_options)}
+        if config.lambda_parts:  # what the data set says
+            options |= {"regions": ((0,), (1,)), "attribute_regions": (0, 0, 1, 1, -1, -1)}
+        model = build_model(name, num_attributes=6, num_classes=4, **options)
         assert config.model == name == model.name and bool(config.weights) == model.frozen_backbone

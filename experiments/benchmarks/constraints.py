@@ -49,7 +49,7 @@ class Args:
 
 def problem(args: Args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, samples, and the group of each attribute."""
-    from experiments.counterfactuals.parts import group_of
+    from experiments.runs.part_names import group_of
     from experiments.runs.stored import open_prepared, read_run_config, read_test_split
 
     if args.run_dir is None:

@@ -7,30 +7,10 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter, maximum_filter
 
+from experiments.runs.part_names import part_names
 from spectra_jax import localization
 from spectra_jax.data import DatasetInfo
 
-# Of CUB: attribute group, without "has_" and its last word, to part names. Groups of the whole bird (size, shape,
-# primary colour) have no part.
-PARTS = {
-    "back": ("back",),
-    "belly": ("belly",),
-    "bill": ("beak",),
-    "breast": ("breast",),
-    "crown": ("crown",),
-    "eye": ("left eye", "right eye"),
-    "forehead": ("forehead",),
-    "head": ("crown", "forehead", "nape"),
-    "leg": ("left leg", "right leg"),
-    "nape": ("nape",),
-    "tail": ("tail",),
-    "throat": ("throat",),
-    "under_tail": ("tail",),
-    "underparts": ("belly", "breast"),
-    "upper_tail": ("tail",),
-    "upperparts": ("back",),
-    "wing": ("left wing", "right wing"),
-}
 RADIUS = 0.1  # of a part's disc, in units of the geometric mean of the sides of the object's box
 _SHOWN_SIDE = 448
 
@@ -49,17 +29,6 @@ class PartDiscs(NamedTuple):
     centres: np.ndarray
     radius: float
     inside: np.ndarray
-
-
-def group_of(attribute: str) -> str:
-    """The group of an attribute's name: "has_nape_color::purple" -> "has_nape_color"."""
-    return attribute.partition("::")[0]
-
-
-def part_names(attribute: str) -> tuple[str, ...]:
-    """The parts an attribute is about, by its group: "has_nape_color::purple" -> ("nape",); () for the whole bird."""
-    words = group_of(attribute).removeprefix("has_").split("_")
-    return PARTS.get("_".join(words[:-1]), ())
 
 
 def part_discs(info: DatasetInfo, example: dict[str, Any], attribute: str, size: int) -> PartDiscs | None:

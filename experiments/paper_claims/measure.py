@@ -11,7 +11,6 @@ from skimage.color import rgb2lab
 
 from data_prep.synthetic.vocabulary import RGB
 from experiments.counterfactuals.find import Counterfactuals
-from experiments.counterfactuals.parts import group_of
 from experiments.paper_claims.images import CHUNK, FlipChecks, Singles, pictures_of
 from experiments.paper_claims.regions import Regions
 from experiments.paper_claims.statistics import (
@@ -25,6 +24,7 @@ from experiments.paper_claims.statistics import (
     read_interval,
 )
 from experiments.runs.loading import LoadedRun
+from experiments.runs.part_names import group_of
 from spectra_jax import Head, best_single_attributes, energy_lift, frequency_split, head_logits, pointing_hit
 
 CLAIMS = {

@@ -10,8 +10,9 @@ from skimage.morphology import convex_hull_image
 
 from experiments.cli.command import UserError
 from experiments.cli.devices import cache_dir
-from experiments.counterfactuals.parts import RADIUS, disc_scale, part_names
+from experiments.counterfactuals.parts import RADIUS, disc_scale
 from experiments.runs.loading import LoadedRun
+from experiments.runs.part_names import part_names
 from spectra_jax import localization
 
 # Drawn birds have two regions that CUB does not name; the groups that are about them.

@@ -12,7 +12,6 @@ import numpy as np
 from experiments.cli.command import UserError
 from experiments.counterfactuals.find import choose_pairs, find_counterfactuals
 from experiments.counterfactuals.options import PairConfig
-from experiments.counterfactuals.parts import group_of
 from experiments.paper_claims import images, measure
 from experiments.paper_claims.images import Singles
 from experiments.paper_claims.measure import Material
@@ -20,6 +19,7 @@ from experiments.paper_claims.options import ClaimConfig
 from experiments.paper_claims.regions import Regions
 from experiments.paper_claims.statistics import Comparison, Verdict, judge
 from experiments.runs.loading import LoadedRun, checksum, describe, load_run, load_test_split
+from experiments.runs.part_names import group_of
 from experiments.runs.store import Store
 from spectra_jax.logging import Console
 

@@ -13,10 +13,11 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from experiments.counterfactuals.few_pixels import fewest_pixels
 from experiments.counterfactuals.find import measure
-from experiments.counterfactuals.parts import PartDiscs, heat, lift, marked, part_discs, part_names
+from experiments.counterfactuals.parts import PartDiscs, heat, lift, marked, part_discs
 from experiments.paper_figures.requests import Case, choose, request
 from experiments.reporting.pages import change_metrics
 from experiments.runs.loading import LoadedRun
+from experiments.runs.part_names import part_names
 from experiments.runs.store import Store
 from spectra_jax import Adam, InversionConfig, Status, head_logits, invert, psnr, ssim
 from spectra_jax.logging import Console

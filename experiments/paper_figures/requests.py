@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli.command import UserError
-from experiments.counterfactuals.parts import group_of, part_names
 from experiments.paper_figures.cases import Case
 from experiments.runs.loading import LoadedRun
+from experiments.runs.part_names import group_of, part_names
 from spectra_jax import (
     Head,
     ProjectionResult,

@@ -21,7 +21,7 @@ from spectra_jax.data import array_batches
 from spectra_jax.logging import Console
 from spectra_jax.models import Decoder, Params
 from spectra_jax.training import Metrics, TrainState, fit, make_eval_step, predict
-from spectra_jax.types import Batch
+from spectra_jax.types import AnyBatch
 
 # Rows given to the decoder or the classifier at once.
 CHUNK = 64
@@ -207,7 +207,7 @@ def train_decoder(
 
 def make_decoder_step(
     decoder: Decoder, start: Params, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, AnyBatch], tuple[TrainState, Metrics]]:
     """The jitted step of a decoder's network alone; a batch holds images as inputs and the encoder's attributes.
 
     Args:
@@ -216,11 +216,11 @@ def make_decoder_step(
         optimizer: of the network's parameters.
     """
 
-    def loss_fn(network: Params, fixed: Params, batch: Batch) -> Float[Array, ""]:
+    def loss_fn(network: Params, fixed: Params, batch: AnyBatch) -> Float[Array, ""]:
         images = decoder.decode({**fixed, "network": network}, batch.attributes)
         return reconstruction_loss(images, batch.inputs, valid=batch.valid)
 
-    def step(state: TrainState, fixed: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, fixed: Params, batch: AnyBatch) -> tuple[TrainState, Metrics]:
         loss, gradient = jax.value_and_grad(loss_fn)(state.params, fixed, batch)
         norm = optax.tree.norm(gradient)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats

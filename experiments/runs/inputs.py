@@ -21,6 +21,7 @@ from spectra_jax.training import (
     balanced_positive_weight,
     check_adversarial,
     check_certified,
+    check_parts,
     with_loss_parameters,
 )
 
@@ -48,13 +49,14 @@ def first_params(model: Model, key: PRNGKeyArray, config: TrainConfig) -> Params
 
     Raises:
         UserError: the weights are missing, or are those of another network; a reconstruction or attacks without
-            images, or certified radii without a proof.
+            images, certified radii without a proof, or parts of a model that does not look for them.
     """
     if model.frozen_backbone and not config.weights:
         raise UserError(f"Model {model.name!r} keeps its backbone frozen: give it --weights.")
     try:
         check_adversarial(model, config)
         check_certified(model, config)
+        check_parts(model, config)
         params = model.init(key, (config.image_size, config.image_size, 3))
         params = with_loss_parameters(model, params, config, jax.random.fold_in(key, 1))
     except ValueError as error:
@@ -96,7 +98,7 @@ def make_inputs(
         images: dict[str, Any] = {"image_size": image_size}
         attributes = np.stack([record["attributes"] for record in dataset.source(config.train_split)])
         return Inputs(
-            dataset.batches(config.train_split, flip=config.flip, **images, **endless),
+            dataset.batches(config.train_split, flip=config.flip, parts=bool(config.lambda_parts), **images, **endless),
             lambda split: dataset.batches(split, batch_size=config.batch_size, **images, **shares),
             attributes.astype(np.float32),
             params,

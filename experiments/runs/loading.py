@@ -14,6 +14,7 @@ from experiments.cli.command import UserError
 from experiments.cli.devices import cache_dir
 from experiments.cli.options import DataConfig
 from experiments.runs.folder import CHECKPOINTS, CONFIG
+from experiments.runs.part_names import regions_of
 from experiments.runs.stored import TestSplit, open_prepared, read_run_config, read_test_split
 from spectra_jax.checkpoint import CheckpointError, Checkpoints
 from spectra_jax.data import Dataset, DatasetInfo
@@ -102,13 +103,11 @@ def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
 
 def make_model(config: TrainConfig, info: DatasetInfo) -> Model:
     """The model of `config` for the classes and attributes of `info`."""
+    options = parse_options(config.model_options)
     try:
-        return build_model(
-            config.model,
-            num_attributes=info.num_attributes,
-            num_classes=info.num_classes,
-            **parse_options(config.model_options),
-        )
+        if config.model == "part_cnn":
+            options = regions_of(info) | options
+        return build_model(config.model, num_attributes=info.num_attributes, num_classes=info.num_classes, **options)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -65,10 +65,11 @@ def saliency(args: Args) -> Path:
     import jax
     import jax.numpy as jnp
 
-    from experiments.counterfactuals.parts import group_of, lift, part_discs, part_names
+    from experiments.counterfactuals.parts import lift, part_discs
     from experiments.runs.folder import METRICS, SUMMARY, owned_folder
     from experiments.runs.loading import checksum
     from experiments.runs.own_model import open_subject
+    from experiments.runs.part_names import group_of, part_names
     from experiments.saliency.choice import choose
     from experiments.saliency.page import NO_PARTS, Map, figures, records, write
     from spectra_jax import activation_map

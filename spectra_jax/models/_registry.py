@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from spectra_jax.models import cnn, deep_cnn, efficientnet_lite, linear, lipschitz_cnn, resnet
+from spectra_jax.models import cnn, deep_cnn, efficientnet_lite, linear, lipschitz_cnn, part_cnn, resnet
 from spectra_jax.models._base import Model
 
 BUILDERS: dict[str, Callable[..., Model]] = {
@@ -14,6 +14,7 @@ BUILDERS: dict[str, Callable[..., Model]] = {
     "resnet": resnet.build,
     "efficientnet_lite0": efficientnet_lite.build,
     "lipschitz_cnn": lipschitz_cnn.build,
+    "part_cnn": part_cnn.build,
 }
 
 
@@ -21,7 +22,7 @@ def build_model(name: str, *, num_attributes: int, num_classes: int, **options: 
     """Builds an attribute-bottleneck classifier by name.
 
     Args:
-        name: "linear", "cnn", "deep_cnn", "resnet", "efficientnet_lite0" or "lipschitz_cnn".
+        name: "linear", "cnn", "deep_cnn", "resnet", "efficientnet_lite0", "lipschitz_cnn" or "part_cnn".
         num_attributes: n, the width of the bottleneck.
         num_classes: c.
         **options: of that architecture (its `build` function documents them); all take head_bias=False.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from spectra_jax.training._step import balanced_positive_weight as balanced_positive_weight
     from spectra_jax.training._step import check_adversarial as check_adversarial
     from spectra_jax.training._step import check_certified as check_certified
+    from spectra_jax.training._step import check_parts as check_parts
     from spectra_jax.training._step import forward as forward
     from spectra_jax.training._step import init_state as init_state
     from spectra_jax.training._step import learning_rate_schedule as learning_rate_schedule

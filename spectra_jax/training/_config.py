@@ -78,6 +78,8 @@ class TrainConfig:
             `margin_logits`; in units of [0, 1], Euclidean over all pixels and channels. 0: off. Only for a model with a
             proven Lipschitz constant, "lipschitz_cnn".
         margin_temperature: how far from that distance an example still counts, in the same units.
+        lambda_parts: weight of the cross-entropy of where the model sees each part ("part_cnn" alone), for data with
+            part points. 0: the maps find their places by what helps the other losses.
         adversarial_radius: trains on images attacked within a ball of this radius around the given ones (Madry et al.,
             2018), in units of [0, 1], see `attack_images`. 0: off. Every step costs adversarial_steps further passes.
             For images only, like the decoder.
@@ -115,6 +117,7 @@ class TrainConfig:
     stability_logits: Literal["own", "detached", "learned"] = "own"
     lambda_sparsity: float = 0.0
     lambda_reconstruction: float = 0.0
+    lambda_parts: float = 0.0
     certified_radius: float = 0.0
     margin_temperature: float = 0.15
     adversarial_radius: float = 0.0
@@ -159,6 +162,7 @@ PRESETS: dict[str, TrainConfig] = {
     # Synthetic birds, seed 0: validation figures stop rising after 10 epochs. The same 12 epochs without "balanced" end
     # at the same class accuracy with balanced attribute accuracy 0.75 instead of 0.90.
     "cnn": TrainConfig(model="cnn", epochs=12, attribute_weighting="balanced"),
+    "part_cnn": TrainConfig(model="part_cnn", epochs=12, lambda_parts=0.1, attribute_weighting="balanced"),
     "deep_cnn": TrainConfig(model="deep_cnn", epochs=60, learning_rate=1e-3),
     "resnet": TrainConfig(model="resnet", epochs=90, learning_rate=1e-3, batch_size=128),
     # Chosen on the validation split of CUB (106 classes), seeds 0 and 1. Against batch_size=64, learning_rate=1e-3 and

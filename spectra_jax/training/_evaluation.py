@@ -13,7 +13,7 @@ from spectra_jax.losses import attribute_loss, classification_loss
 from spectra_jax.metrics import attribute_metrics
 from spectra_jax.models import Model, Params
 from spectra_jax.training._step import forward
-from spectra_jax.types import Batch
+from spectra_jax.types import AnyBatch
 
 
 class Predictions(NamedTuple):
@@ -35,13 +35,13 @@ class Predictions(NamedTuple):
 
 
 EvalResult = tuple[Predictions, Bool[Array, " b"]]
-EvalStep = Callable[[Params, Batch], EvalResult]
+EvalStep = Callable[[Params, AnyBatch], EvalResult]
 
 
 def make_eval_step(model: Model, *, sharding: Sharding | None = None) -> EvalStep:
     """Builds the jitted (params, batch) -> (predictions, valid); `sharding` gathers the rows to every process."""
 
-    def step(params: Params, batch: Batch) -> EvalResult:
+    def step(params: Params, batch: AnyBatch) -> EvalResult:
         attributes, logits = forward(model, params, batch.inputs)
         shown = model.attribute_logits(params, attributes)
         return Predictions(attributes, shown, logits, batch.attributes, batch.labels), batch.valid
@@ -50,7 +50,11 @@ def make_eval_step(model: Model, *, sharding: Sharding | None = None) -> EvalSte
 
 
 def predict(
-    eval_step: EvalStep, params: Params, batches: Iterable[Batch], *, place: Callable[[Batch], Batch] = lambda b: b
+    eval_step: EvalStep,
+    params: Params,
+    batches: Iterable[AnyBatch],
+    *,
+    place: Callable[[AnyBatch], AnyBatch] = lambda batch: batch,
 ) -> Predictions:
     """Runs the model over a split and collects its predictions on the host.
 

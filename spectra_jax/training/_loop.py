@@ -11,13 +11,13 @@ import numpy as np
 
 from spectra_jax.models import Params
 from spectra_jax.training._step import Metrics, TrainState
-from spectra_jax.types import Batch
+from spectra_jax.types import AnyBatch
 
 
 class ResumableBatches(Protocol):
     """An endless source of batches that can be put back to where it was."""
 
-    def __next__(self) -> Batch: ...
+    def __next__(self) -> AnyBatch: ...
     def get_state(self) -> dict[str, Any]: ...
     def set_state(self, state: dict[str, Any]) -> None: ...
 
@@ -49,13 +49,13 @@ class NonFiniteError(ArithmeticError):
 
 def fit(
     state: TrainState,
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    train_step: Callable[[TrainState, AnyBatch], tuple[TrainState, Metrics]],
     batches: ResumableBatches,
     *,
     num_steps: int,
     steps_per_epoch: int,
     progress: Progress | None = None,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
+    place: Callable[[AnyBatch], AnyBatch] = lambda batch: batch,
     log: Callable[[dict[str, Any]], None] = lambda record: None,
     log_every: int = 50,
     evaluate: Callable[[Params], Mapping[str, Mapping[str, float]]] | None = None,

@@ -12,12 +12,13 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from spectra_jax import losses
+from spectra_jax.localization import region_maps
 from spectra_jax.metrics import class_accuracy
 from spectra_jax.models import Decoder, Model, Params, build_decoder
 from spectra_jax.perturbations import head_logits
 from spectra_jax.training._adversarial import attack_images
 from spectra_jax.training._config import TrainConfig
-from spectra_jax.types import Batch
+from spectra_jax.types import AnyBatch, PartBatch
 
 # Parameters that only a loss uses, beside those of the model.
 FREE_LOGITS, DECODER = "free_logits", "decoder"
@@ -171,7 +172,31 @@ def check_certified(model: Model, config: TrainConfig) -> None:
         )
 
 
-def _attacked(model: Model, params: Params, batch: Batch, config: TrainConfig, key: PRNGKeyArray) -> Array:
+def check_parts(model: Model, config: TrainConfig) -> None:
+    """Raises a ValueError where `config` asks for the places of parts of a model that does not look for them."""
+    if config.lambda_parts and not hasattr(model, "log_places"):
+        raise ValueError(
+            f"lambda_parts is {config.lambda_parts:g}, but model {model.name!r} does not look for parts; expected "
+            "'part_cnn'. Leave it at 0 for others"
+        )
+
+
+def _places(model: Any, params: Params, batch: AnyBatch, inputs: Array, config: TrainConfig) -> dict[str, Array]:
+    """Where the model sees the regions of its inputs and where they are, if the loss asks for it."""
+    if not config.lambda_parts:
+        return {}
+    if not isinstance(batch, PartBatch):
+        raise ValueError(
+            f"batch is a {type(batch).__name__}; expected a PartBatch, with part points, for "
+            f"lambda_parts={config.lambda_parts:g}: ask for batches with parts=True"
+        )
+    log_places = model.log_places(params, inputs)
+    height, width = log_places.shape[2:]
+    places = region_maps(batch.parts, model.regions, height=height, width=width)
+    return {"log_places": log_places, "places": places}
+
+
+def _attacked(model: Model, params: Params, batch: AnyBatch, config: TrainConfig, key: PRNGKeyArray) -> Array:
     """The batch's images, attacked where the loss of `config` looks: at the class, or at the change of its naming."""
     # Without dropout: the model that will be used is the one to be attacked. Constants: training lowers the loss at
     # the attacked images, it does not learn to lead the attack astray.
@@ -201,7 +226,7 @@ def make_train_step(
     *,
     positive_weight: Float[Array, " n"] | None = None,
     sharding: Sharding | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, AnyBatch], tuple[TrainState, Metrics]]:
     """Builds the jitted step (state, batch) -> (state, metrics). The state passed in is donated: do not use it again.
 
     A step whose loss or gradient is not finite leaves parameters and optimiser as they were and says so in
@@ -221,13 +246,14 @@ def make_train_step(
 
     Raises:
         ValueError: attacks or a reconstruction are asked for where the batches hold no images, or certified radii of a
-            model of which nothing is proven.
+            model of which nothing is proven, or parts of one that does not look for them.
     """
     check_adversarial(model, config)
     check_certified(model, config)
+    check_parts(model, config)
     decoder = training_decoder(model, config) if config.lambda_reconstruction else None
 
-    def loss_fn(trained: Params, rest: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], Metrics]:
+    def loss_fn(trained: Params, rest: Params, batch: AnyBatch, key: PRNGKeyArray) -> tuple[Float[Array, ""], Metrics]:
         params = {**rest, **trained}
         dropout_key, _ = jax.random.split(key)
         inputs, attacked_logits = batch.inputs, None
@@ -250,9 +276,11 @@ def make_train_step(
             lambda_sparsity=config.lambda_sparsity,
             lambda_reconstruction=config.lambda_reconstruction,
             lambda_consistency=config.lambda_consistency,
+            lambda_parts=config.lambda_parts,
             images=None if decoder is None else batch.inputs,
             reconstructions=None if decoder is None else decoder.decode(params[DECODER], attributes),
             attacked_logits=attacked_logits,
+            **_places(model, params, batch, inputs, config),
             attribute_logits=model.attribute_logits(params, attributes),
             positive_weight=positive_weight,
             label_smoothing=config.label_smoothing,
@@ -268,7 +296,7 @@ def make_train_step(
         metrics: Metrics = {**terms, "class_accuracy": class_accuracy(logits, batch.labels, valid=batch.valid)}
         return loss, {"loss": loss, **metrics}
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: AnyBatch) -> tuple[TrainState, Metrics]:
         trained = trained_part(model, state.params)
         key = jax.random.fold_in(state.key, state.step)
         gradient, metrics = jax.grad(loss_fn, has_aux=True)(trained, state.params, batch, key)
