@@ -104,9 +104,7 @@ def test_a_batch_without_points_and_a_model_without_parts_are_named():
     optimizer = make_optimizer(model, config, 10)
     step = make_train_step(model, optimizer, config)
     batch = Batch(images(), jnp.zeros((2, 4)), jnp.zeros(2, jnp.int32), jnp.ones(2, bool))
-    with pytest.raises(
-        ValueError, match=r"batch is a Batch; expected a PartBatch, with part points"
-    ):
+    with pytest.raises(ValueError, match=r"batch is a Batch; expected a PartBatch, with part points"):
         step(init_state(model, optimizer, params, jax.random.key(0)), batch)
     plain = sj.build_model("cnn", num_attributes=4, num_classes=3)
     with pytest.raises(ValueError, match=r"lambda_parts is 0.1, but model 'cnn' does not look for parts"):
