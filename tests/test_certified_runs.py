@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.synthetic_birds import generate
 from experiments.cli.command import UserError
-from experiments.counterfactuals.find import _check_sandwich, choose_pairs, find_counterfactuals, pair_metrics
+from experiments.counterfactuals.find import check_sandwich, choose_pairs, find_counterfactuals, pair_metrics
 from experiments.counterfactuals.options import InversionOptions, PairConfig
 from experiments.quickstart.certified import find_again
 from experiments.runs.loading import load_run, load_test_split
@@ -62,8 +62,17 @@ def test_every_flip_lies_beyond_its_certificate(flips):
     assert found.success.any()
     assert np.all(found.certified > 0)
     assert np.all(measured["certified_l2"][found.success] <= measured["l2"][found.success])
+
+
+def test_a_flip_nearer_than_its_certificate_is_said_to_be_one_where_float64_agrees(flips):
+    run, _, _, found = flips
+    images, original = np.asarray(found.results), found.images.astype(np.float32) / 255
+    near, far, flipped = np.full(len(images), 0.5), np.full(len(images), 0.7), np.asarray(found.success)
     with pytest.raises(RuntimeError, match=r"found at 0.5 although none nearer than 0.7 was said to exist"):
-        _check_sandwich(np.array([0.7, 0.9]), np.array([0.5, 0.1]), np.array([True, False]))
+        check_sandwich(run, far, near, images, found.target, flipped)
+    check_sandwich(run, far, near, images, found.target, np.zeros_like(flipped))
+    check_sandwich(run, far, near, original, found.target, flipped)  # of float32's making: these are no flips
+    check_sandwich(run, near, far, images, found.target, flipped)
 
 
 def test_the_same_flips_are_shown_on_both_models(flips, run_dir):
