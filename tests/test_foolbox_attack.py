@@ -96,6 +96,19 @@ def test_untargeted_attack_takes_the_nearest_class():
     np.testing.assert_array_equal(np.asarray(model(found)).argmax(axis=-1), norms.argmin(axis=1))
 
 
+def test_a_classifier_without_attributes_is_left_by_the_shortest_way():
+    model, images, labels = problem()
+    logits_fn = lambda x: sj.head_logits(model.head, model.encode_fn(x))  # noqa: E731
+    bare = bridge.BottleneckModel(logits_fn, sj.Head(jnp.eye(NUM_CLASSES)))
+    nearest = sj.InversionConfig(method="nearest", max_steps=100, ssim_weight=0.0)
+    _, found, success = bridge.SpectraAttack(config=nearest)(bare, images, labels, epsilons=None)
+    _, other, _ = bridge.SpectraAttack(config=nearest)(model, images, labels, epsilons=None)
+    assert success.all()
+    np.testing.assert_allclose(flat_length(found - images), flat_length(other - images), rtol=1e-3)
+    _, ddn, flipped = foolbox.attacks.DDNAttack(steps=100)(model, images, labels, epsilons=None)
+    assert flipped.all() and np.median(flat_length(found - images) / flat_length(ddn - images)) < 1.05
+
+
 def test_mistakes_are_named():
     model, images, labels = problem()
     attack = bridge.SpectraAttack(config=CONFIG)
@@ -135,6 +148,6 @@ def test_the_page_about_foolbox_says_how():
     model, images, labels = problem()
     page = (Path(__file__).resolve().parents[1] / "docs" / "foolbox.md").read_text()
     names = {"encode_fn": model.encode_fn, "head": model.head, "images": images, "labels": labels, "CONFIG": CONFIG}
-    block = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
-    exec(block.replace("SpectraAttack()", "SpectraAttack(config=CONFIG)"), names)  # SSIM needs 11 pixels
+    code = "".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    exec(code.replace("SpectraAttack()", "SpectraAttack(config=CONFIG)"), names)  # SSIM needs 11 pixels
     assert names["raw"].shape == images.shape and names["success"].all()

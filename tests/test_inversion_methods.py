@@ -68,6 +68,31 @@ def test_nearest_is_the_projection_in_the_space_of_images_when_the_encoder_is_li
     assert np.all(ratio >= 1) and np.all(ratio < 1.01)  # the clearance is half a per cent of the missing lead
 
 
+def test_leaving_a_class_takes_the_shortest_way_out_of_it_when_the_encoder_is_linear():
+    with jax.enable_x64(True):
+        encode, head, images, _, _ = problem(np.float64)
+        images = 0.25 + 0.5 * images
+        rows, flat = np.asarray(head.weights @ encode.args[0].T), np.asarray(images).reshape(len(images), -1)
+        logits, labels = flat @ rows.T, (flat @ rows.T).argmax(axis=1)
+        gaps = logits[np.arange(len(flat)), labels][:, None] - logits
+        away = np.linalg.norm(rows[labels][:, None] - rows[None], axis=-1)
+        exact = np.min(gaps / np.where(away > 0, away, 1) + np.where(away > 0, 0, np.inf), axis=1)
+        attributes = encode(images)
+        options = config(sj.Nearest(refine_steps=30), survive_steps=8)
+        result = sj.invert(encode, head, images, attributes, jnp.asarray(labels), targeted=False, config=options)
+        named = [np.asarray(sj.head_logits(head, encode(found))) for found in (result.images, result.images_8bit)]
+    assert result.success.all() and result.success_8bit.all()
+    assert all(np.all(found.argmax(axis=1) != labels) for found in named)
+    ratio = lengths(result.images, images) / exact
+    assert np.all(ratio >= 1 - 1e-9) and np.median(ratio) < 1.01 and ratio.max() < 1.5
+
+
+def test_only_the_method_nearest_can_leave_a_class():
+    encode, head, images, wanted, targets = problem()
+    with pytest.raises(ValueError, match=r'targeted is False, but the method "adam" aims at attributes'):
+        sj.invert(encode, head, images, wanted, targets, targeted=False, config=config("adam"))
+
+
 def test_nearest_keeps_to_the_box_optimally():
     rng = np.random.default_rng(3)
     kernel, weights = rng.normal(size=(27, 4)), rng.normal(size=(3, 4))

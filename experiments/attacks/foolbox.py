@@ -42,9 +42,10 @@ class SpectraAttack(MinimizationAttack):
     """The smallest attribute change that reaches a class, then an image that has it (Sections 2.5 and 2.6).
 
     A Foolbox attack like any other: attack(model, images, criterion, epsilons=...) returns raw images, images cut to
-    each epsilon, and success. Targets are those of TargetedMisclassification; for Misclassification(labels) the class
-    nearest in attribute space is the target. Images that are adversarial already, and those on which the search fails,
-    come back as they are.
+    each epsilon, and success. Targets are those of TargetedMisclassification. For Misclassification(labels) the method
+    "nearest" leaves the labels for whatever class turns out to be closest; methods that aim at attributes take the
+    class nearest in attribute space as their target. Images that are adversarial already, and those on which the
+    search fails, come back as they are.
 
     Args:
         config: of the search for images.
@@ -61,15 +62,20 @@ class SpectraAttack(MinimizationAttack):
         if not isinstance(model, BottleneckModel):
             raise ValueError(f"model is a {type(model).__name__}; SpectraAttack needs a BottleneckModel")
         images, criterion = getattr(inputs, "raw", inputs), get_criterion(criterion)  # __call__ passes EagerPy tensors
-        attributes = model.attributes(images)
+        wanted, targeted = model.attributes(images), True
         if isinstance(criterion, TargetedMisclassification):
             targets = jnp.asarray(criterion.target_classes.raw, jnp.int32)
         elif isinstance(criterion, Misclassification):
-            targets = _nearest_other(model.head, attributes, jnp.asarray(criterion.labels.raw, jnp.int32))
+            targets = jnp.asarray(criterion.labels.raw, jnp.int32)
+            targeted = self.config.method_name != "nearest"
+            targets = _nearest_other(model.head, wanted, targets) if targeted else targets
         else:
             raise ValueError(f"criterion is {criterion!r}; expected Misclassification or TargetedMisclassification")
-        change = _smallest_changes(model.head, attributes, targets)
-        found = invert(model.encode_fn, model.head, images, attributes + change, targets, config=self.config).images
+        if self.config.method_name != "nearest":
+            wanted = wanted + _smallest_changes(model.head, wanted, targets)
+        found = invert(
+            model.encode_fn, model.head, images, wanted, targets, config=self.config, targeted=targeted
+        ).images
         needed = ~criterion(images, model(images)) & criterion(found, model(found))
         result = jnp.where(needed[:, None, None, None], found, images)
         return type(inputs)(result) if hasattr(inputs, "raw") else result

@@ -20,9 +20,10 @@ class Lead(NamedTuple):
     """How far the target is ahead.
 
     Attributes:
-        lead: (b,) logits between the target and its best rival.
-        rival: (b,) that rival.
-        named: (b,) whether argmax names the target, which decides ties.
+        lead: (b,) logits between the target and its best rival; where a class is to be left, between its best rival
+            and it.
+        rival: (b,) that rival; the class to be left.
+        named: (b,) whether argmax names the target, or any class but the one to be left; it decides ties.
     """
 
     lead: Float[Array, " b"]
@@ -35,12 +36,19 @@ class Lead(NamedTuple):
 
 
 def lead_of(head: Head, attributes: Float[Array, "b n"], targets: Int[Array, " b"]) -> Lead:
-    """The lead of each target over its best rival."""
+    """The lead of each target over its best rival; of targets as `Sample` has them."""
     logits = head_logits(head, attributes)
-    targets = jnp.asarray(targets, jnp.int32)  # small types cannot count to the number of classes
-    others = jnp.where(jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] != targets[:, None], logits, -jnp.inf)
+    classes, leave = classes_of(targets)
+    others = jnp.where(jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] != classes[:, None], logits, -jnp.inf)
     rival, named = (jnp.argmax(array, axis=-1).astype(jnp.int32) for array in (others, logits))
-    return Lead(formulas.lead(logits, targets), rival, named == targets)
+    lead = formulas.lead(logits, classes)
+    return Lead(jnp.where(leave, -lead, lead), jnp.where(leave, classes, rival), (named == classes) ^ leave)
+
+
+def classes_of(targets: Int[Array, " b"]) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
+    """The class that each target of a `Sample` is about, and whether it is to be left."""
+    targets = jnp.asarray(targets, jnp.int32)  # small types cannot count to the number of classes
+    return jnp.where(targets < 0, ~targets, targets), targets < 0
 
 
 def as_partial(encode_fn: EncodeFn) -> jax.tree_util.Partial:

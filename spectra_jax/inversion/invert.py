@@ -40,6 +40,7 @@ def invert(
     targets: Int[Array, " b"],
     *,
     config: InversionConfig | None = None,
+    targeted: bool = True,
     max_steps: Int[Array, " b"] | None = None,
     region: Bool[Array, "b h w"] | None = None,
     mutable: Bool[Array, " n"] | None = None,
@@ -66,6 +67,8 @@ def invert(
         target_attributes: (b, n) e + delta; rows that are not finite are reported as INFEASIBLE.
         targets: (b,) class indices.
         config: search options.
+        targeted: False leaves the classes in `targets`, whatever is named in their place (an untargeted attack). For
+            the method "nearest" alone, which looks at no attribute: pass any finite target_attributes.
         max_steps: (b,) a budget of updates for each sample, in place of config.max_steps.
         region: (b, h, w) pixels that may change; all by default.
         mutable: (n,) attributes that may move. The others are wanted as they are at the start, whatever
@@ -78,10 +81,16 @@ def invert(
 
     Raises:
         ValueError: shapes do not match (the encoder's included), images not in [0, 1] or smaller than SSIM's window,
-            target out of range, mutable with the method "nearest", progress under a transformation.
+            target out of range, mutable with the method "nearest" or targeted=False with another, progress under a
+            transformation.
     """
     config = InversionConfig() if config is None else config
     _check(head, images, target_attributes, targets, config, max_steps, region, mutable)
+    if not targeted and config.method_name != "nearest":
+        raise ValueError(
+            f'targeted is False, but the method "{config.method_name}" aims at attributes; expected "nearest", which '
+            "can leave a class"
+        )
     batch, images = len(images), jnp.asarray(images)
     given_type, images = images.dtype, at_least_float32(images)
     bare = as_partial(encode_fn)
@@ -102,7 +111,7 @@ def invert(
     queue = Sample(
         images=images,
         aims=wanted if mutable is None else jnp.where(mutable, wanted, before),
-        targets=jnp.asarray(targets, jnp.int32),
+        targets=jnp.asarray(targets, jnp.int32) if targeted else ~jnp.asarray(targets, jnp.int32),
         budgets=jnp.asarray(jnp.full(batch, config.max_steps) if max_steps is None else max_steps, jnp.int32),
         region=None if region is None else jnp.asarray(region, images.dtype)[..., None],
     )

@@ -6,6 +6,8 @@ intersection of the latest half-spaces, one per rival, within [0, 1]. Until the 
 current image: the shortest way there. From then on it projects the original, the shortest change of all, and goes part
 of the way to it; a larger part as long as that keeps shortening the change. Projecting the original onto a linearised
 boundary is the idea of FAB (Croce and Hein 2020); here several boundaries act at once, as in `projection`.
+
+To leave a class one lead is enough, that of its best rival over it, and only the latest half-space counts.
 """
 
 import itertools

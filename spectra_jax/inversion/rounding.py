@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.inversion.encoder import lead_of, per_sample
+from spectra_jax.inversion.encoder import classes_of, lead_of, per_sample
 from spectra_jax.inversion.step import Sample
 from spectra_jax.perturbations.batching import varying_like
 from spectra_jax.perturbations.geometry import head_logits
@@ -134,14 +134,16 @@ def _try(
         attributes = encode(candidates)
         logits = head_logits(head, attributes)
         lead = lead_of(head, attributes, sample.targets)
-        chosen = jax.nn.one_hot(sample.targets, logits.shape[1], dtype=logits.dtype)
+        classes, leave = classes_of(sample.targets)
+        chosen = jax.nn.one_hot(classes, logits.shape[1], dtype=logits.dtype)
         # All rivals close by count, for moves against the best alone would help the next one. What is close is said
         # by the lead that is missing, so that the scale of the head decides nothing.
         limits = jnp.finfo(logits.dtype)
         least = limits.eps * jnp.max(jnp.abs(logits), axis=1) + limits.tiny  # for ties
         unit = jax.lax.stop_gradient(jnp.maximum(jnp.abs(lead.lead), least))[:, None]
         rivals = unit[:, 0] * jax.nn.logsumexp(jnp.where(chosen > 0, -jnp.inf, logits) / unit, axis=1)
-        return jnp.sum(jnp.sum(chosen * logits, axis=1) - rivals), lead
+        ahead = jnp.sum(chosen * logits, axis=1) - rivals
+        return jnp.sum(jnp.where(leave, -ahead, ahead)), lead
 
     (_, lead), gradient = jax.value_and_grad(objective, has_aux=True)(candidates)
     possible = jnp.where(gradient > 0, candidates < 1, (gradient < 0) & (candidates > 0))  # a NaN moves nothing

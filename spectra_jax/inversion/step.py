@@ -12,7 +12,7 @@ class Sample(NamedTuple):
     Attributes:
         images: (b, h, w, channels) where the search started.
         aims: (b, n) wanted attributes.
-        targets: (b,) wanted classes.
+        targets: (b,) wanted classes; ~k, which is negative, for any class but k.
         budgets: (b,) most updates.
         region: (b, h, w, 1) 1 where pixels may change and 0 elsewhere, or None for everywhere.
     """

@@ -46,7 +46,7 @@ class PartCNN(nn.Module):
         wide = nn.relu(ConvGroupNorm(last, stride=2)(local))
         wide = nn.relu(ConvGroupNorm(last)(wide))
         finer = jax.image.resize(wide, (*local.shape[:3], last), "linear")
-        seen = nn.relu(ConvGroupNorm(third)(jnp.concatenate([local, finer], axis=-1)))
+        seen = nn.relu(ConvGroupNorm(third, kernel_size=1)(jnp.concatenate([local, finer], axis=-1)))
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (third, self.num_regions), jnp.float32)
         scores = jnp.einsum("bhwd,dr->brhw", seen, kernel, precision=jax.lax.Precision.HIGHEST)
         log_places = jax.nn.log_softmax(scores.reshape(*scores.shape[:2], -1), axis=-1).reshape(scores.shape)
