@@ -35,6 +35,8 @@ LAYERS = {
     "losses": 3,
     "attackability": 3,
     "constraints": 3,
+    "canary": 4,
+    "canary_score": 4,
     "inversion": 3,
     "saliency": 3,
     "localization": 3,
