@@ -124,7 +124,7 @@ def average_attention_change(
     true: Float[Array, " b"],
     valid: Bool[Array, " b"],
     *,
-    reading: Reading = READINGS[0],
+    reading: Reading = "as defined",
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """ACAMC_A and ACAMC_T: means of `attention_change` over the valid samples.
 
@@ -163,7 +163,7 @@ def transfer_rate(
 
 
 def average(
-    values: Float[Array, " b"], valid: Bool[Array, " b"], success: Bool[Array, " b"], *, reading: Reading = READINGS[0]
+    values: Float[Array, " b"], valid: Bool[Array, " b"], success: Bool[Array, " b"], *, reading: Reading = "as defined"
 ) -> Float[Array, ""]:
     """The mean that makes AMD of MD, AED of ED, ACT of seconds, AQN_F and AQN_B of forward and backward passes.
 
@@ -181,7 +181,7 @@ def average(
 
 
 def disturbance(
-    images: Float[Array, "b h w 3"], reference: Float[Array, "b h w 3"], *, reading: Reading = READINGS[0]
+    images: Float[Array, "b h w 3"], reference: Float[Array, "b h w 3"], *, reading: Reading = "as defined"
 ) -> Disturbance:
     """MD, ED, its two frequency bands, PCR and LMS of each image.
 

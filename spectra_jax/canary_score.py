@@ -31,7 +31,7 @@ LIMITS = {
 WARMUP, SAMPLES = 500, 1000
 
 
-def clipped(metrics: Mapping[str, float], *, reading: Reading = READINGS[0]) -> dict[str, float]:
+def clipped(metrics: Mapping[str, float], *, reading: Reading = "as defined") -> dict[str, float]:
     """An attack's metrics in [0, 1], larger for a better attack.
 
     Args:
@@ -121,7 +121,7 @@ def irt_ability(table: Float[np.ndarray, "a m"], *, seed: int = 0) -> tuple[Floa
 
 
 def canary_score(attacks: Mapping[str, Mapping[str, float]], groups: Sequence[Sequence[str]], *, seed: int = 0,
-                 reading: Reading = READINGS[0]) -> dict[str, float]:  # fmt: skip
+                 reading: Reading = "as defined") -> dict[str, float]:  # fmt: skip
     """CANARY's score of attacks side by side: abilities by group of metrics, and the ability over those.
 
     Args:
