@@ -142,6 +142,7 @@ def test_every_import_is_declared():
         extras = ["experiments"]
         extras += ["bench"] if {"benchmarks", "attacks", "foolbox_attack"} & set(path.parts) else []
         extras += ["explore"] if "explore" in path.parts else []
+        extras += ["canary"] if path.stem.startswith("canary") else []
         declared = {canonicalize_name(requirement.name) for requirement in requirements(*extras)}
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -157,7 +158,7 @@ def test_every_import_is_declared():
 
 def test_constraints_pin_everything_within_the_declared_bounds():
     pins = constraints()
-    direct = requirements(*EVERYTHING, "test", "bench")
+    direct = requirements(*EVERYTHING, "test", "bench", "canary")
     assert closure(direct) <= pins.keys()
     for pin in pins.values():
         assert re.fullmatch(r"==[^=*]+", str(pin.specifier)) and pin.url is None, f"{pin}: expected name==version"
