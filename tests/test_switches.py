@@ -32,6 +32,10 @@ CHANGE = jnp.asarray(RANDOM.uniform(0.05, 0.15, size=(BATCH - 1, 4, 6, 3)), jnp.
 CHANGED = IMAGES.at[1:, 2:6, 3:9].add(CHANGE)  # the first image stays: its PSNR is inf
 REGION, MATRIX = jnp.zeros((BATCH, 12, 12), bool).at[:, 1:7, 1:8].set(True), array(12 * 12 * 3, ATTRIBUTES) / 20
 GROUPS = jnp.asarray([0, 0, 1, 1], jnp.int32)
+POINTS = array(BATCH, 3, 3) * 0.2 + 0.5
+POINTS = POINTS.at[:, :, 2].set(jnp.asarray(RANDOM.integers(2, size=(BATCH, 3)), jnp.float32))  # some are hidden
+REGIONS = ((0,), (1, 2))
+MAPS, TRUE_MAPS = array(BATCH, 2, 4, 5), sj.region_maps(POINTS, REGIONS, height=4, width=5)
 
 
 def encode(images):
@@ -70,6 +74,8 @@ CASES = {
     "attribute_loss": (sj.attribute_loss, (ATTRS, TRUTH)),
     "classification_loss": (sj.classification_loss, (ATTRS, LABELS)),
     "consistency_loss": (sj.consistency_loss, (ATTRS, TRUTH)),
+    "part_loss": (lambda maps, parts: sj.part_loss(jax.nn.log_softmax(maps, axis=(2, 3)), parts), (MAPS, TRUE_MAPS)),
+    "region_maps": (functools.partial(sj.region_maps, regions=REGIONS, height=4, width=5), (POINTS,)),
     "sparsity_loss": (sj.sparsity_loss, (ATTRS,)),
     "stability_loss": (sj.stability_loss, (HEAD, ATTRS)),
     "total_loss": (total, (HEAD, ATTRS, TRUTH, LABELS)),

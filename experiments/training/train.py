@@ -31,6 +31,8 @@ class TrainArgs:
         attribute accuracy 0.85 on the test split.
     python -m experiments.train --model lipschitz_cnn --certified-radius 1
         the same birds, with a proof for each: see docs/certificates.md for cost and figures.
+    python -m experiments.train --model part_cnn --epochs 60
+        reads each attribute where its part is, for data with part points: see docs/parts.md.
 
     The other defaults shown are those of --model. Repeating the command resumes a run that was stopped or killed.
 
