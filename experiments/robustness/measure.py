@@ -144,7 +144,8 @@ def attacks(config: AttackConfig) -> dict[str, tuple[Attack, dict[str, Any]]]:
     if config.carlini_steps:
         made["carlini"] = (_smallest(foolbox.attacks.L2CarliniWagnerAttack(**carlini), "carlini"), carlini)
     if config.nearest:
-        made["nearest"] = (_smallest(SpectraAttack(), "nearest"), {"nearest": repr(SpectraAttack().config)})
+        ours = {"nearest": repr(SpectraAttack().config), "targeted": False}  # an older version aimed at a class
+        made["nearest"] = (_smallest(SpectraAttack(), "nearest"), ours)
     if config.boundary_steps:
         blind = foolbox.attacks.BoundaryAttack(steps=config.boundary_steps)
         made["boundary"] = (_smallest(_seeded(blind), "boundary"), {"boundary": config.boundary_steps})
