@@ -19,6 +19,7 @@ from spectra_jax.models._base import Model, Params
 from spectra_jax.models._layers import ConvGroupNorm, check_widths, pool_to_grid
 
 Regions = tuple[tuple[int, ...], ...]
+PLACES = "places"  # the collection in which a backbone leaves where it saw the regions
 _GRID = 4  # side of the grid of averages that attributes of the whole object are read from
 
 
@@ -36,8 +37,8 @@ class PartCNN(nn.Module):
     num_regions: int
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w 3"], *, places: bool = False) -> Float[Array, "..."]:
-        """(b, r * d + rest) features, region by region and then of the whole; or (b, r, h, w) log-probabilities."""
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b f"]:
+        """Features, region by region and then of the whole; leaves the maps' log-probabilities in PLACES."""
         first, second, third, last = self.widths
         x = 4 * images - 2
         x = nn.relu(ConvGroupNorm(first, kernel_size=5, stride=2)(x))
@@ -50,8 +51,7 @@ class PartCNN(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (third, self.num_regions), jnp.float32)
         scores = jnp.einsum("bhwd,dr->brhw", seen, kernel, precision=jax.lax.Precision.HIGHEST)
         log_places = jax.nn.log_softmax(scores.reshape(*scores.shape[:2], -1), axis=-1).reshape(scores.shape)
-        if places:
-            return log_places
+        self.sow(PLACES, "log", log_places)
         read = jnp.einsum("brhw,bhwd->brd", jnp.exp(log_places), local, precision=jax.lax.Precision.HIGHEST)
         return jnp.concatenate([read.reshape(len(images), -1), pool_to_grid(wide, _GRID)], axis=-1)
 
@@ -79,9 +79,16 @@ class PartModel(Model):
 
     def log_places(self, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b r h w"]:
         """Log-probability of each region's being at each place of a map with a quarter of the image's side."""
+        return self.encode_with_places(params, images)[1]
+
+    def encode_with_places(
+        self, params: Params, images: Float[Array, "b h w 3"], *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "b n"], Float[Array, "b r h w"]]:
+        """`encode` and `log_places` at the cost of one of them, gradients included."""
         self._check_images(images)
         images = images.astype(params["head"]["weights"].dtype)
-        return cast(Array, self.backbone.apply({"params": params["backbone"]}, images, places=True))
+        features, left = self.backbone.apply({"params": params["backbone"]}, images, mutable=[PLACES])
+        return self.bottleneck(params, cast(Array, features), key=key), left[PLACES]["log"][0]
 
     def _reads(self, num_features: int) -> Bool[np.ndarray, "f n"]:
         """Which attribute reads which feature."""

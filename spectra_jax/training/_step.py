@@ -181,19 +181,19 @@ def check_parts(model: Model, config: TrainConfig) -> None:
         )
 
 
-def _places(model: Any, params: Params, batch: AnyBatch, inputs: Array, config: TrainConfig) -> dict[str, Array]:
-    """Where the model sees the regions of its inputs and where they are, if the loss asks for it."""
-    if not config.lambda_parts:
-        return {}
+def _with_places(
+    model: Any, params: Params, batch: AnyBatch, inputs: Array, key: PRNGKeyArray
+) -> tuple[Array, Array, dict[str, Array]]:
+    """As `forward`, and where the model sees the regions of its inputs and where they are."""
     if not isinstance(batch, PartBatch):
         raise ValueError(
-            f"batch is a {type(batch).__name__}; expected a PartBatch, with part points, for "
-            f"lambda_parts={config.lambda_parts:g}: ask for batches with parts=True"
+            f"batch is a {type(batch).__name__}; expected a PartBatch, with part points, for lambda_parts > 0: ask for "
+            "batches with parts=True"
         )
-    log_places = model.log_places(params, inputs)
+    attributes, log_places = model.encode_with_places(params, inputs, key=key)
     height, width = log_places.shape[2:]
     places = region_maps(batch.parts, model.regions, height=height, width=width)
-    return {"log_places": log_places, "places": places}
+    return attributes, head_logits(model.head(params), attributes), {"log_places": log_places, "places": places}
 
 
 def _attacked(model: Model, params: Params, batch: AnyBatch, config: TrainConfig, key: PRNGKeyArray) -> Array:
@@ -263,7 +263,11 @@ def make_train_step(
                 _, attacked_logits = forward(model, params, attacked, key=dropout_key)
             else:
                 inputs = attacked
-        attributes, logits = forward(model, params, inputs, key=dropout_key)
+        maps: dict[str, Array] = {}
+        if config.lambda_parts:
+            attributes, logits, maps = _with_places(model, params, batch, inputs, dropout_key)
+        else:
+            attributes, logits = forward(model, params, inputs, key=dropout_key)
         free = config.lambda_stability and config.stability_logits == "learned"
         loss, terms = losses.loss_terms(
             model.head(params),
@@ -280,7 +284,7 @@ def make_train_step(
             images=None if decoder is None else batch.inputs,
             reconstructions=None if decoder is None else decoder.decode(params[DECODER], attributes),
             attacked_logits=attacked_logits,
-            **_places(model, params, batch, inputs, config),
+            **maps,
             attribute_logits=model.attribute_logits(params, attributes),
             positive_weight=positive_weight,
             label_smoothing=config.label_smoothing,
