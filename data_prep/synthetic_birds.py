@@ -160,7 +160,8 @@ def _read_manifest(out: Path) -> dict | None:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # none, or damaged
         return None
-    return manifest if isinstance(manifest, dict) and {"options", "version"} <= manifest.keys() else None
+    whole = isinstance(manifest, dict) and "version" in manifest and isinstance(manifest.get("options"), dict)
+    return manifest if whole else None
 
 
 def _is_complete(out: Path, options: Options, *, overwrite: bool) -> bool:
