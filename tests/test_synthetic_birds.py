@@ -125,7 +125,7 @@ def test_attribute_lines(birds):
         drawing = render(birds, image_id)
         np.testing.assert_array_equal(present[image_id - 1], drawing.attributes)
         np.testing.assert_array_equal(certainty[image_id - 1] > 1, drawing.seen)
-    percentages = np.loadtxt(birds / "CUB_200_2011/attributes/class_attribute_class_ofcontinuous.txt")
+    percentages = np.loadtxt(birds / "CUB_200_2011/attributes/class_attribute_labels_continuous.txt")
     assert percentages.shape == (3, 312)
     weight = certainty[:4] - 1
     expected = 100 * (weight * present[:4]).sum(0) / np.maximum(weight.sum(0), 1)
