@@ -6,7 +6,8 @@ import pytest
 pytest.importorskip("foolbox", reason="the benchmark compares with Foolbox")
 
 from data_prep.synthetic_birds import generate
-from experiments.benchmarks.inversion import compaction, main, summarise
+from experiments.benchmarks.inversion.__main__ import main
+from experiments.benchmarks.inversion.figures import compaction, method_figures, optimality
 from experiments.cli.command import UserError
 from experiments.train import __main__ as train
 
@@ -28,18 +29,27 @@ def test_failures_count_as_infinitely_far():
         "survives_written": np.array([True, True, True, False]), "l2": np.array([1.0, 2, 0, 0]),
         "l2_written": np.array([1.5, 2.5, 0.5, 0]), "linf": np.array([0.1, 0.2, 0, 0]),
         "ssim": np.array([0.9, 0.8, 1, 1]), "seconds": np.full(4, 0.5),
+        "forward": np.arange(4), "backward": np.arange(4),
     }  # fmt: skip
-    figures = summarise(rows)
+    figures = method_figures(rows)
     assert figures["success"] == 0.5 and figures["ms_a_pair"] == 500
     assert np.isinf(figures["l2_median"]) and figures["ssim_median"] == pytest.approx(0.85)
     assert figures["survives_plain"] == 0.5 and figures["survives_written"] == 1.0
+
+
+def test_optimality_is_the_share_of_the_area_above_the_curve():
+    # Radius 4 ends the best curve; above it lie 3 + 2 + 0, above the method's 2 + 0 + 0.
+    assert optimality(np.array([2.0, 4, np.inf]), np.array([1.0, 2, 4])) == pytest.approx(2 / 5)
+    assert optimality(np.array([1.0, 2, 4]), np.array([1.0, 2, 4])) == 1
 
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
         ("--ours", "nearest", "choose from 'spectra_jax nearest'"),
-        ("--peers", "dnn-20", "expected ddn-STEPS"),
+        ("--peers", "dnn-20", "expected one of ddn-STEPS"),
+        ("--peers", "fmn-100@256", "only advlib_ddn, alma can keep to levels"),
+        ("--peers", "sdf-3", "add --untargeted"),
         ("--peers", "ddn-20:0", "from 1 to --pairs 200"),
         ("--ours", "spectra_jax adam", "must be there"),
     ],
