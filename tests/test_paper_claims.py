@@ -14,9 +14,9 @@ from data_prep.synthetic_birds import generate
 from experiments.cli.command import UserError
 from experiments.counterfactuals.find import Counterfactuals
 from experiments.paper_claims import __main__ as paper_claims
-from experiments.paper_claims import measure
+from experiments.paper_claims import comparisons, measure
+from experiments.paper_claims.comparisons import Material
 from experiments.paper_claims.images import FlipChecks, Singles
-from experiments.paper_claims.measure import Material
 from experiments.paper_claims.page import examples
 from experiments.paper_claims.pruning import make_pruner
 from experiments.paper_claims.regions import Regions
@@ -213,7 +213,7 @@ def test_localisation_holds_for_painted_parts_and_fails_for_noise(material):
         columns = measure.measure_singles(material.run, material.regions, singles, spread)
         places = {name: np.full(len(material.labels), np.nan) for name in ("lift", "lift_elsewhere")}
         planted = material._replace(singles=singles, columns=columns, places=places, random_lift=np.ones(120))
-        found[kind] = verdicts(measure.localisation(planted))
+        found[kind] = verdicts(comparisons.localisation(planted))
         assert columns["area"].min() > 0
     names = [f"lift: {name}" for name in ("elsewhere on the bird", "swapped parts", "random weights")]
     assert [found[True][name] for name in names] == ["holds"] * 3
@@ -258,39 +258,39 @@ def test_meaning_holds_for_a_head_of_class_attributes_and_fails_for_its_negative
             witness=np.where(np.arange(change.shape[1]) == material.singles.attribute[:, None], sign, 0)
             * material.singles.sign[:, None] + np.random.default_rng(0).normal(size=(120, change.shape[1])) * 1e-3,
         )  # fmt: skip
-        found = verdicts(measure.meaning(planted, spread, margin=0.1, seed=0))
+        found = verdicts(comparisons.meaning(planted, spread, margin=0.1, seed=0))
         assert found["class flips: sign, random attribute"] == word
         assert found["witness: direction, random attribute"] == word
-    assert verdicts(measure.meaning(material, spread, margin=0.1, seed=0))["witness: direction, random attribute"] == (
-        "missing"
-    )
+    assert verdicts(comparisons.meaning(material, spread, margin=0.1, seed=0))[
+        "witness: direction, random attribute"
+    ] == ("missing")
 
 
 def test_noise_pixels_and_inexactness_where_planted_and_where_not(material):
     rng, up = np.random.default_rng(0), material.singles.sign > 0
     noisy = material._replace(columns={"fine": np.where(up, 0.3, 0.8) + 0.01 * rng.normal(size=120)})
-    assert set(verdicts(measure.noise(noisy, seed=0)).values()) == {"holds"}
+    assert set(verdicts(comparisons.noise(noisy, seed=0)).values()) == {"holds"}
     alike = material._replace(columns={"fine": 0.5 + 0.01 * rng.normal(size=120)})
-    assert set(verdicts(measure.noise(alike, seed=0)).values()) == {"fails"}
+    assert set(verdicts(comparisons.noise(alike, seed=0)).values()) == {"fails"}
 
     few = material._replace(pixels=material.pixels | {"random": np.full(len(material.labels), 500)})
-    assert set(verdicts(measure.pixels(few)).values()) == {"holds"}
+    assert set(verdicts(comparisons.pixels(few)).values()) == {"holds"}
     many = material._replace(pixels=dict.fromkeys(("pruned", "random"), np.full(len(material.labels), 500)))
-    assert set(verdicts(measure.pixels(many)).values()) == {"fails"}
+    assert set(verdicts(comparisons.pixels(many)).values()) == {"fails"}
 
     spread = np.ones(material.attributes.shape[1])
     exact = dataclasses.replace(material.flips, after=material.flips.before + material.flips.requested)
     noise = rng.normal(size=exact.before.shape)
     step = material.checks._replace(step=material.flips.before + noise)
-    found = verdicts(measure.inexactness(material._replace(flips=exact, checks=step), spread))
+    found = verdicts(comparisons.inexactness(material._replace(flips=exact, checks=step), spread))
     assert found["exact to a tenth"] == "fails" and found["direction: gradient step"] == "holds"
     early = dataclasses.replace(
         exact, after=material.flips.before + 0.5 * material.flips.requested
     )  # stops short, but on the way
-    found = verdicts(measure.inexactness(material._replace(flips=early, checks=step), spread))
+    found = verdicts(comparisons.inexactness(material._replace(flips=early, checks=step), spread))
     assert found["exact to a tenth"] == "fails"
     missed = dataclasses.replace(exact, after=material.flips.before + noise)
-    found = verdicts(measure.inexactness(material._replace(flips=missed, checks=step), spread))
+    found = verdicts(comparisons.inexactness(material._replace(flips=missed, checks=step), spread))
     assert found == {
         "exact to a tenth": "holds",
         "direction: gradient step": "fails",
@@ -305,10 +305,10 @@ def test_perturbability_of_colours_where_planted_and_where_not(material):
     atlas = {"frequency": np.full(len(names), 0.2)}
     for boost, word in ((3.0, "holds"), (-3.0, "fails")):
         scored = atlas | {"moved_per_l2": boost * colours + rng.random(len(names))}
-        found = {verdict.name: verdict.verdict for verdict in measure.perturbability(material, scored)}
+        found = {verdict.name: verdict.verdict for verdict in comparisons.perturbability(material, scored)}
         assert found == {"AUROC: label frequency matched": word, "AUROC: all pairs": word}
     nothing = atlas | {"moved_per_l2": np.full(len(names), np.nan)}
-    assert {verdict.verdict for verdict in measure.perturbability(material, nothing)} == {"missing"}
+    assert {verdict.verdict for verdict in comparisons.perturbability(material, nothing)} == {"missing"}
 
 
 def test_a_small_run_is_measured_reported_and_resumed(birds, tmp_path):
@@ -321,7 +321,7 @@ def test_a_small_run_is_measured_reported_and_resumed(birds, tmp_path):
     ]
     assert paper_claims.main(command) == 0
     summary = json.loads((out / "summary.json").read_text())
-    for claim in measure.CLAIMS:
+    for claim in comparisons.CLAIMS:
         assert summary[f"run0/{claim}/verdict"] in ("holds", "fails", "undecided", "missing")
     assert summary["run0/5.2.1/witness: direction, random attribute/pairs"] > 20
     assert summary["run0/5.2.2/lift: random weights/pairs"] > 10
@@ -334,7 +334,7 @@ def test_a_small_run_is_measured_reported_and_resumed(birds, tmp_path):
     moved = np.array(atlas["achieved_over_requested"], float)
     assert (moved[np.array(atlas["reached"], float) == 1] >= 0.995).all()
     page = (out / "report.html").read_text()
-    assert all(text in page for text in measure.CLAIMS.values()) and page.count("<figure") > 30
+    assert all(text in page for text in comparisons.CLAIMS.values()) and page.count("<figure") > 30
 
     files = {path: path.stat().st_mtime_ns for path in out.glob("runs/**/*.npz")}
     assert len(files) > 10

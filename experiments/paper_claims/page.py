@@ -13,8 +13,8 @@ from PIL import Image
 from scipy.ndimage import binary_erosion, maximum_filter
 
 from experiments.counterfactuals.parts import heat
+from experiments.paper_claims.comparisons import CLAIMS, FEW, SHAPES
 from experiments.paper_claims.images import pictures_of, rounded
-from experiments.paper_claims.measure import CLAIMS, FEW, SHAPES
 from experiments.paper_claims.options import ClaimConfig
 from experiments.paper_claims.solve import RunClaims
 from experiments.paper_claims.statistics import RULE, Comparison, Verdict, Word, overall

@@ -12,9 +12,10 @@ import numpy as np
 from experiments.cli.command import UserError
 from experiments.counterfactuals.find import choose_pairs, find_counterfactuals
 from experiments.counterfactuals.options import PairConfig
-from experiments.paper_claims import images, measure
+from experiments.paper_claims import comparisons, images, measure
+from experiments.paper_claims.atlas import make_atlas
+from experiments.paper_claims.comparisons import Material
 from experiments.paper_claims.images import Singles
-from experiments.paper_claims.measure import Material
 from experiments.paper_claims.options import ClaimConfig
 from experiments.paper_claims.regions import Regions
 from experiments.paper_claims.statistics import Comparison, Verdict, judge
@@ -107,17 +108,17 @@ def claims_of(
     places = _once(kept, "places", lambda: measure.place_measures(run, regions, flips.index, named, pictures), console)
     material = Material(run, regions, attributes, labels, flips, checks, named, pixels, rows, singles, measured, places,
                         random_lift, moved)  # fmt: skip
-    comparisons = [
-        *measure.meaning(material, spread, margin=config.margin, seed=seed),
-        *measure.localisation(material),
-        *measure.colour(material),
-        *measure.pixels(material),
-        *measure.noise(material, seed=seed),
-        *measure.inexactness(material, spread),
+    compared = [
+        *comparisons.meaning(material, spread, margin=config.margin, seed=seed),
+        *comparisons.localisation(material),
+        *comparisons.colour(material),
+        *comparisons.pixels(material),
+        *comparisons.noise(material, seed=seed),
+        *comparisons.inexactness(material, spread),
     ]
-    atlas = measure.make_atlas(material, spread)
-    verdicts = [*map(judge, comparisons), *measure.perturbability(material, atlas)]
-    return RunClaims(name, material, comparisons, verdicts, atlas, witness, _figures(material))
+    atlas = make_atlas(material, spread)
+    verdicts = [*map(judge, compared), *comparisons.perturbability(material, atlas)]
+    return RunClaims(name, material, compared, verdicts, atlas, witness, _figures(material))
 
 
 def _asked(run: LoadedRun, config: ClaimConfig, spread: np.ndarray) -> list[int]:

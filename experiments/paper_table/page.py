@@ -244,7 +244,7 @@ def write_report(out: Path, results: Results, dataset: Dataset, data: DataConfig
         "Attacks on images",
         attacked,
         IMAGES,
-        f"{one['num_pairs']} pairs a row, {towards(pairs)}; failures stay "
+        f"{one['num_pairs']} pairs per row, {towards(pairs)}; failures stay "
         f"in every rate. Foolbox attacks {one.get('foolbox_num_images', 0)} images. Seed 0, 95 % intervals.",
     )
     spread = over_seeds(results)
