@@ -54,7 +54,7 @@ def test_it_is_the_nearest_of_all_however_few_are_looked_at(monkeypatch, planted
 def test_what_is_called_proven_is_right(planted):
     weights, bias, attributes = problem(1, 200, planted)
     rivals = make_rivals(jnp.asarray(weights), jnp.asarray(bias))
-    choice, proven = few_rivals(rivals, jnp.asarray(attributes), twins=1e-3)
+    choice, proven, _ = few_rivals(rivals, jnp.asarray(attributes), twins=1e-3)
     distances = expected(weights, bias, attributes)
     proven = np.asarray(proven)
     np.testing.assert_array_equal(choice.nearest[proven], distances.argmin(axis=1)[proven])

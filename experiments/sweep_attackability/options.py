@@ -53,6 +53,31 @@ class InputConfig:
 
 
 @dataclass(frozen=True)
+class ShardConfig:
+    """A share of the samples, answered without a coordinator.
+
+    Attributes:
+        shard: i/n, counted from 0: answer the i-th of n shares of the samples and nothing else. Start as many as you
+            like with one --out, in any order, on any machine; a repeated one is finished at once.
+        merge: read what the shards have finished, write the tables and the report, and name the shards that are
+            missing; the command ends with 1 where some are.
+    """
+
+    shard: str = ""
+    merge: bool = False
+
+    def check(self) -> None:
+        """Raises UserError unless there is such a shard."""
+        if not self.shard:
+            return
+        if self.merge:
+            raise UserError("--shard answers a share, --merge reads what is answered: give one of them.")
+        number, _, of = self.shard.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+            raise UserError(f"--shard {self.shard}: expected i/n with i from 0 to n - 1, e.g. 0/8")
+
+
+@dataclass(frozen=True)
 class SolveConfig:
     """Which distances of all (sample, target) pairs, besides those to the nearest class.
 

@@ -64,7 +64,9 @@ def make_rivals(weights: Float[Array, "c n"], bias: Float[Array, " c"] | None) -
     )
 
 
-def few_rivals(rivals: Rivals, samples: Float[Array, "m n"], *, twins: float) -> tuple[Choice, Bool[Array, " m"]]:
+def few_rivals(
+    rivals: Rivals, samples: Float[Array, "m n"], *, twins: float
+) -> tuple[Choice, Bool[Array, " m"], Float[Array, "m c"]]:
     """The nearest class of each sample among the rivals looked at.
 
     Args:
@@ -73,7 +75,8 @@ def few_rivals(rivals: Rivals, samples: Float[Array, "m n"], *, twins: float) ->
         twins: rows whose squared distance is below this part of ||w_i||^2 + ||w_k||^2 are nearly equal.
 
     Returns:
-        Choice, and (m,) whether it is proven: False where more rivals would have to be looked at, or a number is NaN.
+        Choice; (m,) whether it is proven, False where more rivals would have to be looked at, or a number is NaN; and
+        the logits (m, c'), -inf for the classes added.
     """
     weights, bias, lengths = rivals
     count, members = len(samples), jnp.arange(len(samples), dtype=jnp.int32)
@@ -120,7 +123,7 @@ def few_rivals(rivals: Rivals, samples: Float[Array, "m n"], *, twins: float) ->
     none = Choice(best, predicted, jnp.zeros_like(predicted), infinite, infinite, jnp.zeros(count, bool))
     lowest = jnp.min(bounds, axis=2)
     _, _, lowest, choice = jax.lax.while_loop(left, look, (jnp.int32(0), bounds, lowest, none))
-    return choice, jnp.min(lowest, axis=1) >= choice.least
+    return choice, jnp.min(lowest, axis=1) >= choice.least, logits
 
 
 def _first(by_group, of_groups, argument):

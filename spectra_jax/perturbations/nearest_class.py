@@ -21,6 +21,8 @@ from spectra_jax.types import Head
 _LOGITS_ON_CPU, _LOGITS_ON_ACCELERATOR = 1_000_000, 4_000_000
 # From so many classes on a few rivals are looked at first; blocks are then larger, for each takes some steps.
 _MANY, _LOGITS_OF_MANY = 2048, 4_000_000
+# Blocks of which they leave more than one sample in so many are done again at once.
+_SETTLED = 4
 # The table of distances between the rows of so many classes is 256 MB; with more, each block has its own.
 _TABLE = 8192
 # Squared distances below this part of ||w_i||^2 + ||w_k||^2 are not taken from inner products.
@@ -123,7 +125,9 @@ def nearest_and_predicted(
 
         def answers(samples):
             choose = (
-                functools.partial(_few_first, still, among_all) if few else functools.partial(_map_blocks, among_all)
+                functools.partial(_few_first, still, rows_apart, among_all)
+                if few
+                else functools.partial(_map_blocks, among_all)
             )
             return _map_blocks(measured, (samples, choose(samples, size)), size)
 
@@ -156,7 +160,13 @@ def _block(rows: Any, start: Int[Array, ""], size: int) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), rows)
 
 
-def _few_first(head: Head, among_all: Callable[[Array], Choice], attributes: Float[Array, "b n"], size: int) -> Choice:
+def _few_first(
+    head: Head,
+    rows_apart: Callable,
+    among_all: Callable[[Array], Choice],
+    attributes: Float[Array, "b n"],
+    size: int,
+) -> Choice:
     """Looks at a few rivals of each sample, and at all of those of the samples that this does not settle.
 
     Samples with a nearly equal row are among the latter, as their logits are to be summed exactly.
@@ -165,7 +175,14 @@ def _few_first(head: Head, among_all: Callable[[Array], Choice], attributes: Flo
     size = min(size, len(attributes))
 
     def one_block(samples):
-        return few_rivals(rivals, jax.lax.stop_gradient(samples).astype(head.weights.dtype), twins=_TWINS)
+        samples = jax.lax.stop_gradient(samples).astype(head.weights.dtype)
+        choice, proven, logits = few_rivals(rivals, samples, twins=_TWINS)
+        # Where it settles few of a block, as of samples far within their classes, the logits are there for all of it.
+        return jax.lax.cond(
+            _SETTLED * jnp.sum(~proven) > len(samples),
+            lambda: (_choose(logits[:, : len(head.weights)], rows_apart), jnp.ones_like(proven)),
+            lambda: (choice, proven),
+        )
 
     choice, proven = _map_blocks(one_block, attributes, size)
     again = ~proven | choice.twins
