@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from spectra_jax.array_files import UNNAMED, Rows, SourceError, listing, open_arrays
+from spectra_jax.array_files import UNNAMED, Rows, SourceError, listing
+from spectra_jax.array_sources import open_arrays
 from spectra_jax.types import Head
 
 FEATURE_NAMES = ("attributes", "features", "embeddings")
 LABEL_NAMES = ("labels", "label", "targets", "target", "y")
-ID_NAME = "ids"  # of the samples, beside the features; never taken for labels
+ID_NAMES = ("ids", "id")  # of the samples, beside the features; never taken for labels
 WEIGHT_NAMES = ("weights", "weight")
 NONE = "none"  # in the place of a name: there is no such array
 _NUMBERS, _INTEGERS = "fiub", "iub"
@@ -28,7 +29,7 @@ def open_features(path: Path, name: str | None = None) -> Rows:
     """The features (N, n) of a file, not read yet.
 
     Args:
-        path: .npy, .npz or .safetensors.
+        path: a source of `open_arrays`.
         name: of the array; by default the first of `FEATURE_NAMES` that is there, else the only one with two axes.
 
     Raises:
@@ -40,7 +41,7 @@ def open_features(path: Path, name: str | None = None) -> Rows:
         fitting = [
             n
             for n, a in arrays.items()
-            if len(a.shape) == 2 and a.kind in _NUMBERS and n not in (*LABEL_NAMES, ID_NAME)
+            if len(a.shape) == 2 and a.kind in _NUMBERS and n not in (*LABEL_NAMES, *ID_NAMES)
         ]
         wide = [n for n in fitting if arrays[n].shape[1] > 1]  # one column of several is rather of labels
         chosen = _only(path, arrays, wide or fitting, "features with 2 axes", "--feature-name")
@@ -54,7 +55,7 @@ def open_labels(path: Path, *, num_classes: int, name: str | None = None, featur
     """The class indices (N,) of a file, not read yet; stored as (N,), (N, 1) or one-hot (N, c).
 
     Args:
-        path: .npy, .npz or .safetensors.
+        path: a source of `open_arrays`.
         num_classes: c of the head.
         name: of the array, or "none"; by default the first of `LABEL_NAMES` that is there, else the only one of
             integers that fits.
@@ -69,7 +70,7 @@ def open_labels(path: Path, *, num_classes: int, name: str | None = None, featur
     if name == NONE:
         return None
     arrays = open_arrays(path)
-    others = {n: a for n, a in arrays.items() if features is None or n not in (features.name, ID_NAME)}
+    others = {n: a for n, a in arrays.items() if features is None or n not in (features.name, *ID_NAMES)}
     chosen = _named(path, others, name, LABEL_NAMES) if others or name is not None else None
     if chosen is None:
         fitting = [

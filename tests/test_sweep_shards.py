@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -124,6 +125,28 @@ def test_all_pairs_in_shards(tmp_path, source, capsys):
     assert summary(tmp_path / "out") == summary(tmp_path / "whole") | {
         name: pytest.approx(value) for name, value in summary(tmp_path / "whole").items() if "per_second" in name
     }
+
+
+def test_parquet_files_of_half_precision_and_their_ids(tmp_path, source):
+    with np.load(source.features) as arrays:
+        attributes, ids = arrays["attributes"].astype(np.float16), [f"bird {i}" for i in arrays["ids"]]
+        labels = arrays["labels"]
+    np.savez(source.features, attributes=attributes, labels=labels, ids=ids)
+    assert run(tmp_path / "whole", source) == 0
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for number, part in enumerate((slice(0, 20), slice(20, NUM_SAMPLES))):
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(attributes[part].reshape(-1)), NUM_ATTRIBUTES)
+        columns = {"embeddings": lists, "label": labels[part], "bird": ids[part]}
+        pq.write_table(pa.table(columns), folder / f"{number}.parquet", row_group_size=7)
+    given = InputConfig(features=folder, head=source.head, id_name="bird")
+    for number in range(3):
+        assert run(tmp_path / "out", given, f"{number}/3") == 0
+    assert run(tmp_path / "out", given, merge=True) == 0
+    merged, whole = (pq.read_table(tmp_path / name / "nearest.parquet") for name in ("out", "whole"))
+    assert merged == whole and merged["id"][42].as_py() == "bird 1042"
+    with pytest.raises(UserError, match=r"has no array 'beast'. It holds: embeddings \(43, 4\)"):
+        run(tmp_path / "out", InputConfig(features=folder, head=source.head, id_name="beast"), "0/3")
 
 
 @pytest.mark.parametrize(

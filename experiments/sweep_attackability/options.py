@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.cli.command import UserError, check_file, check_run_folder
+from spectra_jax.array_sources import url_of
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,8 @@ class InputConfig:
 
     Attributes:
         run_dir: a finished run folder of experiments.train or experiments.quickstart: its test split and its head.
-        features: (N, n) in .npy, .npz or .safetensors, with --head.
+        features: (N, n) in .npy, .npz, .safetensors or .parquet (lists of one length, or a column per dimension), a
+            Zarr v3 array or group, a folder of such files whose rows follow each other, or a file's URL, with --head.
         head: (c, n) weights, optional (c,) bias, in .npy, .npz or .safetensors, e.g. a PyTorch state dict.
         labels: class indices (N,), (N, 1) or one-hot, in a file of the same kinds; by default those in the features'
             file, if any.
@@ -24,8 +26,9 @@ class InputConfig:
         bias: --no-bias: the head has none, whatever lies beside the weights.
         class_names: text file, a name per line; a run folder knows its own.
         attribute_names: likewise.
-        ids: what the samples are called, in tables and files: a text file, an id per line; by default the array ids
-            beside the features in an .npz, else the row, counted from 0.
+        ids: what the samples are called, in tables and files: a text file, an id per line; by default the array or
+            column ids or id beside the features, else the row, counted from 0.
+        id_name: another name of that array or column.
     """
 
     run_dir: Path | None = None
@@ -40,6 +43,7 @@ class InputConfig:
     class_names: Path | None = None
     attribute_names: Path | None = None
     ids: Path | None = None
+    id_name: str | None = None
 
     def check(self) -> None:
         """Raises UserError unless there is one input, and its files are there."""
@@ -49,7 +53,9 @@ class InputConfig:
         if self.run_dir is not None:
             check_run_folder(self.run_dir)
         for name in ("features", "head", "labels", "class_names", "attribute_names", "ids"):
-            check_file(name.replace("_", "-"), getattr(self, name))
+            path = getattr(self, name)
+            if path is not None and url_of(path) is None:
+                check_file(name.replace("_", "-"), path)
 
 
 @dataclass(frozen=True)
