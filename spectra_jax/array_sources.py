@@ -47,7 +47,7 @@ def open_arrays(path: Path) -> dict[str, Rows]:
         path, url = Path(url.removeprefix("file://")), None
     if url is not None:
         return _open_url(path, url)
-    if path.is_dir():
+    if path.is_dir() and path.suffix not in FILE_SUFFIXES:
         return _open_zarr(path) if (path / ZARR_METADATA).is_file() else _open_folder(path)
     if path.suffix == PARQUET and path.is_file():
         from spectra_jax.parquet_files import open_parquet

@@ -180,5 +180,11 @@ def test_a_head_of_a_linear_layer_and_a_transposed_one(tmp_path):
     np.testing.assert_array_equal(head.weights, weights)
     np.testing.assert_array_equal(head.bias, bias)
     save_file({"fc.weight": np.ascontiguousarray(weights.T), "fc.bias": bias}, tmp_path / "head.safetensors")
-    with pytest.raises(SourceError, match=r"has shape \(6, 4\); expected \(classes, 6\).*looks transposed"):
+    with pytest.raises(SourceError, match=r"has shape \(6, 4\); expected \(classes, 6\).*by --head-transposed"):
         read_head(tmp_path / "head.safetensors", width=WIDTH, dtype=np.float32)
+    head, _ = read_head(tmp_path / "head.safetensors", width=WIDTH, dtype=np.float32, transposed=True)
+    np.testing.assert_array_equal(head.weights, weights)
+    np.testing.assert_array_equal(head.bias, bias)
+    save_file({"fc.weight": weights}, tmp_path / "head.safetensors")
+    with pytest.raises(SourceError, match="leave --head-transposed out"):
+        read_head(tmp_path / "head.safetensors", width=WIDTH, dtype=np.float32, transposed=True)

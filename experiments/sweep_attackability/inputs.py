@@ -131,6 +131,7 @@ def _from_files(config: InputConfig, precision: str) -> Problem:
         dtype=precision,
         weight=config.head_weight,
         bias=config.head_bias if config.bias else NONE,
+        transposed=config.head_transposed,
     )
     num_classes = head.weights.shape[0]
     if config.labels is None:

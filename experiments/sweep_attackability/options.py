@@ -23,6 +23,7 @@ class InputConfig:
         label_name: default labels, label, targets, target, y or the only one that fits; none for no labels.
         head_weight: e.g. fc.weight; default weights, weight or the only one that fits.
         head_bias: e.g. fc.bias; default the one that lies beside the weights and fits.
+        head_transposed: the weights are stored as (n, c), as Flax and Keras keep a kernel.
         bias: --no-bias: the head has none, whatever lies beside the weights.
         class_names: text file, a name per line; a run folder knows its own.
         attribute_names: likewise.
@@ -39,6 +40,7 @@ class InputConfig:
     label_name: str | None = None
     head_weight: str | None = None
     head_bias: str | None = None
+    head_transposed: bool = False
     bias: bool = True
     class_names: Path | None = None
     attribute_names: Path | None = None
