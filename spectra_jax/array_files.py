@@ -80,7 +80,7 @@ def open_arrays(path: Path) -> dict[str, Rows]:
         if path.suffix == ".npz":
             return _open_npz(path)
         with open(path, "rb") as file:
-            shape, fortran, dtype = _npy_header(file, str(path))
+            shape, fortran, dtype = npy_header(file, str(path))
             if dtype.kind in _NO_NUMBERS:
                 raise _holds_objects(str(path), dtype)
             return {UNNAMED: _stored(path, UNNAMED, shape, dtype, fortran, file.tell())}
@@ -98,7 +98,8 @@ def listing(arrays: Mapping[str, Rows]) -> str:
     return f"It holds: {', '.join(shown)}{', ...' if len(arrays) > 40 else ''}."
 
 
-def _npy_header(file: Any, title: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+def npy_header(file: Any, title: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran order, and type of an .npy file, which is read up to its numbers."""
     try:
         version = np.lib.format.read_magic(file)
         # NumPy has no public reader of version 3.0, which is 2.0 with names of fields in UTF-8.
@@ -152,10 +153,10 @@ def _open_npz(path: Path) -> dict[str, Rows]:
                 raise SourceError(f"{path} holds two arrays named {name}; expected each name once.")
             title = f"{path}: {name}"
             with archive.open(info) as member:
-                shape, fortran, dtype = _npy_header(member, title)
+                shape, fortran, dtype = npy_header(member, title)
                 header = member.tell()
             if dtype.kind in _NO_NUMBERS:  # names of classes and the like; no reason to refuse the arrays beside them
-                arrays[name] = Rows(path, name, shape, dtype.kind, _refused(_holds_objects(title, dtype)))
+                arrays[name] = Rows(path, name, shape, dtype.kind, refused(_holds_objects(title, dtype)))
             elif info.compress_type == zipfile.ZIP_STORED:
                 arrays[name] = _stored(path, name, shape, dtype, fortran, _data_offset(path, info) + header)
             elif info.file_size < header + dtype.itemsize * math.prod(shape):
@@ -222,13 +223,13 @@ def _open_safetensors(path: Path) -> dict[str, Rows]:
 
         if dtype != "BOOL" and (dtype.startswith(_UNREADABLE) or dtype[0] not in _NUMBERS):
             refusal = SourceError(f"{title} has type {dtype}, which NumPy cannot hold; save it as F32.")
-            return Rows(path, name, shape, "V", _refused(refusal))
+            return Rows(path, name, shape, "V", refused(refusal))
         return Rows(path, name, shape, "b" if dtype == "BOOL" else _NUMBERS[dtype[0]], _guarded(read, title))
 
     return {name: rows(name) for name in facts}
 
 
-def _refused(error: SourceError) -> Callable[[int, int], NoReturn]:
+def refused(error: SourceError) -> Callable[[int, int], NoReturn]:
     """What reads an array that cannot be read."""
 
     def refuse(start: int, stop: int) -> NoReturn:

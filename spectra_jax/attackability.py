@@ -25,7 +25,9 @@ _LEAST_FOR_TAIL = 40
 
 @in_buckets
 @public(rows="attributes")
-def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = "boundary") -> Float[Array, " b"]:
+def attackability(
+    head: Head, attributes: Float[Array, "b n"], *, method: str = "boundary", block_size: int | None = None
+) -> Float[Array, " b"]:
     """Sample attackability max_k ||e|| / ||delta_k|| over the classes k other than the predicted one (Eq. 5).
 
     The nearest exit of a convex region is through one facet, so "boundary" gives the exact answer in
@@ -39,17 +41,21 @@ def attackability(head: Head, attributes: Float[Array, "b n"], *, method: str = 
         head: weights (c, n), optional bias (c,).
         attributes: (b, n) unnormalised attributes.
         method: "boundary", "projection" or "pinv".
+        block_size: samples taken at once by "boundary", which bounds its memory, see `nearest_class`; the other methods
+            hold a (b, c) table and take none.
 
     Returns:
         (b,) dimensionless, unchanged when e or W is rescaled; inf for a sample on a boundary, 0 where no
         other class can be reached.
 
     Raises:
-        ValueError: shapes do not match, unknown method.
+        ValueError: shapes do not match, unknown method, block_size below 1 or with another method.
     """
     check_choice("method", method, METHODS)
     if method == "boundary":
-        return nearest_class(head, attributes).attackability
+        return nearest_class(head, attributes, block_size=block_size).attackability
+    if block_size is not None:
+        raise ValueError(f'block_size is {block_size} with method "{method}"; expected None: leave it out')
     head, attributes = as_problem(head, attributes, ndim=2)
     found = nearest_target(all_pairs_norms(head, attributes, method=method))
     nearest = jnp.where(found.num_unresolved > 0, jnp.nan, found.distance)  # the nearest may be one of those

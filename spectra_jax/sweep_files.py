@@ -61,14 +61,15 @@ def samples_path(folder: Path, partition: Partition) -> Path:
 
 def finished(folder: Path, partition: Partition, identity: str) -> dict[str, Any] | None:
     """What was recorded with a partition; None unless both of its files are whole and of this problem."""
-    records = [_record(path) for path in (samples_path(folder, partition), pairs_path(folder, partition))]
+    records = [read_record(path) for path in (samples_path(folder, partition), pairs_path(folder, partition))]
     wanted = {"identity": identity, "start": partition.start, "stop": partition.stop}
     if any(record is None or {name: record.get(name) for name in wanted} != wanted for record in records):
         return None
     return records[-1]
 
 
-def _record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What `write_tables` kept with a file; None where it is absent, cut off, or not ours."""
     try:
         # The metadata lies at the end of the file: a truncated one has none.
         stored = pq.read_schema(path).metadata or {}

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from spectra_jax.array_files import UNNAMED, Rows, SourceError, listing, open_arrays
+from spectra_jax.array_files import UNNAMED, Rows, SourceError, listing
+from spectra_jax.array_sources import open_arrays
 from spectra_jax.types import Head
 
 FEATURE_NAMES = ("attributes", "features", "embeddings")
 LABEL_NAMES = ("labels", "label", "targets", "target", "y")
-ID_NAME = "ids"  # of the samples, beside the features; never taken for labels
+ID_NAMES = ("ids", "id")  # of the samples, beside the features; never taken for labels
 WEIGHT_NAMES = ("weights", "weight")
 NONE = "none"  # in the place of a name: there is no such array
 _NUMBERS, _INTEGERS = "fiub", "iub"
@@ -28,7 +29,7 @@ def open_features(path: Path, name: str | None = None) -> Rows:
     """The features (N, n) of a file, not read yet.
 
     Args:
-        path: .npy, .npz or .safetensors.
+        path: a source of `open_arrays`.
         name: of the array; by default the first of `FEATURE_NAMES` that is there, else the only one with two axes.
 
     Raises:
@@ -40,7 +41,7 @@ def open_features(path: Path, name: str | None = None) -> Rows:
         fitting = [
             n
             for n, a in arrays.items()
-            if len(a.shape) == 2 and a.kind in _NUMBERS and n not in (*LABEL_NAMES, ID_NAME)
+            if len(a.shape) == 2 and a.kind in _NUMBERS and n not in (*LABEL_NAMES, *ID_NAMES)
         ]
         wide = [n for n in fitting if arrays[n].shape[1] > 1]  # one column of several is rather of labels
         chosen = _only(path, arrays, wide or fitting, "features with 2 axes", "--feature-name")
@@ -54,7 +55,7 @@ def open_labels(path: Path, *, num_classes: int, name: str | None = None, featur
     """The class indices (N,) of a file, not read yet; stored as (N,), (N, 1) or one-hot (N, c).
 
     Args:
-        path: .npy, .npz or .safetensors.
+        path: a source of `open_arrays`.
         num_classes: c of the head.
         name: of the array, or "none"; by default the first of `LABEL_NAMES` that is there, else the only one of
             integers that fits.
@@ -69,7 +70,7 @@ def open_labels(path: Path, *, num_classes: int, name: str | None = None, featur
     if name == NONE:
         return None
     arrays = open_arrays(path)
-    others = {n: a for n, a in arrays.items() if features is None or n not in (features.name, ID_NAME)}
+    others = {n: a for n, a in arrays.items() if features is None or n not in (features.name, *ID_NAMES)}
     chosen = _named(path, others, name, LABEL_NAMES) if others or name is not None else None
     if chosen is None:
         fitting = [
@@ -113,7 +114,13 @@ def _class_indices(array: Rows, num_classes: int) -> Rows:
 
 
 def read_head(
-    path: Path, *, width: int, dtype: DTypeLike, weight: str | None = None, bias: str | None = None
+    path: Path,
+    *,
+    width: int,
+    dtype: DTypeLike,
+    weight: str | None = None,
+    bias: str | None = None,
+    transposed: bool = False,
 ) -> tuple[Head, str]:
     """The linear head of a file.
 
@@ -124,6 +131,7 @@ def read_head(
         weight: name of the weights; by default "weights" or "weight", else the only array (c, n).
         bias: name of the bias; "none" for no bias; by default the one beside the weights, "fc.bias" with "fc.weight"
             or the only floats (c,), (c, 1) or (1, c) there.
+        transposed: the weights are stored as (n, c), as Flax and Keras keep a kernel, not as `torch.nn.Linear` does.
 
     Returns:
         The head, and in words which arrays it came from.
@@ -133,7 +141,9 @@ def read_head(
             NaN or infinite; a bias of -inf, which masks a class, may be.
     """
     arrays = open_arrays(path)
-    chosen = _choose_weights(path, arrays, weight, width)
+    if transposed:
+        arrays = {name: _turned(array) if len(array.shape) == 2 else array for name, array in arrays.items()}
+    chosen = _choose_weights(path, arrays, weight, width, transposed=transposed)
     num_classes = arrays[chosen].shape[0]
     weights = _head_values(arrays[chosen], dtype)
     name = _choose_bias(path, arrays, chosen, bias)
@@ -146,7 +156,16 @@ def read_head(
     return Head(jnp.asarray(weights), jnp.asarray(values)), f"{title}, bias {name} {arrays[name].shape}"
 
 
-def _choose_weights(path: Path, arrays: Mapping[str, Rows], name: str | None, width: int) -> str:
+def _turned(array: Rows) -> Rows:
+    """The transpose of a small array."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return array.read(0, array.shape[0]).T[start:stop]
+
+    return array._replace(shape=array.shape[::-1], read=read)
+
+
+def _choose_weights(path: Path, arrays: Mapping[str, Rows], name: str | None, width: int, *, transposed: bool) -> str:
     chosen = _named(path, arrays, name, WEIGHT_NAMES)
     two_axes = [n for n, a in arrays.items() if len(a.shape) == 2 and a.kind in _NUMBERS]
     if chosen is None:
@@ -161,12 +180,16 @@ def _choose_weights(path: Path, arrays: Mapping[str, Rows], name: str | None, wi
     if len(shape) != 2 or shape[1] != width or shape[0] < 2:
         remedy = ""
         if shape[:1] == (width,) and len(shape) == 2:
-            remedy = " It looks transposed, as Flax and Keras keep a kernel: save its transpose as weights."
+            remedy = " It looks transposed, as Flax and Keras keep a kernel: " + (
+                "leave --head-transposed out."
+                if transposed
+                else "save its transpose as weights; experiments.sweep_attackability takes it by --head-transposed."
+            )
         raise SourceError(
             f"{arrays[chosen].title} has shape {shape}; expected (classes, {width}): the features have {width} "
             f"attributes.{remedy}"
         )
-    if name is None and shape[0] == width and _parts(chosen)[1] == "kernel":
+    if name is None and not transposed and shape[0] == width and _parts(chosen)[1] == "kernel":
         raise SourceError(
             f"{arrays[chosen].title} {shape} may be (classes, attributes) or, as Flax and Keras keep a kernel, its "
             "transpose; which? Name it by --head-weight if it is the first, else save its transpose as weights."

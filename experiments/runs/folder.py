@@ -126,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def owned_folder(path: Path, made_by: str, options: Mapping[str, Any]) -> Iterator[Path]:
+def owned_folder(path: Path, made_by: str, options: Mapping[str, Any], *, part: str | None = None) -> Iterator[Path]:
     """A folder for results that only count for `options`, held by one process while the `with` block lasts.
 
     Results of the same options are kept. Of other options they are deleted, but only files that the scripts write: what
@@ -136,22 +136,27 @@ def owned_folder(path: Path, made_by: str, options: Mapping[str, Any]) -> Iterat
         path: made if absent.
         made_by: the script, the mark by which it knows its own folders again.
         options: JSON-able facts on which the results depend.
+        part: holds this part of the folder alone, while others may hold other parts; nothing is ever deleted then.
 
     Raises:
-        UserError: the folder is not empty and not marked by this script, or another process is writing it; nothing is
-            deleted then.
+        UserError: the folder is not empty and not marked by this script, another process is writing it, or, with a
+            part, it holds results of other options; nothing is deleted then.
     """
     config = {"made_by": made_by, "options": json.loads(json.dumps(dict(options)))}
     _check_owner(path, made_by)
     _make_folder(path)
-    lock = _lock(path, "Another process is writing {path}. Wait for it or choose another folder.")
-    try:
-        if _check_owner(path, made_by) != config:
+    refusal = "Another process is writing {path}. Wait for it or choose another folder."
+    with contextlib.ExitStack() as locks:
+        locks.callback(os.close, _lock(path, refusal, shared=part is not None))
+        if part is not None:
+            refusal = f"Another process is writing {part} of {{path}}. Wait for it or take another part."
+            locks.callback(os.close, _lock(path, refusal, name=f"{LOCK}-{part}"))
+        if (before := _check_owner(path, made_by)) != config:
+            if part is not None and before:
+                raise UserError(f"{path} holds results of another input or other options. Choose another folder.")
             _delete_results(path)
             write_json(path / CONFIG, config)
         yield path
-    finally:
-        os.close(lock)
 
 
 def _check_owner(path: Path, made_by: str) -> dict[str, Any]:
@@ -167,8 +172,8 @@ def _check_owner(path: Path, made_by: str) -> dict[str, Any]:
         if config.get("made_by") != made_by:
             raise UserError(f"{path / CONFIG} was not written by {made_by}. Choose another folder.")
         return config
-    # A process killed at once leaves these two.
-    others = [p.name for p in path.iterdir() if p.name != LOCK and not p.name.startswith(f".{CONFIG}.")]
+    # A process killed at once leaves these.
+    others = [p.name for p in path.iterdir() if not p.name.startswith(LOCK) and not p.name.startswith(f".{CONFIG}.")]
     if others:
         raise UserError(
             f"{path} is not empty ({', '.join(sorted(others)[:3])}) and holds no {CONFIG} of {made_by}. "
@@ -222,11 +227,11 @@ def _make_folder(path: Path) -> None:
         raise UserError(f"{path} cannot be made ({reason}). Choose another folder.") from error
 
 
-def _lock(path: Path, refusal: str) -> int:
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+def _lock(path: Path, refusal: str, *, name: str = LOCK, shared: bool = False) -> int:
+    descriptor = os.open(path / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         # Released by the kernel however the process ends, so a killed run never stays locked.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         raise UserError(refusal.format(path=path)) from None

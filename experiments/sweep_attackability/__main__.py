@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes
 
 from experiments.cli.command import parse, run_main
 from experiments.cli.options import HostsConfig
-from experiments.sweep_attackability.options import InputConfig, SolveConfig
+from experiments.sweep_attackability.options import InputConfig, ShardConfig, SolveConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Args:
 
     Memory does not depend on the number of pairs. On a CPU every core solves samples of its own, with the same
     answers; JAX_NUM_CPU_DEVICES=1 makes one device of all cores. After Ctrl-C or a kill, repeat the command: finished
-    files are kept. On several hosts start it once on each with the same --out on a shared disk.
+    files are kept. On several hosts start it once on each with the same --out on a shared disk; or, where they need not
+    know each other, with --shard i/n, and --merge after them (docs/cluster.md).
 
     Attributes:
         out: the folder to write; made if absent.
@@ -44,6 +45,7 @@ class Args:
     out: Path
     source: OmitArgPrefixes[InputConfig] = field(default_factory=InputConfig)
     questions: OmitArgPrefixes[SolveConfig] = field(default_factory=SolveConfig)
+    shards: OmitArgPrefixes[ShardConfig] = field(default_factory=ShardConfig)
     hosts: OmitArgPrefixes[HostsConfig] = field(default_factory=HostsConfig)
     quiet: bool = False
 
@@ -55,6 +57,7 @@ def sweep(args: Args) -> int:
     from experiments.sweep_attackability.inputs import Problem, open_problem
     from experiments.sweep_attackability.nearest import Nearest, estimate_cost, find_nearest
     from experiments.sweep_attackability.nearest_page import cost_sentence, show_nearest, write_all
+    from experiments.sweep_attackability.shards import chosen_shard, merge, solve_shard
     from experiments.sweep_attackability.solve import (
         ALL_PAIRS,
         cannot_write,
@@ -68,22 +71,31 @@ def sweep(args: Args) -> int:
 
     began = time.monotonic()
     console = Console(quiet=args.quiet or jax.process_index() > 0)
+    shard = chosen_shard(args.shards)
 
-    def prepare() -> tuple[Problem, Nearest | None]:
+    def prepare() -> tuple[Problem, SolveConfig, Nearest | None]:
         problem = open_problem(args.source, args.questions.precision)
         console.say(problem.sources)
         check_options(args.questions, problem)
-        # Seconds of work: one process does it.
-        return problem, find_nearest(problem, console=console) if jax.process_index() == 0 else None
+        config = with_methods(args.questions, problem)
+        if shard is not None or (args.shards.merge and not config.methods) or jax.process_index() > 0:
+            return problem, config, None
+        return problem, config, find_nearest(problem, console=console)  # seconds of work: one process does it
 
-    problem, found = together(prepare)
+    problem, config, found = together(prepare)
     if found is not None:
         show_nearest(problem, found, console)
-    config = with_methods(args.questions, problem)
     if config.methods:
         from experiments.sweep_attackability.all_pairs import solve_all
 
-        return solve_all(problem, config, found, args.out, console=console, began=began)
+        return solve_all(
+            problem, config, found, args.out, shard=shard, merge=args.shards.merge, console=console, began=began
+        )
+    if shard is not None:
+        solve_shard(problem, shard, args.out, console=console)
+        return 0
+    if args.shards.merge:
+        return merge(problem, args.out, console=console, began=began)
     cost = estimate_cost(problem, ALL_PAIRS)
     with sweep_folder(args.out, nearest_options(problem, found)) as folder:
         if found is not None:

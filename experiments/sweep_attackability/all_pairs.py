@@ -8,10 +8,12 @@ from experiments.sweep_attackability.inputs import Problem, Scan, scan
 from experiments.sweep_attackability.nearest import Nearest, estimate_cost, write_nearest
 from experiments.sweep_attackability.options import SolveConfig
 from experiments.sweep_attackability.page import analyse, write_report
+from experiments.sweep_attackability.shards import Shard
 from experiments.sweep_attackability.solve import (
     Plan,
     cannot_write,
     check_same_input,
+    finished_part,
     make_plan,
     seconds_solved,
     solve,
@@ -27,6 +29,8 @@ def solve_all(
     nearest: Nearest | None,
     out: Path,
     *,
+    shard: Shard | None,
+    merge: bool,
     console: Console,
     began: float,
 ) -> int:
@@ -37,6 +41,8 @@ def solve_all(
         config: the options, with methods.
         nearest: the answers that came first, on process 0.
         out: the folder to write.
+        shard: solves its share of the files and reports nothing.
+        merge: solves nothing and reports what is there.
         console: told about progress.
         began: time.monotonic() when the command did.
     """
@@ -49,12 +55,18 @@ def solve_all(
 
     found, plan = together(prepare)
     check_same_input(plan)
-    with sweep_folder(out, plan.options) as folder:
+    part = shard.name if shard is not None else "merge" if merge else None
+    with sweep_folder(out, plan.options, part=part) as folder:
+        if shard is not None:
+            plan = plan._replace(partitions=plan.partitions[shard.number :: shard.of])
+        whole = plan
+        if merge:
+            plan = finished_part(plan, folder)
         earlier = seconds_solved(folder, plan)
         try:
             if nearest is not None:
                 write_nearest(problem, nearest, folder)
-            code = solve(problem, config, plan, found, folder, console=console)
+            code = solve(problem, config, plan, found, folder, alone=shard is None, console=console)
             if code == 0 and nearest is not None:
                 console.say("reading the answers")
                 answers = analyse(problem, config, plan, folder)
@@ -64,4 +76,7 @@ def solve_all(
                 console.say(f"done in {duration(time.monotonic() - began)}; open {path.resolve().as_uri()}")
         except OSError as error:
             raise cannot_write(folder, error) from error
-    return code
+    missing = [partition for partition in whole.partitions if partition not in plan.partitions]
+    for partition in missing:
+        console.say(f"missing: samples {partition.start:,} to {partition.stop - 1:,}, in {partition.name}")
+    return 1 if missing else code

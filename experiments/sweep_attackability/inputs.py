@@ -12,9 +12,10 @@ import numpy as np
 from experiments.cli.command import UserError
 from experiments.sweep_attackability.options import InputConfig
 from spectra_jax import Head
-from spectra_jax.array_files import Rows, SourceError
+from spectra_jax.array_files import Rows, SourceError, listing
+from spectra_jax.array_sources import open_arrays
 from spectra_jax.sweep_sources import (
-    ID_NAME,
+    ID_NAMES,
     NONE,
     blocks,
     check_floats,
@@ -79,17 +80,21 @@ def _read_ids(config: InputConfig, features: Rows) -> np.ndarray | None:
     """What the samples are called; None where nobody says."""
     if config.ids is not None:
         ids, title = np.asarray(_read_lines("--ids", config.ids)), f"--ids {config.ids}"
-    elif features.path.suffix == ".npz":
-        title = f"{features.path}: {ID_NAME}"
-        try:
-            with np.load(features.path) as arrays:
-                if ID_NAME not in arrays.files:
-                    return None
-                ids = arrays[ID_NAME]
-        except (OSError, ValueError) as error:
-            raise UserError(f"{title} cannot be read ({error}); expected one text or integer per sample.") from error
     else:
-        return None
+        arrays = open_arrays(features.path)
+        named = (config.id_name,) if config.id_name is not None else ID_NAMES
+        name = next((name for name in named if name in arrays), None)
+        if name is None:
+            if config.id_name is not None:
+                raise UserError(f"{features.path} has no array {config.id_name!r}. {listing(arrays)}")
+            return None
+        title = f"{features.path}: {name}"
+        try:
+            ids = arrays[name].read(0, arrays[name].shape[0])
+        except (SourceError, IndexError) as error:
+            raise UserError(f"{title} cannot be read ({error}); expected one text or integer per sample.") from error
+        if ids.dtype.kind == "O":  # texts of a Parquet file
+            ids = ids.astype(str)
     if ids.shape != features.shape[:1] or ids.dtype.kind not in "iuU":
         raise UserError(
             f"{title} has {ids.size} entries of type {ids.dtype}; expected {features.shape[0]}, one text or integer "
@@ -126,6 +131,7 @@ def _from_files(config: InputConfig, precision: str) -> Problem:
         dtype=precision,
         weight=config.head_weight,
         bias=config.head_bias if config.bias else NONE,
+        transposed=config.head_transposed,
     )
     num_classes = head.weights.shape[0]
     if config.labels is None:

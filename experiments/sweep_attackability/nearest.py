@@ -30,9 +30,10 @@ _BYTES = {"projection": 11.4, "boundary": 5.7, "pinv": 5.7}
 
 
 class Nearest(NamedTuple):
-    """The nearest other class of every sample.
+    """The nearest other class of every sample, or of those that were asked about.
 
     Attributes:
+        samples: (N,) which ones.
         labels: (N,), or None.
         predicted: (N,) classes.
         target: (N,) the nearest other class; -1 where none can be reached.
@@ -42,6 +43,7 @@ class Nearest(NamedTuple):
         seconds: it took.
     """
 
+    samples: np.ndarray
     labels: np.ndarray | None
     predicted: np.ndarray
     target: np.ndarray
@@ -51,8 +53,13 @@ class Nearest(NamedTuple):
     seconds: float
 
 
-def find_nearest(problem: Problem, *, console: Console) -> Nearest:
+def find_nearest(problem: Problem, *, console: Console, rows: tuple[int, int] | None = None) -> Nearest:
     """Reads the features once, as they are stored, and answers block by block.
+
+    Args:
+        problem: what is asked about.
+        console: told about progress.
+        rows: first sample and one past the last; all by default.
 
     Raises:
         UserError: a feature is NaN or infinite, a label is no class, or a file cannot be read; the message says where.
@@ -62,32 +69,35 @@ def find_nearest(problem: Problem, *, console: Console) -> Nearest:
     for array in (problem.head.weights, problem.head.bias):
         digest.update(b"none" if array is None else np.asarray(array).tobytes())
     parts: list[tuple[np.ndarray, ...]] = []
-    count = problem.features.shape[0]
+    first, last = rows or (0, problem.features.shape[0])
     try:
-        with console.progress("nearest classes", count, unit="samples") as task:
-            for start, rows, answer in _answers(problem, digest):
+        with console.progress("nearest classes", last - first, unit="samples") as task:
+            for start, block, answer in _answers(problem, digest, first, last):
                 if np.isnan(answer[2]).any():
-                    check_floats(rows, start=start, dtype=problem.head.weights.dtype, title=problem.features.title)
+                    check_floats(block, start=start, dtype=problem.head.weights.dtype, title=problem.features.title)
                     raise UserError(f"{problem.features.title}: the logits of some samples are beyond float32.")
                 parts.append(answer)
-                task.update(min(count, start + len(rows)))
+                task.update(start + len(block) - first)
         labels = None
         if problem.labels is not None:
-            labels = read_labels(problem, 0, count)
+            labels = read_labels(problem, first, last)
             digest.update(labels.tobytes())
     except SourceError as error:
         raise UserError(str(error)) from error
     predicted, target, distance, attackability = (np.concatenate(part) for part in zip(*parts, strict=True))
     seconds = time.monotonic() - began
-    return Nearest(labels, predicted, target, distance, attackability, digest.hexdigest(), seconds)
+    samples = np.arange(first, last, dtype=np.int64)
+    return Nearest(samples, labels, predicted, target, distance, attackability, digest.hexdigest(), seconds)
 
 
-def _answers(problem: Problem, digest: Any) -> Iterator[tuple[int, np.ndarray, tuple[np.ndarray, ...]]]:
+def _answers(
+    problem: Problem, digest: Any, first: int, last: int
+) -> Iterator[tuple[int, np.ndarray, tuple[np.ndarray, ...]]]:
     """(first sample, rows, answers) of each block; all blocks have one size, so that one program does."""
-    count, width = problem.features.shape
+    count, width = last - first, problem.features.shape[1]
     num_blocks = -(-count * width // _NUMBERS_AT_ONCE)
     size, exact = -(-count // num_blocks), False
-    for start, stop in blocks(count, size):
+    for start, stop in ((first + start, first + stop) for start, stop in blocks(count, size)):
         rows = _working(problem.features.read(start, stop), problem.head.weights.dtype)
         digest.update(np.ascontiguousarray(rows).view(np.uint8))
         filled = rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
@@ -105,13 +115,18 @@ def _working(rows: np.ndarray, dtype: Any) -> np.ndarray:
     return rows if half or rows.dtype == dtype else rows.astype(dtype)
 
 
-def sample_ids(problem: Problem) -> np.ndarray:
-    """(N,) what the samples are called."""
-    return np.arange(problem.features.shape[0]).astype(str) if problem.ids is None else problem.ids
+def sample_ids(problem: Problem, samples: np.ndarray) -> np.ndarray:
+    """What these samples are called."""
+    return samples.astype(str) if problem.ids is None else problem.ids[samples]
 
 
 def write_nearest(problem: Problem, found: Nearest, folder: Path) -> None:
-    """Writes nearest.parquet, a row per sample; names as they are in the input."""
+    """Writes nearest.parquet: `nearest_table`."""
+    write_tables(folder / NEAREST, [nearest_table(problem, found)], {"input": found.fingerprint})
+
+
+def nearest_table(problem: Problem, found: Nearest) -> pa.Table:
+    """A row per sample; names as they are in the input."""
     names = pa.array([*problem.class_names])
 
     def named(classes: np.ndarray) -> pa.Array:
@@ -119,8 +134,8 @@ def write_nearest(problem: Problem, found: Nearest, folder: Path) -> None:
 
     count = len(found.predicted)
     columns = {
-        "sample": pa.array(np.arange(count, dtype=np.int64)),
-        "id": pa.array(sample_ids(problem)),
+        "sample": pa.array(found.samples),
+        "id": pa.array(sample_ids(problem, found.samples)),
         "label": pa.nulls(count, pa.int32()) if found.labels is None else pa.array(found.labels),
         "predicted": pa.array(found.predicted),
         "predicted_name": named(found.predicted),
@@ -129,7 +144,7 @@ def write_nearest(problem: Problem, found: Nearest, folder: Path) -> None:
         "distance": pa.array(found.distance),
         "attackability": pa.array(found.attackability),
     }
-    write_tables(folder / NEAREST, [pa.table(columns)], {"input": found.fingerprint})
+    return pa.table(columns)
 
 
 class Cost(NamedTuple):

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def nearest_summary(problem: Problem, found: Nearest) -> dict[str, float]:
         "sweep/pairs": 0,
         "sweep/seconds_solving": found.seconds,
     }
+    if missing := problem.features.shape[0] - len(found.samples):
+        summary["sweep/samples_missing"] = missing
     if found.labels is not None:
         summary["sweep/class_accuracy"] = float((found.labels == found.predicted).mean())
     return summary | ratios(lambda: [found.attackability], len(found.predicted))
@@ -49,7 +52,7 @@ def cost_sentence(cost: Cost) -> str:
 
 def fragile_rows(problem: Problem, found: Nearest, number: int) -> list[tuple[Any, ...]]:
     """The most attackable samples: id, label if there are any, prediction, nearest class, attackability, distance."""
-    ids, names = sample_ids(problem), [readable_class(name) for name in problem.class_names]
+    ids, names = sample_ids(problem, found.samples), [readable_class(name) for name in problem.class_names]
     rows = []
     for i in np.argsort(-found.attackability, kind="stable")[:number]:
         label = [] if found.labels is None else [names[found.labels[i]]]
@@ -110,19 +113,37 @@ def add_class_summary(report: Report, problem: Problem, found: Nearest) -> None:
     )
 
 
-def write_all(problem: Problem, found: Nearest, cost: Cost, folder: Path, *, seconds: float) -> Path:
-    """nearest.parquet, metrics.jsonl, summary.json and report.html of a sweep that was asked for no pairs."""
+def write_all(
+    problem: Problem, found: Nearest, cost: Cost, folder: Path, *, seconds: float, missing: Sequence[str] = ()
+) -> Path:
+    """nearest.parquet, metrics.jsonl, summary.json and report.html of a sweep that was asked for no pairs.
+
+    Args:
+        problem: what was asked about.
+        found: the answers.
+        cost: of all pairs.
+        folder: to write to.
+        seconds: that it took.
+        missing: in words, which samples are not among the answers.
+    """
     write_nearest(problem, found, folder)
     summary = nearest_summary(problem, found)
     with contextlib.closing(MetricsFile(folder / METRICS)) as metrics:
         metrics.append({"step": 0, "split": "test", **summary})
-    path = write_nearest_report(problem, found, summary, cost, folder, seconds=seconds)
+    path = write_nearest_report(problem, found, summary, cost, folder, seconds=seconds, missing=missing)
     write_json(folder / SUMMARY, {**summary, "seconds": seconds})
     return path
 
 
 def write_nearest_report(
-    problem: Problem, found: Nearest, summary: dict[str, float], cost: Cost, folder: Path, *, seconds: float
+    problem: Problem,
+    found: Nearest,
+    summary: dict[str, float],
+    cost: Cost,
+    folder: Path,
+    *,
+    seconds: float,
+    missing: Sequence[str],
 ) -> Path:
     """report.html of a sweep that was asked for no pairs."""
     count, finite = len(found.predicted), found.distance[np.isfinite(found.distance)]
@@ -138,7 +159,8 @@ def write_nearest_report(
     if found.labels is not None:
         metrics.append(Metric("Class accuracy", summary["sweep/class_accuracy"], "%", note="of the labels given"))
     report.headline(metrics)
-    report.text(cost_sentence(cost), title="What is not here")
+    absent = f"Not answered yet: {'; '.join(missing)}. " if missing else ""
+    report.text(absent + cost_sentence(cost), title="What is not here")
     with plot_style():
         figure = new_figure(6.4, 2.8)
         axes = figure.add_subplot(xlabel="distance to the nearest other class", ylabel="samples")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.cli.command import UserError, check_file, check_run_folder
+from spectra_jax.array_sources import url_of
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,8 @@ class InputConfig:
 
     Attributes:
         run_dir: a finished run folder of experiments.train or experiments.quickstart: its test split and its head.
-        features: (N, n) in .npy, .npz or .safetensors, with --head.
+        features: (N, n) in .npy, .npz, .safetensors or .parquet (lists of one length, or a column per dimension), a
+            Zarr v3 array or group, a folder of such files whose rows follow each other, or a file's URL, with --head.
         head: (c, n) weights, optional (c,) bias, in .npy, .npz or .safetensors, e.g. a PyTorch state dict.
         labels: class indices (N,), (N, 1) or one-hot, in a file of the same kinds; by default those in the features'
             file, if any.
@@ -21,11 +23,13 @@ class InputConfig:
         label_name: default labels, label, targets, target, y or the only one that fits; none for no labels.
         head_weight: e.g. fc.weight; default weights, weight or the only one that fits.
         head_bias: e.g. fc.bias; default the one that lies beside the weights and fits.
+        head_transposed: the weights are stored as (n, c), as Flax and Keras keep a kernel.
         bias: --no-bias: the head has none, whatever lies beside the weights.
         class_names: text file, a name per line; a run folder knows its own.
         attribute_names: likewise.
-        ids: what the samples are called, in tables and files: a text file, an id per line; by default the array ids
-            beside the features in an .npz, else the row, counted from 0.
+        ids: what the samples are called, in tables and files: a text file, an id per line; by default the array or
+            column ids or id beside the features, else the row, counted from 0.
+        id_name: another name of that array or column.
     """
 
     run_dir: Path | None = None
@@ -36,10 +40,12 @@ class InputConfig:
     label_name: str | None = None
     head_weight: str | None = None
     head_bias: str | None = None
+    head_transposed: bool = False
     bias: bool = True
     class_names: Path | None = None
     attribute_names: Path | None = None
     ids: Path | None = None
+    id_name: str | None = None
 
     def check(self) -> None:
         """Raises UserError unless there is one input, and its files are there."""
@@ -49,7 +55,34 @@ class InputConfig:
         if self.run_dir is not None:
             check_run_folder(self.run_dir)
         for name in ("features", "head", "labels", "class_names", "attribute_names", "ids"):
-            check_file(name.replace("_", "-"), getattr(self, name))
+            path = getattr(self, name)
+            if path is not None and url_of(path) is None:
+                check_file(name.replace("_", "-"), path)
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """A share of the samples, answered without a coordinator.
+
+    Attributes:
+        shard: i/n, counted from 0: answer the i-th of n shares of the samples and nothing else. Start as many as you
+            like with one --out, in any order, on any machine; a repeated one is finished at once.
+        merge: read what the shards have finished, write the tables and the report, and name the shards that are
+            missing; the command ends with 1 where some are.
+    """
+
+    shard: str = ""
+    merge: bool = False
+
+    def check(self) -> None:
+        """Raises UserError unless there is such a shard."""
+        if not self.shard:
+            return
+        if self.merge:
+            raise UserError("--shard answers a share, --merge reads what is answered: give one of them.")
+        number, _, of = self.shard.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+            raise UserError(f"--shard {self.shard}: expected i/n with i from 0 to n - 1, e.g. 0/8")
 
 
 @dataclass(frozen=True)

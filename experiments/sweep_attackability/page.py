@@ -347,13 +347,14 @@ def _add_closest(report: Report, problem: Problem, found: Found) -> None:
     def name(names: Sequence[str], place: float) -> str | None:
         return None if np.isnan(place) else names[int(place)]
 
-    rows, ids = [], sample_ids(problem)
+    rows, closest = [], np.array([values[0] for values in found.closest], np.int64)
+    ids = dict(zip(closest.tolist(), sample_ids(problem, closest), strict=True))
     for values in found.closest:
         row = dict(zip(_SAMPLE_COLUMNS, values, strict=True))
         label = [] if problem.labels is None else [name(problem.class_names, row["label"])]
         rows.append(
             (
-                str(ids[row["sample"]]),
+                str(ids[int(row["sample"])]),
                 *label,
                 problem.class_names[row["predicted"]],
                 name(problem.class_names, row["nearest"]),

@@ -117,8 +117,10 @@ def nearest_options(problem: Problem, found: Nearest | None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def sweep_folder(path: Path, options: dict[str, Any]) -> Iterator[Path]:
+def sweep_folder(path: Path, options: dict[str, Any], *, part: str | None = None) -> Iterator[Path]:
     """The folder of a sweep, held by this command while the `with` block lasts; finished partitions in it are kept.
+
+    With a part only that is held, and other commands may hold others.
 
     Raises:
         UserError: it holds another sweep or something else, or another command is writing it; nothing is touched then.
@@ -128,8 +130,9 @@ def sweep_folder(path: Path, options: dict[str, Any]) -> Iterator[Path]:
         if jax.process_index() == 0:  # one process decides: the others could see the folder half made
             try:
                 _refuse_other(path, options)
-                stack.enter_context(owned_folder(path, MADE_BY, options))
-                remove_leftovers(path)
+                stack.enter_context(owned_folder(path, MADE_BY, options, part=part))
+                if part is None:
+                    remove_leftovers(path)
             except (UserError, OSError) as error:  # kept until the others know, who would wait for ever
                 refusal = error
         if any_process(refusal is not None):
@@ -155,8 +158,38 @@ def _refuse_other(path: Path, options: dict[str, Any]) -> None:
     )
 
 
-def solve(problem: Problem, config: SolveConfig, plan: Plan, found: Scan, folder: Path, *, console: Console) -> int:
+def finished_part(plan: Plan, folder: Path) -> Plan:
+    """The plan of what is finished.
+
+    Raises:
+        UserError: nothing is.
+    """
+    kept = [p for p in plan.partitions if finished(folder, p, plan.identity) is not None]
+    if not kept:
+        raise UserError(f"--merge: {folder} holds no finished file of this sweep. Run --shard first.")
+    return plan._replace(partitions=kept, options={**plan.options, "samples": sum(p.stop - p.start for p in kept)})
+
+
+def solve(
+    problem: Problem,
+    config: SolveConfig,
+    plan: Plan,
+    found: Scan,
+    folder: Path,
+    *,
+    alone: bool,
+    console: Console,
+) -> int:
     """Solves and writes every partition that is not finished yet; with several processes each its share.
+
+    Args:
+        problem: what is swept.
+        config: the options.
+        plan: what is to be done.
+        found: what the scan of the input found.
+        folder: of the sweep.
+        alone: whether nobody else writes into the folder: metrics.jsonl is kept.
+        console: told about progress.
 
     Returns:
         0 when all partitions are there, else the exit code of the signal that stopped it.
@@ -170,7 +203,7 @@ def solve(problem: Problem, config: SolveConfig, plan: Plan, found: Scan, folder
     mine = missing[process::processes]
     rounds = -(-len(missing) // (processes * plan.together))
     with contextlib.ExitStack() as stack:
-        metrics = together(lambda: _open_metrics(folder, done))
+        metrics = together(lambda: _open_metrics(folder, done)) if alone else None
         if metrics is not None:
             stack.enter_context(contextlib.closing(metrics))
         if not missing:
