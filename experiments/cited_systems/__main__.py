@@ -90,7 +90,7 @@ def cited_systems(args: Args) -> Path:
             found = measure.measures(subject, pairs, places, witness, spread, images, seconds)
             return Row(title, images, measure.figures(found))
 
-        untimed = np.full(len(pairs.index), np.nan)
+        untimed = np.full(len(pairs.rows), np.nan)
         drawn = np.round(trained.reconstruct(originals) * 255).astype(np.uint8)
         real = measure.real_images(subject, pairs, labels, seed=args.seed)
         rows = {"reconstruction": row("The original, reconstructed", drawn, untimed)}
@@ -108,7 +108,7 @@ def cited_systems(args: Args) -> Path:
         extra |= {f"apicella/deletion_{name}": float(curve.mean()) for name, curve in curves.items()}
         seconds = time.monotonic() - began
         write_results(out, rows, extra, seconds=seconds)
-        subtitle = f"{run.config.model} on {run.info.name}, {len(pairs.index)} pairs"
+        subtitle = f"{run.config.model} on {run.info.name}, {len(pairs.rows)} pairs"
         console.say((out / "table.md").read_text(encoding="utf-8"))
         console.say(f"done in {duration(seconds)}")
         return write_page(out / "report.html", rows, pairs, places, run.info, curves, extra, subtitle=subtitle,

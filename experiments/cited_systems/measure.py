@@ -49,9 +49,9 @@ class Witness(NamedTuple):
 def named_places(subject: Subject, pairs: Pairs, spread: np.ndarray) -> Places:
     """The part of the attribute that each request is about."""
     run, size = subject.run, subject.run.config.image_size
-    names, inside = [], np.zeros((len(pairs.index), size, size), bool)
+    names, inside = [], np.zeros((len(pairs.rows), size, size), bool)
     asked = np.abs(pairs.requested) / np.where(spread > 0, spread, np.inf)
-    for row, index in enumerate(pairs.index):
+    for row, index in enumerate(pairs.rows):
         example = run.dataset.example("test", int(index))
         names.append("")
         for column in np.argsort(-asked[row])[: find.SELECTED]:
@@ -74,7 +74,7 @@ def real_images(subject: Subject, pairs: Pairs, labels: np.ndarray, *, seed: int
     rng, size = np.random.default_rng([seed, 41]), subject.run.config.image_size
     chosen = [
         int(rng.choice(np.flatnonzero(labels == target))) if np.any(labels == target) else int(index)
-        for target, index in zip(pairs.target, pairs.index, strict=True)
+        for target, index in zip(pairs.target, pairs.rows, strict=True)
     ]
     return subject.run.dataset.images("test", np.asarray(chosen), image_size=size)
 

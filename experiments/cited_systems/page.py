@@ -82,7 +82,7 @@ def write_page(
     titles = ["original", *(row.title for row in rows.values())]
     shown = [pairs.images, *(row.images for row in rows.values())]
     pictures = []
-    for place in np.unique(np.linspace(0, len(pairs.index) - 1, SHOWN).astype(int)):
+    for place in np.unique(np.linspace(0, len(pairs.rows) - 1, SHOWN).astype(int)):
         target = readable_class(info.class_names[pairs.target[place]])
         strip = np.concatenate([_framed(images[place]) for images in shown], axis=1)
         about = f", asked at {places.attribute[place]}" if places.attribute[place] else ""

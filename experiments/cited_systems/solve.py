@@ -97,9 +97,9 @@ def answers(
         levels = np.round(np.asarray(found) * 255).astype(np.uint8)[: len(rows)]
         return {"images": levels, "seconds": np.full(len(rows), seconds)}
 
-    store = Store(folder / "answers", [about, dict(system.settings), pairs.index.tolist(), pairs.target.tolist()])
+    store = Store(folder / "answers", [about, dict(system.settings), pairs.rows.tolist(), pairs.target.tolist()])
     return store.get_rows(
-        name, len(pairs.index), compute, chunk=config.batch_size, console=console, title=system.title, unit="images"
+        name, len(pairs.rows), compute, chunk=config.batch_size, console=console, title=system.title, unit="images"
     )
 
 

