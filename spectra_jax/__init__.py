@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from spectra_jax.inversion import InversionConfig as InversionConfig
     from spectra_jax.inversion import InversionProgress as InversionProgress
     from spectra_jax.inversion import InversionResult as InversionResult
+    from spectra_jax.inversion import Manifold as Manifold
     from spectra_jax.inversion import Nearest as Nearest
     from spectra_jax.inversion import invert as invert
     from spectra_jax.localization import CausalSplit as CausalSplit

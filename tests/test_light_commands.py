@@ -17,6 +17,7 @@ NEEDED = {  # options without which a command asks for them first
     "experiments.explain": ["--run-dir", "nowhere", "--out", "out"],
     "experiments.saliency": ["--run-dir", "nowhere", "--out", "out"],
     "experiments.reconstruct": ["--run-dir", "nowhere", "--out", "out"],
+    "experiments.cited_systems": ["--run-dir", "nowhere", "--out", "out"],
     "experiments.foolbox_attack": ["--run-dir", "nowhere"],
     "experiments.robustness": ["--run-dirs", "nowhere"],
     "experiments.paper_claims": ["--run-dirs", "nowhere", "--out", "out"],

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from spectra_jax.inversion.descent import GradientDescent as GradientDescent
     from spectra_jax.inversion.gauss_newton import GaussNewton as GaussNewton
     from spectra_jax.inversion.invert import invert as invert
+    from spectra_jax.inversion.manifold import Manifold as Manifold
     from spectra_jax.inversion.nearest import Nearest as Nearest
     from spectra_jax.inversion.search import InversionProgress as InversionProgress
     from spectra_jax.inversion.types import InversionResult as InversionResult

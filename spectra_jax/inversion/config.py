@@ -11,6 +11,8 @@ _NOT_NEGATIVE = ("ssim_weight", "margin", "reaim_every", "reaim_margin", "shrink
 class Method(abc.ABC):
     """A way of searching: a frozen dataclass of its own settings.
 
+    It is a pytree: registered by jax.tree_util.register_static or, where it holds arrays, register_dataclass.
+
     Attributes:
         name: what `InversionConfig.method` calls it.
         passes: forward and backward passes of the encoder in one step.
@@ -52,7 +54,8 @@ class InversionConfig:
             "gradient_descent", is the paper's loop. `Adam`, "adam", and `GaussNewton`, "gauss_newton", want the same
             attributes e + delta, by better steps. `Nearest`, "nearest", wants the class alone, by the smallest change
             of the image: it looks at e + delta only for being finite, needs the fewest encoder passes and disturbs the
-            image least.
+            image least. `Manifold`, an object alone because it needs a generator, wants e + delta among the images
+            that the generator can draw.
         ssim_weight: lambda in MSE + lambda (1 - SSIM), which gradient descent and Adam lower and all methods report.
         max_steps: image updates before giving up.
         margin: lead of the target over every other class, in logits, at which a sample stops. 0 is the paper's
@@ -95,6 +98,11 @@ class InversionConfig:
         if self.reaim_every and self.method_name == "nearest":
             raise ValueError(
                 f'reaim_every is {self.reaim_every}; expected 0 for the method "nearest", which aims anew at every step'
+            )
+        if self.shrink_steps and self.method_name == "manifold":
+            raise ValueError(
+                f'shrink_steps is {self.shrink_steps}; expected 0 for the method "manifold": a shortened change '
+                "is none that the generator draws"
             )
 
     @property

@@ -20,6 +20,7 @@ _ITERATIONS = 6
 _DAMPING = 1e-2  # of the curvature along r: what the encoder hardly responds to is not worth a large change
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class GaussNewton(Method):
     """The shortest change of the image that realises the wanted attributes to first order, again and again."""

@@ -93,7 +93,7 @@ def invert(
         )
     batch, images = len(images), jnp.asarray(images)
     given_type, images = images.dtype, at_least_float32(images)
-    bare = as_partial(encode_fn)
+    bare, method = as_partial(encode_fn), config.build_method()
     encode = in_types(bare, given_type, images.dtype)
     head, wanted = jax.tree.map(lambda leaf: jnp.asarray(leaf, images.dtype), (head, target_attributes))
     on_cpu = jax.default_backend() == "cpu"
@@ -101,7 +101,17 @@ def invert(
     in_chunks = functools.partial(_in_chunks, num_lanes)
 
     before = in_chunks(functools.partial(_encode, encode), images)
-    given = (before, images, head, wanted, targets, max_steps, region, mutable)  # `before` knows encode_fn's closure
+    given = (
+        before,
+        images,
+        head,
+        wanted,
+        targets,
+        max_steps,
+        region,
+        mutable,
+        method,
+    )  # `before` knows encode_fn's closure
     concrete = all(is_concrete(leaf) for leaf in jax.tree.leaves(given))
     if progress is not None and not concrete:
         raise ValueError("progress is given under jit or another transformation; leave it out, or call invert outside")
@@ -117,11 +127,12 @@ def invert(
     )
     # What a search does not ask for must not cost it a compilation of its own.
     margin, ssim_weight = config.margin, config.ssim_weight
-    compiled = InversionConfig(config.build_method(), ssim_weight=ssim_weight, margin=margin,
-                               reaim_every=config.reaim_every, reaim_margin=config.reaim_margin)  # fmt: skip
+    compiled = InversionConfig(ssim_weight=ssim_weight, margin=margin, reaim_every=config.reaim_every,
+                               reaim_margin=config.reaim_margin)  # fmt: skip
     explore = functools.partial(
-        search, head=head, mutable=mutable, num_lanes=num_lanes, config=compiled, stepwise=stepwise, progress=progress
-    )
+        search, head=head, method=method, mutable=mutable, num_lanes=num_lanes, config=compiled, stepwise=stepwise,
+        progress=progress,
+    )  # fmt: skip
     if config.encoder_dtype == "same":
         found = explore(encode, queue=queue)
     else:

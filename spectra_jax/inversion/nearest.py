@@ -62,6 +62,7 @@ class Search(NamedTuple):
     spent: Int[Array, " b"]
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Nearest(Method):
     """The smallest change of the image that reaches the class, by whatever attributes.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from spectra_jax.inversion.config import InversionConfig
+from spectra_jax.inversion.config import InversionConfig, Method
 from spectra_jax.inversion.encoder import EncodeFn, as_partial, per_sample
 from spectra_jax.inversion.step import Sample
 from spectra_jax.perturbations import lanes as queues
@@ -71,18 +71,20 @@ class Progress(NamedTuple):
 
 
 def search(
-    encode: jax.tree_util.Partial, head: Head, queue: Sample, mutable: Bool[Array, " n"] | None, num_lanes: int,
-    *, config: InversionConfig, stepwise: bool, progress: Callable[[InversionProgress], None] | None = None,
+    encode: jax.tree_util.Partial, head: Head, method: Method, queue: Sample, mutable: Bool[Array, " n"] | None,
+    num_lanes: int, *, config: InversionConfig, stepwise: bool,
+    progress: Callable[[InversionProgress], None] | None = None,
 ) -> Found:  # fmt: skip
     """Searches for every sample of the queue; rows of aims that are not finite are infeasible.
 
     Args:
         encode: images -> attributes.
         head: classifier.
+        method: how to search; a pytree, so that arrays it holds are inputs of the compiled steps.
         queue: all samples.
         mutable: attributes that new aims may change.
         num_lanes: samples searched side by side.
-        config: options.
+        config: the options that all methods share.
         stepwise: call one compiled step after another from here in place of one lax.while_loop: on CPUs convolutions
             within a loop run up to three times slower. Not possible under a transformation.
         progress: called after every step, where it is stepwise; what it raises ends the search.
@@ -93,7 +95,7 @@ def search(
     order, back = _feasible_first(queue.aims)
     queue = jax.tree.map(lambda column: column[order], queue)
     run = functools.partial(_search_by_steps, told=progress) if stepwise else _search_on_device
-    found = run(encode, head, queue, mutable, num_lanes=num_lanes, config=config)
+    found = run(encode, head, method, queue, mutable, num_lanes=num_lanes, config=config)
     return jax.tree.map(lambda column: column[back], found)
 
 
@@ -105,20 +107,20 @@ def _feasible_first(aims: Float[Array, "b n"]) -> tuple[Int[Array, " b"], Int[Ar
 
 
 def _search_by_steps(
-    encode, head, queue, mutable, *, num_lanes: int, config: InversionConfig,
+    encode, head, method, queue, mutable, *, num_lanes: int, config: InversionConfig,
     told: Callable[[InversionProgress], None] | None,
 ) -> Found:  # fmt: skip
-    progress = _open(queue, num_lanes=num_lanes, config=config)
+    progress = _open(method, queue, num_lanes=num_lanes)
     total = int(progress.total)
     while True:
-        progress = _exchange(queue, progress, config=config)
+        progress = _exchange(method, queue, progress)
         running = jax.device_get(progress.lanes.running)
         if not running.any():
             return progress.answers
         waiting = int(progress.taken) < total
         lanes = progress.lanes
         while running.any():
-            lanes = _step(encode, head, mutable, lanes, config=config)
+            lanes = _step(encode, head, method, mutable, lanes, config=config)
             before, running = running, jax.device_get(lanes.running)
             if told is not None:
                 told(InversionProgress(lanes.place, lanes.found.num_steps, lanes.found.images))
@@ -128,31 +130,31 @@ def _search_by_steps(
 
 
 @functools.partial(jax.jit, static_argnames=("num_lanes", "config"))
-def _search_on_device(encode, head, queue, mutable, *, num_lanes: int, config: InversionConfig) -> Found:
+def _search_on_device(encode, head, method, queue, mutable, *, num_lanes: int, config: InversionConfig) -> Found:
     # Under shard_map everything in the loop differs from device to device, the classifier included.
     head, mutable = varying_like(queue, (head, mutable))
 
     def work(progress: Progress) -> Progress:
-        progress = _exchange(queue, progress, config=config)
+        progress = _exchange(method, queue, progress)
         started = progress.lanes.running
 
         def go_on(lanes):
             ended = jnp.any(started & ~lanes.running) & (progress.taken < progress.total)
             return jnp.any(lanes.running) & ~ended
 
-        step = functools.partial(_step, encode, head, mutable, config=config)
+        step = functools.partial(_step, encode, head, method, mutable, config=config)
         return progress._replace(lanes=jax.lax.while_loop(go_on, step, progress.lanes))
 
     def unfinished(progress: Progress):
         return (progress.taken < progress.total) | jnp.any(progress.lanes.running)
 
-    start = varying_like(queue, _open(queue, num_lanes=num_lanes, config=config))
+    start = varying_like(queue, _open(method, queue, num_lanes=num_lanes))
     progress = jax.lax.while_loop(unfinished, work, start)
-    return _exchange(queue, progress, config=config).answers
+    return _exchange(method, queue, progress).answers
 
 
-@functools.partial(jax.jit, static_argnames=("num_lanes", "config"))
-def _open(queue: Sample, *, num_lanes: int, config: InversionConfig) -> Progress:
+@functools.partial(jax.jit, static_argnames="num_lanes")
+def _open(method: Method, queue: Sample, *, num_lanes: int) -> Progress:
     """Empty lanes."""
     sample = jax.tree.map(lambda column: jnp.zeros((num_lanes, *column.shape[1:]), column.dtype), queue)
     lanes = Lanes(
@@ -160,7 +162,7 @@ def _open(queue: Sample, *, num_lanes: int, config: InversionConfig) -> Progress
         place=jnp.full(num_lanes, -1, jnp.int32),
         running=jnp.zeros(num_lanes, bool),
         found=_untouched(sample.images),
-        state=config.build_method().init(sample.images),
+        state=method.init(sample.images),
     )
     total = jnp.sum(jnp.all(jnp.isfinite(queue.aims), axis=-1), dtype=jnp.int32)
     return Progress(lanes, jnp.asarray(0, jnp.int32), total, _untouched(queue.images))
@@ -172,8 +174,8 @@ def _untouched(images: Float[Array, "b h w k"]) -> Found:
     return Found(images, num_steps, evaluations, reason)
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnums=1)
-def _exchange(queue: Sample, progress: Progress, *, config: InversionConfig) -> Progress:
+@functools.partial(jax.jit, donate_argnums=2)
+def _exchange(method: Method, queue: Sample, progress: Progress) -> Progress:
     """Stores the answers of the lanes that have ended and hands them the next samples."""
     lanes, taken, total, answers = progress
     free = ~lanes.running
@@ -191,13 +193,13 @@ def _exchange(queue: Sample, progress: Progress, *, config: InversionConfig) -> 
         place=jnp.where(chosen, place, jnp.where(free, -1, lanes.place)),
         running=lanes.running | chosen,
         found=jax.tree.map(fill, lanes.found, _untouched(sample.images)),
-        state=jax.tree.map(fill, lanes.state, config.build_method().init(sample.images)),
+        state=jax.tree.map(fill, lanes.state, method.init(sample.images)),
     )
     return Progress(lanes, taken, total, answers)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _step(encode, head, mutable, lanes: Lanes, *, config: InversionConfig) -> Lanes:
+def _step(encode, head, method, mutable, lanes: Lanes, *, config: InversionConfig) -> Lanes:
     """One evaluation and one update in every running lane."""
     found, running = lanes.found, lanes.running
     sample = lanes.sample
@@ -205,7 +207,7 @@ def _step(encode, head, mutable, lanes: Lanes, *, config: InversionConfig) -> La
     def aim(attributes):
         return _aim_anew(head, mutable, lanes, attributes, config) if config.reaim_every else sample.aims
 
-    move = config.build_method().step(encode, head, sample, aim, found.images, lanes.state, config=config)
+    move = method.step(encode, head, sample, aim, found.images, lanes.state, config=config)
     images = move.images if sample.region is None else jnp.where(sample.region > 0, move.images, sample.images)
     still = jnp.all(images == found.images, axis=tuple(range(1, images.ndim)))
     exhausted = found.num_steps >= sample.budgets
@@ -237,8 +239,9 @@ def search_step(
     encode = as_partial(encode_fn)
     budgets = jnp.full(len(images), config.max_steps, jnp.int32)
     queue = Sample(images, target_attributes, jnp.asarray(targets, jnp.int32), budgets, None)
-    progress = _exchange(queue, _open(queue, num_lanes=len(images), config=config), config=config)
-    return functools.partial(_step, encode, head, None, progress.lanes, config=config)
+    method = config.build_method()
+    progress = _exchange(method, queue, _open(method, queue, num_lanes=len(images)))
+    return functools.partial(_step, encode, head, method, None, progress.lanes, config=config)
 
 
 def _aim_anew(

@@ -41,6 +41,40 @@ class ConvGroupNorm(nn.Module):
         return group_norm(x, scale, bias, self.groups)
 
 
+class Convolution(nn.Module):
+    """A convolution with a bias and nothing else, for what is absolute, such as colours.
+
+    Attributes:
+        width: channels out.
+        kernel_size: side of the kernel.
+    """
+
+    width: int
+    kernel_size: int = 3
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w _"]) -> Float[Array, "b h w d"]:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+        return _convolve(x, kernel, 1, "SAME") + bias[None, None, None, :]
+
+
+class ResidualBlock(nn.Module):
+    """x plus two normalised convolutions of it; the shortcut stays linear.
+
+    Attributes:
+        width: channels in and out.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        branch = nn.relu(ConvGroupNorm(self.width)(x))
+        return x + ConvGroupNorm(self.width, ends_branch=True)(branch)
+
+
 class ConvFrozenBatchNorm(nn.Module):
     """Convolution without bias, then BatchNorm with stored statistics, folded into one convolution.
 
@@ -87,6 +121,20 @@ def group_norm(
     centred = x - group_average(x.mean(axis=(1, 2)))
     variance = group_average(jnp.square(centred).mean(axis=(1, 2)))
     return centred * (jax.lax.rsqrt(variance + epsilon) * scale[None, None, None, :]) + bias[None, None, None, :]
+
+
+def pixel_shuffle(x: Float[Array, "b h w _"]) -> Float[Array, "b _ _ d"]:
+    """Four channels of a pixel become a square of four pixels."""
+    count, height, width, channels = x.shape
+    x = x.reshape(count, height, width, 2, 2, channels // 4)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, 2 * height, 2 * width, channels // 4)
+
+
+def pixel_unshuffle(x: Float[Array, "b h w d"]) -> Float[Array, "b _ _ _"]:
+    """The inverse: a square of four pixels becomes four times the channels of one."""
+    count, height, width, channels = x.shape
+    x = x.reshape(count, height // 2, 2, width // 2, 2, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, height // 2, width // 2, 4 * channels)
 
 
 def pool_to_grid(x: Float[Array, "b h w d"], side: int) -> Float[Array, "b f"]:

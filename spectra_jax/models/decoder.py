@@ -11,24 +11,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from spectra_jax.models._init import draw_parameters
-from spectra_jax.models._layers import ConvGroupNorm, check_widths, group_norm
+from spectra_jax.models._layers import ConvGroupNorm, Convolution, check_widths, group_norm, pixel_shuffle
 
 Params = dict[str, Any]
 # The coarsest map is at most this wide: small enough for one dense layer to lay out the whole picture.
 LARGEST_GRID = 7
 # A linear picture keeps this distance from black and white, where its logit would be infinite: half a grey level.
 DARKEST = 0.5 / 255
-
-
-class Colours(nn.Module):
-    """The last convolution: three colours of four pixels, without norm because colours are absolute."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w _"]) -> Float[Array, "b h w 12"]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], 12), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (12,), jnp.float32)
-        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return x + bias[None, None, None, :]
 
 
 class ShufflingDecoder(nn.Module):
@@ -52,8 +41,9 @@ class ShufflingDecoder(nn.Module):
         x = jnp.matmul(attributes, kernel).reshape(-1, self.grid, self.grid, first)
         x = nn.relu(group_norm(x, scale, bias, 8))
         for width in self.widths[1:]:
-            x = _shuffle(nn.relu(ConvGroupNorm(4 * width)(x)))
-        x = _shuffle(Colours(name="colours")(x))
+            x = pixel_shuffle(nn.relu(ConvGroupNorm(4 * width)(x)))
+        # Three colours of four pixels, without norm because colours are absolute.
+        x = pixel_shuffle(Convolution(12, name="colours")(x))
         margin = (x.shape[1] - self.image_size) // 2
         return x[:, margin : margin + self.image_size, margin : margin + self.image_size]
 
@@ -159,10 +149,3 @@ def build_decoder(*, num_attributes: int, image_size: int, widths: Sequence[int]
     grid = -(-image_size // 2**doublings)
     network = ShufflingDecoder(check_widths(widths)[:doublings], grid, image_size)
     return Decoder(num_attributes, image_size, network)
-
-
-def _shuffle(x: Float[Array, "b h w _"]) -> Float[Array, "b _ _ d"]:
-    """Four channels of a pixel become a square of four pixels."""
-    count, height, width, channels = x.shape
-    x = x.reshape(count, height, width, 2, 2, channels // 4)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, 2 * height, 2 * width, channels // 4)

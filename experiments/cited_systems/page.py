@@ -1,0 +1,143 @@
+"""The comparison as a table, a summary and one page of pictures."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.cited_systems.measure import Places
+from experiments.cited_systems.solve import DELETED
+from experiments.cited_systems.subject import Pairs
+from experiments.runs.folder import SUMMARY
+from spectra_jax.data import DatasetInfo
+from spectra_jax.logging import write_json
+from spectra_jax.names import readable_class
+from spectra_jax.reporting import Column, Estimate, Picture, Report, new_figure, plot_style
+from spectra_jax.reporting.page import write_atomically
+
+TABLE = "table.md"
+SHOWN = 12
+ZOOM = 2
+COLUMNS = (
+    ("valid", Column("Valid", "%", "Share of all pairs for which the classifier names the target, in 8 bits.", 0)),
+    ("realised", Column("Realised / asked", "", "Length of the change of the attributes over that of delta.", 2)),
+    ("cosine", Column("Cosine to the request", "", "Of the realised to the requested change of the attributes.", 2)),
+    ("selectivity", Column("Selectivity", "%", "Share of the realised change, in standard deviations, that is in the "
+                           "ten attributes asked for most.", 0)),
+    ("l2", Column("L2", "", "Length of the change of the image, values from 0 to 1.", 2)),
+    ("ssim", Column("SSIM", "", "To the original.", 3)),
+    ("on_manifold", Column("To the nearest real image", "", "Distance to the nearest training image of the target "
+                           "class, between features of the witness, another network.", 2)),
+    ("witness_agrees", Column("Witness agrees", "%", "Share of all pairs for which the witness names the target.", 0)),
+    ("lift", Column("At the named part", "", "Energy of the change on the part of the attribute asked for most, over "
+                    "the part's share of the area; 1 is chance.", 2)),
+    ("seconds", Column("Seconds", "", "For one image of a batch; the first batch includes compilation.", 3)),
+)  # fmt: skip
+NOTE = (
+    "Shares are of all pairs, with Wilson intervals; the others are medians over the valid answers, with bootstrap "
+    "intervals (95 % each). A system that draws its answer anew also pays, in L2 and SSIM, for what the auto-encoder "
+    "cannot draw: compare it with the reconstruction. A real image of the target shows what the last columns can reach."
+)
+Figures = Mapping[str, Mapping[str, float]]
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        title: of the system or control.
+        images: (p, h, w, 3) its 8-bit answers.
+        figures: from `measure.figures`.
+    """
+
+    title: str
+    images: np.ndarray
+    figures: Mapping[str, float]
+
+
+def write_results(out: Path, rows: Mapping[str, Row], extra: Mapping[str, float], *, seconds: float) -> None:
+    """Writes table.md and summary.json."""
+    lines = [["System", *(column.name + (", %" if column.unit else "") for _, column in COLUMNS)]]
+    lines += [["---"] * len(lines[0])]
+    lines += [[row.title, *(_cell(row.figures, *column) for column in COLUMNS)] for row in rows.values()]
+    write_atomically(out / TABLE, "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{NOTE}\n")
+    summary = {f"{name}/{key}": value for name, row in rows.items() for key, value in row.figures.items()}
+    write_json(out / SUMMARY, summary | dict(extra) | {"seconds": seconds})
+
+
+def write_page(
+    path: Path, rows: Mapping[str, Row], pairs: Pairs, places: Places, info: DatasetInfo,
+    deletion: Mapping[str, np.ndarray], extra: Mapping[str, float], *, subtitle: str, seed: int, seconds: float,
+) -> Path:  # fmt: skip
+    """The page: numbers, pictures side by side, and the curve of Apicella et al."""
+    report = Report("The systems the paper cites", subtitle=subtitle)
+    report.table(
+        "All systems, the same questions",
+        ["System", *(column for _, column in COLUMNS)],
+        [[row.title, *(_estimate(row.figures, key) for key, _ in COLUMNS)] for row in rows.values()],
+        caption=NOTE,
+    )
+    titles = ["original", *(row.title for row in rows.values())]
+    shown = [pairs.images, *(row.images for row in rows.values())]
+    pictures = []
+    for place in np.unique(np.linspace(0, len(pairs.rows) - 1, SHOWN).astype(int)):
+        target = readable_class(info.class_names[pairs.target[place]])
+        strip = np.concatenate([_framed(images[place]) for images in shown], axis=1)
+        about = f", asked at {places.attribute[place]}" if places.attribute[place] else ""
+        caption = f"to {target}{about}"
+        pictures.append(Picture(strip, caption, f"{', '.join(titles)}: {caption}"))
+    report.gallery("Side by side", pictures, caption=f"From left to right: {'; '.join(titles)}.", large=True)
+    report.text(
+        f"Auto-encoder: {extra['autoencoder/psnr']:.1f} dB and SSIM {extra['autoencoder/ssim']:.2f} on held-out "
+        f"images. The classifier on the concepts of [2] agrees with the classifier itself on "
+        f"{100 * extra['sarkar/fidelity']:.0f} % of the originals by the losses as defined and on "
+        f"{100 * extra['sarkar/fidelity_as_coded']:.0f} % by those as coded.",
+        title="What the systems rest on",
+    )
+    _add_deletion(report, deletion)
+    report.provenance(seed=seed, seconds=seconds)
+    return report.write(path)
+
+
+def _add_deletion(report: Report, deletion: Mapping[str, np.ndarray]) -> None:
+    means = {name: 100 * curves.mean(axis=0) for name, curves in deletion.items()}
+    with plot_style():
+        figure = new_figure(5.2, 3.2)
+        axes = figure.subplots()
+        for marker, (name, mean) in zip("os", means.items(), strict=True):
+            axes.plot([100 * share for share in DELETED], mean, marker=marker, label=f"by {name}")
+        axes.set(xlabel="latents taken away, %", ylabel="probability of the class, %", ylim=(0, None))
+        axes.legend()
+    words = "; ".join(f"by {name} {', '.join(f'{value:.0f} %' for value in mean)}" for name, mean in means.items())
+    report.figure(
+        "[1] Are the relevant latents the ones that matter?",
+        figure,
+        alt=f"Mean probability of the class over the share of latents taken away: {words}.",
+        caption="Mean probability of the class that the classifier gives the reconstruction, as latents are set to "
+        "their mean: those of the largest z df/dz first, or in a random order.",
+    )
+
+
+def _framed(image: np.ndarray) -> np.ndarray:
+    """Enlarged, with a white line to its right."""
+    large = image.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
+    return np.pad(large, ((0, 0), (0, 2 * ZOOM), (0, 0)), constant_values=255)
+
+
+def _number(value: float, column: Column) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return f"{100 * value if column.unit == '%' else value:.{column.decimals}f}"
+
+
+def _cell(values: Mapping[str, float], key: str, column: Column) -> str:
+    if key not in values:
+        return "–"
+    value, low, high = (_number(values[key + end], column) for end in ("", "_low", "_high"))
+    return f"{value} ({low}–{high})"
+
+
+def _estimate(values: Mapping[str, float], key: str) -> Any:
+    return Estimate(*(values[key + end] for end in ("", "_low", "_high"))) if key in values else None
