@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 from spectra_jax.perturbations import formulas
 from spectra_jax.perturbations.geometry import HIGHEST, centred, safe_norm
 
-# Rivals looked at: by then few samples are left that a few more would settle, and a second product is as cheap.
-_RIVALS = 32
+# Rivals looked at: by then few samples are left that a few more would settle, and a second product is as cheap. It is
+# given up earlier where the first ones settle less than a quarter of the samples.
+_RIVALS, _FIRST = 64, 16
 # Classes whose smallest bound is kept, so that the next rival is found among so many rather than among all.
 _GROUP = 128
 
@@ -94,7 +95,8 @@ def few_rivals(
 
     def left(state):
         turn, _, lowest, choice = state
-        return (turn < _RIVALS) & jnp.any(jnp.min(lowest, axis=1) < choice.least)
+        open_ = jnp.sum(jnp.min(lowest, axis=1) < choice.least)
+        return (open_ > 0) & (turn < _RIVALS) & ((turn < _FIRST) | (4 * open_ < 3 * count))
 
     def look(state):
         turn, bounds, lowest, choice = state

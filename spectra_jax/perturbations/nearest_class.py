@@ -21,8 +21,9 @@ from spectra_jax.types import Head
 _LOGITS_ON_CPU, _LOGITS_ON_ACCELERATOR = 1_000_000, 4_000_000
 # From so many classes on a few rivals are looked at first; blocks are then larger, for each takes some steps.
 _MANY, _LOGITS_OF_MANY = 2048, 4_000_000
-# Blocks of which they leave more than one sample in so many are done again at once.
-_SETTLED = 4
+# Blocks of which they leave more than one sample in so many are done again at once; of the others those samples are,
+# in blocks of this part of the size, as they are few.
+_LEFT, _PART = 2, 8
 # The table of distances between the rows of so many classes is 256 MB; with more, each block has its own.
 _TABLE = 8192
 # Squared distances below this part of ||w_i||^2 + ||w_k||^2 are not taken from inner products.
@@ -179,7 +180,7 @@ def _few_first(
         choice, proven, logits = few_rivals(rivals, samples, twins=_TWINS)
         # Where it settles few of a block, as of samples far within their classes, the logits are there for all of it.
         return jax.lax.cond(
-            _SETTLED * jnp.sum(~proven) > len(samples),
+            _LEFT * jnp.sum(~proven) > len(samples),
             lambda: (_choose(logits[:, : len(head.weights)], rows_apart), jnp.ones_like(proven)),
             lambda: (choice, proven),
         )
@@ -188,6 +189,7 @@ def _few_first(
     again = ~proven | choice.twins
     count = jnp.sum(again, dtype=jnp.int32)
     order = jnp.argsort(~again, stable=True)
+    size = -(-size // _PART)
 
     def one_more(state):
         done, choice = state
@@ -256,19 +258,20 @@ def _on_demand(weights: Float[Array, "c n"]) -> Callable:
     rows, squares = centred(weights), jnp.sum(jnp.square(weights), axis=-1)
     lengths, numbers = jnp.sum(jnp.square(rows), axis=-1), jnp.arange(len(weights), dtype=jnp.int32)
 
-    def one_row(index, products):
-        sums, others = lengths[index] + lengths, numbers != index
-        quick = sums - 2 * products
+    def one_row(index, quick, close):
         # Centring rounds, and close rows differ by no more than that: their difference is that of the weights.
-        apart = jax.lax.cond(
-            jnp.any((quick < _CLOSE * sums) & others),
-            lambda: jnp.sum(jnp.square(weights[index][None, :] - weights), axis=-1),
-            lambda: quick,
+        return jax.lax.cond(
+            close, lambda: jnp.sum(jnp.square(weights[index][None, :] - weights), axis=-1), lambda: quick
         )
-        return safe_sqrt(apart), jnp.any((apart < _TWINS * (squares[index] + squares)) & others)
 
     def apart(predicted):
-        products = jnp.matmul(rows[predicted], rows.T, precision=HIGHEST)
-        return jax.lax.map(lambda member: one_row(*member), (predicted, products))
+        sums, others = lengths[predicted][:, None] + lengths[None, :], numbers[None, :] != predicted[:, None]
+        quick = sums - 2 * jnp.matmul(rows[predicted], rows.T, precision=HIGHEST)
+        close = jnp.any((quick < _CLOSE * sums) & others, axis=1)
+        apart = jax.lax.cond(
+            jnp.any(close), lambda: jax.lax.map(lambda row: one_row(*row), (predicted, quick, close)), lambda: quick
+        )
+        twins = (apart < _TWINS * (squares[predicted][:, None] + squares[None, :])) & others
+        return safe_sqrt(apart), jnp.any(twins, axis=1)
 
     return apart
