@@ -137,6 +137,7 @@ def test_figures_count_failures_in_shares_and_leave_them_out_of_distances():
                  "seconds": np.array([1.0, 1.0, 1.0, 5.0])}  # fmt: skip
     found = measure.figures(measured)
     assert (found["valid"], found["l2"], found["seconds"]) == (0.75, 2.0, 1.0)
+    assert measure.figures(measured, is_control=True)["l2"] == 2.5
     assert found["valid_low"] < 0.75 < found["valid_high"] and "witness_agrees" not in found and "lift" not in found
 
 

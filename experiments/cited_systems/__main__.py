@@ -86,18 +86,18 @@ def cited_systems(args: Args) -> Path:
         }
         originals = pairs.images.astype(np.float32) / 255
 
-        def row(title: str, images: np.ndarray, seconds: np.ndarray) -> Row:
-            found = measure.measures(subject, pairs, places, witness, spread, images, seconds)
-            return Row(title, images, measure.figures(found))
+        def row(title: str, images: np.ndarray, seconds: np.ndarray | None = None) -> Row:
+            timed = np.full(len(images), np.nan) if seconds is None else seconds
+            found = measure.measures(subject, pairs, places, witness, spread, images, timed)
+            return Row(title, images, measure.figures(found, is_control=seconds is None))
 
-        untimed = np.full(len(pairs.rows), np.nan)
         drawn = np.round(trained.reconstruct(originals) * 255).astype(np.uint8)
         real = measure.real_images(subject, pairs, labels, seed=args.seed)
-        rows = {"reconstruction": row("The original, reconstructed", drawn, untimed)}
+        rows = {"reconstruction": row("The original, reconstructed", drawn)}
         for name, system in solve.systems(subject, config, concepts["as defined"]).items():
             found = solve.answers(system, name, pairs, out, about, config, console=console)
             rows[name] = row(system.title, found["images"], found["seconds"])
-        rows["real"] = row("A real image of the target", real, untimed)
+        rows["real"] = row("A real image of the target", real)
         held_out = run.dataset.arrays("test", image_size=size).inputs.astype(np.float32) / 255
         quality = reconstruction_figures(trained, held_out)
         extra: dict[str, Any] = {f"autoencoder/{name}": float(values.mean()) for name, values in quality.items()}

@@ -12,12 +12,13 @@ from experiments.cited_systems.subject import Pairs, Subject, features_of
 from experiments.counterfactuals import find
 from experiments.counterfactuals.parts import part_discs
 from experiments.reporting.intervals import median_interval, rate
+from experiments.reporting.pages import median
 from experiments.runs.loading import LoadedRun
 from spectra_jax import energy_lift, head_logits, ssim
 from spectra_jax.names import readable_attribute
 
 SHARES = ("valid", "witness_agrees")
-MEDIANS = ("realised", "cosine", "selectivity", "l2", "ssim", "on_manifold", "lift", "seconds")
+MEDIANS = ("realised", "cosine", "selectivity", "l2", "ssim", "on_manifold", "lift")
 
 
 class Places(NamedTuple):
@@ -142,16 +143,26 @@ def _named(run: LoadedRun, features: np.ndarray) -> np.ndarray:
     return np.asarray(jnp.argmax(head_logits(run.model.head(run.params), attributes), axis=-1))
 
 
-def figures(measured: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Shares of all pairs with Wilson intervals; medians over the answers that have the target, by bootstrap."""
-    valid = np.asarray(measured["valid"], bool)
+def figures(measured: Mapping[str, np.ndarray], *, is_control: bool = False) -> dict[str, float]:
+    """Shares of all pairs with Wilson intervals; medians over the answers that have the target, by bootstrap.
+
+    Args:
+        measured: from `measures`.
+        is_control: the images are no answers, and the medians are over all of them.
+
+    Returns:
+        name -> value, with name_low and name_high; the median time alone has no interval, it is that of a few batches.
+    """
+    valid = np.asarray(measured["valid"], bool) | is_control
     values: dict[str, Any] = {"pairs": len(valid)}
+    if np.isfinite(measured["seconds"]).all():
+        values["seconds"] = median(measured["seconds"])
     for name in SHARES:
         flags = measured[name]
         if not np.isnan(np.asarray(flags, float)).any():
             values |= rate(name, int(np.sum(flags)), len(flags))
     for name in MEDIANS:
-        kept = np.asarray(measured[name], float)[valid | (name == "seconds")]
+        kept = np.asarray(measured[name], float)[valid]
         kept = kept[np.isfinite(kept)]
         if len(kept):
             values |= median_interval(name, kept)

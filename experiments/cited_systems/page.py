@@ -1,6 +1,7 @@
 """The comparison as a table, a summary and one page of pictures."""
 
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,11 @@ from experiments.runs.folder import SUMMARY
 from spectra_jax.data import DatasetInfo
 from spectra_jax.logging import write_json
 from spectra_jax.names import readable_class
-from spectra_jax.reporting import Column, Estimate, Picture, Report, new_figure, plot_style
+from spectra_jax.reporting import Column, Estimate, Report, new_figure, plot_style
 from spectra_jax.reporting.page import write_atomically
 
 TABLE = "table.md"
-SHOWN = 12
-ZOOM = 2
+SHOWN = 8  # pairs
 COLUMNS = (
     ("valid", Column("Valid", "%", "Share of all pairs for which the classifier names the target, in 8 bits.", 0)),
     ("realised", Column("Realised / asked", "", "Length of the change of the attributes over that of delta.", 2)),
@@ -36,9 +36,10 @@ COLUMNS = (
     ("seconds", Column("Seconds", "", "For one image of a batch; the first batch includes compilation.", 3)),
 )  # fmt: skip
 NOTE = (
-    "Shares are of all pairs, with Wilson intervals; the others are medians over the valid answers, with bootstrap "
-    "intervals (95 % each). A system that draws its answer anew also pays, in L2 and SSIM, for what the auto-encoder "
-    "cannot draw: compare it with the reconstruction. A real image of the target shows what the last columns can reach."
+    "Shares are of all pairs, with Wilson intervals; the others are medians over the valid answers, of the two "
+    "controls over all, with bootstrap intervals (95 % each). A system that draws its answer anew also pays, in L2 and "
+    "SSIM, for what the auto-encoder cannot draw: compare it with the reconstruction. A real image of the target shows "
+    "what the last columns can reach."
 )
 Figures = Mapping[str, Mapping[str, float]]
 
@@ -79,16 +80,7 @@ def write_page(
         [[row.title, *(_estimate(row.figures, key) for key, _ in COLUMNS)] for row in rows.values()],
         caption=NOTE,
     )
-    titles = ["original", *(row.title for row in rows.values())]
-    shown = [pairs.images, *(row.images for row in rows.values())]
-    pictures = []
-    for place in np.unique(np.linspace(0, len(pairs.rows) - 1, SHOWN).astype(int)):
-        target = readable_class(info.class_names[pairs.target[place]])
-        strip = np.concatenate([_framed(images[place]) for images in shown], axis=1)
-        about = f", asked at {places.attribute[place]}" if places.attribute[place] else ""
-        caption = f"to {target}{about}"
-        pictures.append(Picture(strip, caption, f"{', '.join(titles)}: {caption}"))
-    report.gallery("Side by side", pictures, caption=f"From left to right: {'; '.join(titles)}.", large=True)
+    _add_pictures(report, rows, pairs, places, info)
     report.text(
         f"Auto-encoder: {extra['autoencoder/psnr']:.1f} dB and SSIM {extra['autoencoder/ssim']:.2f} on held-out "
         f"images. The classifier on the concepts of [2] agrees with the classifier itself on "
@@ -99,6 +91,31 @@ def write_page(
     _add_deletion(report, deletion)
     report.provenance(seed=seed, seconds=seconds)
     return report.write(path)
+
+
+def _add_pictures(report: Report, rows: Mapping[str, Row], pairs: Pairs, places: Places, info: DatasetInfo) -> None:
+    """A row for each of a few pairs, a column for each system."""
+    shown = {"Original": pairs.images} | {row.title: row.images for row in rows.values()}
+    chosen = np.unique(np.linspace(0, len(pairs.rows) - 1, SHOWN).astype(int))
+    with plot_style():
+        figure = new_figure(1.25 * len(shown), 1.35 * len(chosen) + 0.6)
+        grid = figure.subplots(len(chosen), len(shown), squeeze=False)
+        for line, place in zip(grid, chosen, strict=True):
+            for axes, (title, images) in zip(line, shown.items(), strict=True):
+                axes.imshow(images[place], interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                if place == chosen[0]:
+                    axes.set_title("\n".join(textwrap.wrap(title, 16)), fontsize=8)
+            asked = f"to {readable_class(info.class_names[pairs.target[place]])}\n{places.attribute[place]}"
+            line[0].set_ylabel("\n".join(textwrap.wrap(asked, 18)), fontsize=7)
+    report.figure(
+        "Side by side",
+        figure,
+        alt=f"{len(chosen)} birds, each beside its answers: {', '.join(shown)}.",
+        caption="A row for each pair; at its left the class asked for and, of the attributes that are to change most, "
+        "the first whose part is visible.",
+        format="png",
+    )
 
 
 def _add_deletion(report: Report, deletion: Mapping[str, np.ndarray]) -> None:
@@ -120,12 +137,6 @@ def _add_deletion(report: Report, deletion: Mapping[str, np.ndarray]) -> None:
     )
 
 
-def _framed(image: np.ndarray) -> np.ndarray:
-    """Enlarged, with a white line to its right."""
-    large = image.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
-    return np.pad(large, ((0, 0), (0, 2 * ZOOM), (0, 0)), constant_values=255)
-
-
 def _number(value: float, column: Column) -> str:
     if not math.isfinite(value):
         return "–"
@@ -135,9 +146,11 @@ def _number(value: float, column: Column) -> str:
 def _cell(values: Mapping[str, float], key: str, column: Column) -> str:
     if key not in values:
         return "–"
-    value, low, high = (_number(values[key + end], column) for end in ("", "_low", "_high"))
-    return f"{value} ({low}–{high})"
+    interval = [_number(values[key + end], column) for end in ("_low", "_high") if key + end in values]
+    return _number(values[key], column) + (f" ({'–'.join(interval)})" if interval and "–" not in interval else "")
 
 
 def _estimate(values: Mapping[str, float], key: str) -> Any:
-    return Estimate(*(values[key + end] for end in ("", "_low", "_high"))) if key in values else None
+    if key not in values or f"{key}_low" not in values:
+        return values.get(key)
+    return Estimate(*(values[key + end] for end in ("", "_low", "_high")))

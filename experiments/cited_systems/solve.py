@@ -63,7 +63,7 @@ def systems(subject: Subject, config: ComparisonConfig, concepts: sarkar.Concept
         "manifold": System(
             "SPECTRA, on the manifold",
             lambda: spectra.search(subject, methods["manifold"], **ours),
-            {**ours, "step_size": spectra.MANIFOLD_STEP},
+            {**ours, "step_size": spectra.MANIFOLD_STEP, "reaim_every": spectra.MANIFOLD_REAIM},
         ),
     }
 
