@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "BUILD.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.md"))
 # These pages begin with a model and data of the reader's; tests of their own run them.
-ELSEWHERE = {"first-ten-minutes.md": "test_first_ten_minutes.py", "foolbox.md": "test_foolbox_attack.py"}
+ELSEWHERE = {
+    "first-ten-minutes.md": "test_first_ten_minutes.py",
+    "foolbox.md": "test_foolbox_attack.py",
+    "pytorch-attacks.md": "test_torch_bridge.py",
+}
 
 
 def name_of(path: Path) -> str:

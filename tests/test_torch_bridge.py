@@ -1,5 +1,8 @@
 """Attacks written for PyTorch on a JAX classifier."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +46,23 @@ def test_tensors_changed_in_place_leave_the_gradient_as_it_was():
     (gradient,) = torch.autograd.grad(loss, tensor)
     expected = jax.grad(lambda x: jnp.sum(logits(x)[:, 2]))(jnp.asarray(images))
     np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what Adversarial Library imports
+def test_the_example_of_the_page_runs(capsys):
+    """docs/pytorch-attacks.md."""
+    pytest.importorskip("adv_lib", reason="Adversarial Library is not installed")
+    page = (Path(__file__).resolve().parents[1] / "docs" / "pytorch-attacks.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    images = drawn_images(8)
+    names = {
+        "logits_fn": logits,
+        "pixels": images,
+        "classes": np.asarray(jnp.argmax(logits(images), axis=-1), np.int64),
+    }
+    exec(compile(block, "pytorch-attacks.md", "exec"), names)
+    assert (names["classifier"](names["found"]).argmax(dim=1).numpy() != names["classes"]).all()
+    assert capsys.readouterr().out == "800 800\n"
 
 
 @pytest.mark.filterwarnings("ignore")  # of what Adversarial Library imports
