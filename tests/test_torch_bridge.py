@@ -55,11 +55,8 @@ def test_the_example_of_the_page_runs(capsys):
     page = (Path(__file__).resolve().parents[1] / "docs" / "pytorch-attacks.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     images = drawn_images(8)
-    names = {
-        "logits_fn": logits,
-        "pixels": images,
-        "classes": np.asarray(jnp.argmax(logits(images), axis=-1), np.int64),
-    }
+    classes = np.asarray(jnp.argmax(logits(images), axis=-1), np.int64)
+    names = {"logits_fn": logits, "pixels": images, "classes": classes}
     exec(compile(block, "pytorch-attacks.md", "exec"), names)
     said, rows = np.asarray(logits(jnp.asarray(names["found"].numpy()))), np.arange(8)
     own = said[rows, classes]
