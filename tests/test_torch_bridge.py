@@ -58,7 +58,7 @@ def test_the_example_of_the_page_runs(capsys):
     classes = np.asarray(jnp.argmax(logits(images), axis=-1), np.int64)
     names = {"logits_fn": logits, "pixels": images, "classes": classes}
     exec(compile(block, "pytorch-attacks.md", "exec"), names)
-    said, rows = np.asarray(logits(jnp.asarray(names["found"].numpy()))), np.arange(8)
+    said, rows = np.array(logits(jnp.asarray(names["found"].numpy()))), np.arange(8)
     own = said[rows, classes]
     said[rows, classes] = -np.inf
     assert (said.max(axis=1) >= own - 1e-3).all()  # FMN ends on the boundary, where rounding decides
