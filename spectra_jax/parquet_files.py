@@ -20,6 +20,7 @@ with extra("experiments"):
 
 # Rows decoded at once hold about so many numbers.
 _NUMBERS_AT_ONCE = 1 << 22
+_BUFFER = 1 << 22  # bytes of a file read at once
 _NUMBERED = re.compile(r"(.*?)[_.]?(\d+)")
 UNNAMED_COLUMNS = "features"  # columns named 0, 1, 2 ...
 
@@ -105,7 +106,8 @@ def _streamed(
 
     def batches(start: int) -> Iterator[tuple[int, np.ndarray]]:
         """From the row group that holds `start`: first row and values of each batch."""
-        with opened() as file, pq.ParquetFile(file) as table:
+        # Buffered ahead, every row group still to come would be held.
+        with opened() as file, pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as table:
             sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
             ends = np.cumsum(sizes)
             group = int(np.searchsorted(ends, start, side="right"))

@@ -48,11 +48,13 @@ LAYERS = {
 # I/O at the edges: these import types, models and each other, never the other way round.
 INPUT_OUTPUT = {
     "array_files",
+    "array_sources",
     "batches",
     "checkpoint",
     "data",
     "features",
     "logging",
+    "parquet_files",
     "reporting",
     "sharding",
     "sweep_files",

@@ -1,7 +1,7 @@
 """The cheap answers of a sweep from files, beside NumPy reading the same file and one matrix product."""
 
+import contextlib
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -94,17 +94,23 @@ def write_problem(args: Args, samples: int, folder: Path) -> None:
 def process(command: list[str], folder: Path) -> tuple[float, float]:
     """Seconds of a process from its start to its end, and its peak memory in GiB."""
     environment = {**os.environ, "SPECTRA_JAX_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    began = time.perf_counter()
+    began, peak = time.perf_counter(), 0.0
     child = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
+    while child.poll() is None:
+        peak = max(peak, _peak(child.pid))
+        time.sleep(0.02)
     if child.returncode:
         raise SystemExit(f"{' '.join(command[:4])} ended with {child.returncode}")
-    return time.perf_counter() - began, _peak(usage)
+    return time.perf_counter() - began, peak
 
 
-def _peak(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss / 2**20
+def _peak(number: int) -> float:
+    """GiB that a running process has held at most; rusage would count what this one holds when it starts another."""
+    with contextlib.suppress(OSError):  # it ended
+        for line in Path(f"/proc/{number}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**20
+    return 0.0
 
 
 def measure(args: Args) -> dict[str, Any]:

@@ -143,10 +143,11 @@ def nearest_and_predicted(
 
 
 def _map_blocks(function: Callable, rows: Any, size: int) -> Any:
-    """function(block) for blocks of `size` rows; the last one begins earlier where they do not come out even."""
+    """function(block) for blocks of at most `size` rows; the last begins earlier where they do not come out even."""
     count = len(jax.tree.leaves(rows)[0])
     if count <= size:
         return function(rows)
+    size = -(-count // -(-count // size))  # as many blocks, of one size: little is done twice
     starts = jnp.minimum(jnp.arange(0, count, size, dtype=jnp.int32), count - size)
     blocks = jax.lax.map(lambda start: function(_block(rows, start, size)), starts)
     left = (count - 1) % size + 1
