@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from experiments.train.__main__ import main as train
 bridge = pytest.importorskip("experiments.attacks.foolbox", reason="needs the extra 'bench'", exc_type=ImportError)
 
 from experiments.robustness import __main__ as robustness  # noqa: E402  (they import foolbox)
+from experiments.robustness import canary  # noqa: E402  (they import foolbox)
 from experiments.robustness import measure as attacking  # noqa: E402  (they import foolbox)
 from experiments.robustness.measure import Attacked, attacks, compare, figures  # noqa: E402
 from experiments.robustness.page import crossing_words, verdict  # noqa: E402
@@ -178,6 +180,12 @@ def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monk
     assert 0 <= summary["lipschitz/certified_accuracy_at_0.2"] <= summary["lipschitz/l2_accuracy_at_0.2"]
     assert "robust/transfer_accuracy" in summary and "plain/certified_accuracy_at_1" not in summary
     assert "attacks found an image below its certified distance" in page and "What is proven" in page
+    assert "CANARY" in page and "no installable package" in page
+    for name in ("plain", "robust", "lipschitz"):
+        assert summary[f"{name}/canary/accuracy"] == summary[f"{name}/clean_accuracy"]
+        assert summary[f"{name}/canary/mr"] == 1 and summary[f"{name}/canary/adms"] is None  # DDN flips all
+        assert summary[f"{name}/canary_as_coded/aed"] < summary[f"{name}/canary/aed"]  # / (N / 2) for / sqrt(N)
+    assert 0 <= summary["plain/canary/otr"] <= 1
 
 
 def test_attacks_of_a_run_are_those_of_foolbox(runs, tmp_path):
@@ -200,6 +208,14 @@ def test_attacks_of_a_run_are_those_of_foolbox(runs, tmp_path):
     np.testing.assert_array_equal(after, one.named_after)
     assert (after[flipped] != one.labels[flipped]).all()
     assert (one.ddn[~one.correct] == 0).all() and not one.l2_flipped[~one.correct].any()
+
+
+def test_figures_of_a_model_by_hand():
+    logits = np.log([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]).astype(np.float32)
+    found = canary.model_figures(jnp.asarray(logits), jnp.asarray([0, 1, 1, 2], jnp.int32))
+    # Class 0: precision 1/2, recall 1; class 1: precision 1, recall 1/2; class 2: both 1.
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert found["accuracy"] == 0.75 and found["confidence"] == pytest.approx((0.5 + 0.8 + 0.3 + 0.6) / 4, rel=1e-5)
 
 
 def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):

@@ -33,8 +33,8 @@ class Args:
     Needs the extra "bench". Every run is attacked with L2 and L-infinity projected gradient descent, DDN and Carlini
     and Wagner's attack on the same images, and with this library's own search; the first run is the one that the others
     are compared with, and on what DDN made of its images. Certified distances stand beside the attacks where the model
-    has a proof. Leaves
-    table.md, summary.json, metrics.jsonl and report.html. Stop it at any moment and repeat the command.
+    has a proof, and CANARY's metrics of DDN's images in a table of their own. Leaves table.md, summary.json,
+    metrics.jsonl and report.html. Stop it at any moment and repeat the command.
 
     Attributes:
         run_dirs: folders of finished trainings on one data set.
@@ -70,6 +70,7 @@ class Args:
 
 def robustness(args: Args) -> Path:
     """Attacks every run and writes what is left; returns the out folder."""
+    from experiments.robustness.canary import canary_figures
     from experiments.robustness.measure import attack_run, compare, figures, transferred
     from experiments.robustness.page import TABLE, write_report, write_results
     from experiments.runs.folder import owned_folder
@@ -95,6 +96,10 @@ def robustness(args: Args) -> Path:
                 differences[name] = compare(attacked[args.run_names[0]], attacked[name], args.attack)
             seconds = time.monotonic() - began
             write_results(out, found, differences, args.attack, seconds=seconds)
+        for name, one in attacked.items():  # last, as each run's images are shown to all the others
+            found[name] |= canary_figures(name, one, runs, args.attack)
+        seconds = time.monotonic() - began
+        write_results(out, found, differences, args.attack, seconds=seconds)
         write_report(out, attacked, found, differences, args.attack, first.info, seconds=seconds)
     console.say((args.out / TABLE).read_text(encoding="utf-8"))
     console.say(f"done in {duration(seconds)}; open {(args.out / 'report.html').resolve().as_uri()}")

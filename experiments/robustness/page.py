@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.attacks.options import AttackConfig
+from experiments.robustness import canary
 from experiments.robustness.measure import Attacked
 from experiments.runs.folder import METRICS, SUMMARY
 from spectra_jax.data import DatasetInfo
@@ -111,8 +112,27 @@ def _markdown(found: Figures, differences: Figures, config: AttackConfig) -> str
     proven += [[name, *(_cell(values, *column) for column in proofs(config))] for name, values in found.items()]
     parts = ["\n".join(f"| {' | '.join(line)} |" for line in rows) for rows in (lines, proven)]
     parts += [crossing_words(found)]
+    rows = canary_rows(found)
+    if rows:
+        lines = [["Run", *(column.name + (", %" if column.unit else "") for _, column in canary.COLUMNS)]]
+        lines += [["---"] * len(lines[0])]
+        lines += [
+            [name, *(_number(values[key], column) for key, column in canary.COLUMNS)] for name, values in rows.items()
+        ]
+        parts += ["\n".join(f"| {' | '.join(line)} |" for line in lines), canary.NOTE]
     parts += [verdict(name, next(iter(found)), differences[name], config) for name in differences]
     return "\n\n".join([*parts, CAVEAT]) + "\n"
+
+
+def canary_rows(found: Figures) -> dict[str, dict[str, float]]:
+    """CANARY's metrics by run, as defined and as coded; none before all runs are attacked."""
+    rows = {}
+    for name, values in found.items():
+        for _, prefix, suffix in canary.PREFIXES:
+            metrics = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+            if metrics:
+                rows[name + suffix] = metrics
+    return rows
 
 
 def crossing_words(found: Figures) -> str:
@@ -180,6 +200,12 @@ def write_report(
         [[name, *(_estimate(values, key) for key, _ in proofs(config))] for name, values in found.items()],
         caption="95 % intervals as above. A certificate is a lower bound on every attack's distance and what an "
         "attack finds an upper one: the truth lies between.",
+    )
+    report.table(
+        "CANARY's metrics of DDN's images",
+        ["Run", *(column for _, column in canary.COLUMNS)],
+        [[name, *(values[key] for key, _ in canary.COLUMNS)] for name, values in canary_rows(found).items()],
+        caption=canary.NOTE,
     )
     report.provenance(seed=config.image_seed, seconds=seconds, data=info.name, date=now())
     return report.write(out / "report.html")
