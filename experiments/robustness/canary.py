@@ -12,7 +12,7 @@ from experiments.attacks.foolbox import foolbox_model
 from experiments.attacks.options import AttackConfig
 from experiments.robustness.measure import Attacked, over_batches
 from experiments.runs.loading import LoadedRun
-from spectra_jax.canary import READINGS, average, deflection, disturbance, transfer_rate
+from spectra_jax.canary import Reading, average, deflection, disturbance, transfer_rate
 from spectra_jax.reporting import Column
 
 MODEL = (
@@ -34,6 +34,12 @@ ATTACK = (
     ("apcr", Column("APCR", "%", "Share of pixels that changed in 8 bits, averaged.", 1)),
     ("alms", Column("ALMS", "", "Multi-scale gradient magnitude similarity deviation, averaged.", 4)),
     ("adms", Column("ADMS", "", "DISTS, averaged: it needs weights of VGG that no installable package ships.", 4)),
+)
+COLUMNS = (*MODEL, *ATTACK)
+# A reading, how its figures begin in summary.json, and what the name of its row ends with.
+PREFIXES: tuple[tuple[Reading, str, str], ...] = (
+    ("as defined", "canary/", ""),
+    ("as coded", "canary_as_coded/", ", as coded"),
 )
 NOTE = (
     "The attack is Foolbox's DDN. Averages are over the images named correctly before, failures included, as the "
@@ -69,20 +75,20 @@ def canary_figures(
     before, after = (jnp.asarray(part) for part in logits(runs[name]))
     turned = deflection(before, after, labels)
     others = [logits(run) for other, run in runs.items() if other != name]
-    transferred = np.nan
+    transferred = float("nan")
     if others:
-        transferred = transfer_rate(*(jnp.asarray(np.stack(part)) for part in zip(*others, strict=True)), labels, valid)
+        theirs, misled = (jnp.asarray(np.stack(part)) for part in zip(*others, strict=True))
+        transferred = float(transfer_rate(theirs, misled, labels, valid))
     common: dict[str, Any] = {"mr": turned.mr, "aiac": turned.aiac, "artc": turned.artc, "otr": transferred,
                               "aqn": config.ddn_steps, "adms": np.nan}  # fmt: skip
     common |= model_figures(before, labels)
     success = valid & (jnp.argmax(after, axis=-1) != labels)
     values: dict[str, float] = {}
-    for reading in READINGS:
-        prefix = "canary" if reading == "as defined" else "canary_as_coded"
+    for reading, prefix, _ in PREFIXES:
         images, reference = jnp.asarray(attacked.pictures), jnp.asarray(attacked.originals)
         found = disturbance(images, reference, reading=reading)._asdict()
         means = {f"a{key}": average(each, valid, success, reading=reading) for key, each in found.items()}
-        values |= {f"{prefix}/{key}": float(value) for key, value in (common | means).items()}
+        values |= {f"{prefix}{key}": float(value) for key, value in (common | means).items()}
     return values
 
 

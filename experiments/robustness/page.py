@@ -114,10 +114,11 @@ def _markdown(found: Figures, differences: Figures, config: AttackConfig) -> str
     parts += [crossing_words(found)]
     rows = canary_rows(found)
     if rows:
-        shown = (*canary.MODEL, *canary.ATTACK)
-        lines = [["Run", *(column.name + (", %" if column.unit else "") for _, column in shown)]]
+        lines = [["Run", *(column.name + (", %" if column.unit else "") for _, column in canary.COLUMNS)]]
         lines += [["---"] * len(lines[0])]
-        lines += [[name, *(_number(values[key], column) for key, column in shown)] for name, values in rows.items()]
+        lines += [
+            [name, *(_number(values[key], column) for key, column in canary.COLUMNS)] for name, values in rows.items()
+        ]
         parts += ["\n".join(f"| {' | '.join(line)} |" for line in lines), canary.NOTE]
     parts += [verdict(name, next(iter(found)), differences[name], config) for name in differences]
     return "\n\n".join([*parts, CAVEAT]) + "\n"
@@ -127,7 +128,7 @@ def canary_rows(found: Figures) -> dict[str, dict[str, float]]:
     """CANARY's metrics by run, as defined and as coded; none before all runs are attacked."""
     rows = {}
     for name, values in found.items():
-        for prefix, suffix in (("canary/", ""), ("canary_as_coded/", ", as coded")):
+        for _, prefix, suffix in canary.PREFIXES:
             metrics = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
             if metrics:
                 rows[name + suffix] = metrics
@@ -200,11 +201,10 @@ def write_report(
         caption="95 % intervals as above. A certificate is a lower bound on every attack's distance and what an "
         "attack finds an upper one: the truth lies between.",
     )
-    canary_columns = (*canary.MODEL, *canary.ATTACK)
     report.table(
         "CANARY's metrics of DDN's images",
-        ["Run", *(column for _, column in canary_columns)],
-        [[name, *(values[key] for key, _ in canary_columns)] for name, values in canary_rows(found).items()],
+        ["Run", *(column for _, column in canary.COLUMNS)],
+        [[name, *(values[key] for key, _ in canary.COLUMNS)] for name, values in canary_rows(found).items()],
         caption=canary.NOTE,
     )
     report.provenance(seed=config.image_seed, seconds=seconds, data=info.name, date=now())
