@@ -2,7 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,9 +99,14 @@ def _answers(
     count, width = last - first, problem.features.shape[1]
     num_blocks = -(-count * width // _NUMBERS_AT_ONCE)
     size, exact = -(-count // num_blocks), False
-    for start, stop in ((first + start, first + stop) for start, stop in blocks(count, size)):
+
+    def read(start: int, stop: int) -> np.ndarray:
         rows = _working(problem.features.read(start, stop), problem.head.weights.dtype)
         digest.update(np.ascontiguousarray(rows).view(np.uint8))
+        return rows
+
+    spans = [(first + start, first + stop) for start, stop in blocks(count, size)]
+    for (start, _), rows in zip(spans, _read_ahead(read, spans), strict=True):
         filled = rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
         found, predicted, twins = nearest_and_predicted(problem.head, filled, exact=exact)
         if not exact and bool(twins):  # compiled only for heads that need it
@@ -107,6 +114,18 @@ def _answers(
             found, predicted, _ = nearest_and_predicted(problem.head, filled, exact=True)
         leaves = (predicted, found.target, found.distance, found.attackability)
         yield start, rows, tuple(np.asarray(leaf)[: len(rows)] for leaf in leaves)
+
+
+def _read_ahead(read: Callable[[int, int], np.ndarray], spans: Iterable[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """The rows of each span, the next of which are read while the caller works on these."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        ahead: deque[Future[np.ndarray]] = deque()
+        for span in spans:
+            ahead.append(reader.submit(read, *span))
+            if len(ahead) > 1:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _working(rows: np.ndarray, dtype: Any) -> np.ndarray:
