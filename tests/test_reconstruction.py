@@ -19,6 +19,7 @@ from experiments.reconstruct.__main__ import main as reconstruct
 from experiments.runs import folder as run_folder
 from experiments.runs import loading
 from experiments.train.__main__ import main as train
+from experiments.training import generator
 from spectra_jax.logging import read_metrics
 from spectra_jax.losses import reconstruction_loss
 from spectra_jax.models import build_decoder, build_model
@@ -223,9 +224,9 @@ def test_stopped_decoder_resumes_bitwise(runs, tmp_path, monkeypatch):
             if step == stop_at:
                 raise Interrupted
 
-        original = solve.fit
+        original = generator.fit
         with monkeypatch.context() as patch:
-            patch.setattr(solve, "fit", lambda *a, **k: original(*a, **{**k, "on_step": fail}))
+            patch.setattr(generator, "fit", lambda *a, **k: original(*a, **{**k, "on_step": fail}))
             return solve.train_decoder(
                 decoder, start, split, held_out, config, out, seed=0, console=solve.Console(quiet=True)
             )

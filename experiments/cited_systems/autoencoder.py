@@ -1,15 +1,13 @@
 """The auto-encoder that the cited systems share: trained once for a data set, whichever model is explained."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 
 from experiments.cited_systems.options import AutoEncoderConfig
@@ -17,15 +15,16 @@ from experiments.cli.command import UserError
 from experiments.cli.devices import cache_dir
 from experiments.runs.folder import owned_folder
 from experiments.runs.record import Record
-from experiments.runs.signals import stop_on_signals
+from experiments.training import generator
+from experiments.training.generator import in_chunks
 from spectra_jax import psnr, ssim
 from spectra_jax.data import Dataset, array_batches
 from spectra_jax.logging import Console
 from spectra_jax.models import AutoEncoder, Params, build_autoencoder
-from spectra_jax.training import TrainState, fit
+from spectra_jax.training import TrainState
+from spectra_jax.types import AnyBatch
 
 SSIM_WEIGHT = 0.1
-CHUNK = 32  # images that pass it at once
 EVERY = 100  # steps between two checkpoints
 
 
@@ -73,10 +72,7 @@ def trained_autoencoder(
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     images = dataset.arrays("train", image_size=image_size).inputs.astype(np.float32) / 255
     params = model.init(jax.random.key(seed))
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.steps // 20, max(config.steps, config.steps // 20 + 1)
-    )
-    optimizer = optax.adam(schedule)
+    optimizer = generator.make_optimizer(config.learning_rate, config.steps)
     first = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key(seed))
     nothing = np.zeros((len(images), 1), np.float32)
     batches = array_batches(
@@ -85,26 +81,12 @@ def trained_autoencoder(
     )  # fmt: skip
     with owned_folder(cache_dir() / "autoencoders" / name, "experiments.cited_systems", about) as folder:
         record = Record(folder, first, console=console)
-        with (
-            contextlib.closing(batches),
-            contextlib.closing(record),
-            stop_on_signals() as stop,
-            console.progress("training the auto-encoder", config.steps, start=record.progress.step) as task,
-        ):
-            state, progress = fit(
-                record.state,
-                _make_step(model, optimizer),
-                batches,
-                num_steps=config.steps,
-                steps_per_epoch=batches.batches_per_epoch,
-                progress=record.progress,
-                log=record.log,
-                save=record.save,
-                save_every=EVERY,
-                should_stop=stop,
-                on_step=lambda step: task.update(step, record.remark),
-            )
-    if progress.step < config.steps:
+        step = generator.make_step(lambda p, fixed, batch: _loss(model, p, batch), {}, optimizer)
+        state, code = generator.train(
+            record, record.state, step, batches,
+            title="training the auto-encoder", num_steps=config.steps, every=EVERY, console=console,
+        )  # fmt: skip
+    if code:
         raise KeyboardInterrupt
     trained = Trained(model, state.params)
     return Trained(model, model.with_statistics(state.params, trained.encode(images)))
@@ -115,21 +97,8 @@ def autoencoder_loss(images: Float[Array, "b h w 3"], reference: Float[Array, "b
     return jnp.mean(jnp.abs(images - reference)) + SSIM_WEIGHT * (1 - jnp.mean(ssim(images, reference)))
 
 
-def _make_step(model: AutoEncoder, optimizer: optax.GradientTransformation) -> Any:
-    def loss_fn(params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, ""]:
-        return autoencoder_loss(model.decode(params, model.encode(params, images)), images)
-
-    def step(state: TrainState, images: Float[Array, "b h w 3"]) -> tuple[TrainState, dict[str, Array]]:
-        loss, gradient = jax.value_and_grad(loss_fn)(state.params, images)
-        norm = optax.tree.norm(gradient)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
-            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": norm, "finite": jnp.isfinite(loss) & jnp.isfinite(norm)}
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
-
-    jitted = jax.jit(step, donate_argnums=0)
-    return lambda state, batch: jitted(state, batch.inputs)
+def _loss(model: AutoEncoder, params: Params, batch: AnyBatch) -> Float[Array, ""]:
+    return autoencoder_loss(model.decode(params, model.encode(params, batch.inputs)), batch.inputs)
 
 
 def reconstruction_figures(trained: Trained, images: Float[np.ndarray, "N h w 3"]) -> dict[str, np.ndarray]:
@@ -137,13 +106,3 @@ def reconstruction_figures(trained: Trained, images: Float[np.ndarray, "N h w 3"
     said = jnp.asarray(trained.reconstruct(images))
     reference = jnp.asarray(images)
     return {"psnr": np.asarray(psnr(said, reference)), "ssim": np.asarray(ssim(said, reference))}
-
-
-def in_chunks(apply: Any, params: Params, rows: np.ndarray) -> np.ndarray:
-    """apply(params, rows) in wrapped chunks of one size, so that it is compiled once."""
-    parts = []
-    for start in range(0, len(rows), CHUNK):
-        part = rows[start : start + CHUNK]
-        wrapped = np.resize(np.arange(len(part)), CHUNK)
-        parts.append(np.asarray(apply(params, jnp.asarray(part[wrapped])))[: len(part)])
-    return cast(np.ndarray, np.concatenate(parts))

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from experiments.cited_systems.autoencoder import Trained, in_chunks
+from experiments.cited_systems.autoencoder import Trained
 from experiments.runs.loading import LoadedRun
+from experiments.training.generator import in_chunks
 from spectra_jax import Head, head_logits, projection_perturbation
 from spectra_jax.inversion.encoder import Lead, lead_of
 

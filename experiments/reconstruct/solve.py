@@ -1,6 +1,5 @@
 """Decoding the attributes of a trained run: the examples, the decoder's training and its figures."""
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -15,16 +14,15 @@ from experiments.reconstruct.options import DecoderConfig
 from experiments.runs.inputs import make_inputs
 from experiments.runs.loading import LoadedRun
 from experiments.runs.record import Record
-from experiments.runs.signals import stop_on_signals
+from experiments.training import generator
+from experiments.training.generator import in_chunks
 from spectra_jax import head_logits, psnr, reconstruction_loss, ssim
 from spectra_jax.data import array_batches
 from spectra_jax.logging import Console
 from spectra_jax.models import Decoder, Params
-from spectra_jax.training import Metrics, TrainState, fit, make_eval_step, predict
+from spectra_jax.training import Metrics, TrainState, make_eval_step, predict
 from spectra_jax.types import AnyBatch
 
-# Rows given to the decoder or the classifier at once.
-CHUNK = 64
 # Of the test split; running the backbone on every image twice would take longer than training the decoder.
 CLASSIFIED = 384
 # Steps between two looks at the validation split, and two checkpoints, of a decoder in training.
@@ -140,10 +138,7 @@ def train_decoder(
         The parameters of the best PSNR on `held_out`; the step at which they were reached, 0 for the start; and 0 or
         the exit code where the user stopped it.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.steps // 20, max(config.steps, config.steps // 20 + 1)
-    )
-    optimizer = optax.adam(schedule)
+    optimizer = generator.make_optimizer(config.learning_rate, config.steps)
     batches = array_batches(
         train.images,
         train.attributes,
@@ -180,28 +175,18 @@ def train_decoder(
             best = keep(network, found, record.progress.step, best.state)
         return {"validation": {"reconstruction_psnr": found}}
 
-    with (
-        contextlib.closing(batches),
-        contextlib.closing(record),
-        stop_on_signals() as stop,
-        console.progress("training the decoder", config.steps, start=record.progress.step) as task,
-    ):
-        _, progress = fit(
-            best.state,
-            make_decoder_step(decoder, start, optimizer),
-            batches,
-            num_steps=config.steps,
-            steps_per_epoch=batches.batches_per_epoch,
-            progress=record.progress,
-            log=record.log,
-            evaluate=look,
-            evaluate_every=EVERY,
-            save=lambda state, progress: record.save(cast(Any, best._replace(state=state)), progress),
-            save_every=EVERY,
-            should_stop=stop,
-            on_step=lambda step: task.update(step, record.remark),
-        )
-    code = 0 if progress.step == config.steps else stop.exit_code
+    _, code = generator.train(
+        record,
+        best.state,
+        make_decoder_step(decoder, start, optimizer),
+        batches,
+        title="training the decoder",
+        num_steps=config.steps,
+        every=EVERY,
+        console=console,
+        evaluate=look,
+        save=lambda state, progress: record.save(cast(Any, best._replace(state=state)), progress),
+    )
     return {**start, "network": best.params}, int(best.step), code
 
 
@@ -220,33 +205,12 @@ def make_decoder_step(
         images = decoder.decode({**fixed, "network": network}, batch.attributes)
         return reconstruction_loss(images, batch.inputs, valid=batch.valid)
 
-    def step(state: TrainState, fixed: Params, batch: AnyBatch) -> tuple[TrainState, Metrics]:
-        loss, gradient = jax.value_and_grad(loss_fn)(state.params, fixed, batch)
-        norm = optax.tree.norm(gradient)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
-            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": norm, "finite": jnp.isfinite(loss) & jnp.isfinite(norm)}
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
-
-    jitted = jax.jit(step, donate_argnums=0)
-    fixed = {name: part for name, part in start.items() if name != "network"}
-    return lambda state, batch: jitted(state, fixed, batch)
+    return generator.make_step(loss_fn, {name: part for name, part in start.items() if name != "network"}, optimizer)
 
 
 def decode_all(decoder: Decoder, params: Params, attributes: Float[np.ndarray, "N n"]) -> Float[np.ndarray, "N h w 3"]:
     """The decoder's images of any number of attribute vectors."""
-    return _in_chunks(jax.jit(decoder.decode), params, attributes)
-
-
-def _in_chunks(apply: Callable[[Params, Any], jax.Array], params: Params, rows: np.ndarray) -> np.ndarray:
-    """apply(params, rows) in padded chunks of one size, so that it is compiled once."""
-    parts = []
-    for start in range(0, len(rows), CHUNK):
-        part = rows[start : start + CHUNK]
-        padded = np.concatenate([part, np.zeros((CHUNK - len(part), *part.shape[1:]), part.dtype)])
-        parts.append(np.asarray(apply(params, padded))[: len(part)])
-    return np.concatenate(parts)
+    return in_chunks(jax.jit(decoder.decode), params, attributes)
 
 
 def class_means(train: Examples, num_classes: int) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "c h w 3"]]:
@@ -296,6 +260,6 @@ def reconstruction_figures(
 
     apply = jax.jit(classify)
     for name, images in (("reconstruction", decoded), ("shrunk", test.images)):
-        said = _in_chunks(apply, run.params, images[chosen])
+        said = in_chunks(apply, run.params, images[chosen])
         figures[f"test/{name}_class_accuracy"] = float(np.mean(said == test.labels[chosen]))
     return figures
