@@ -75,7 +75,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), test tools included (about 1 GB; a minute or two the first time)"
-	$(PIP_INSTALL) --editable '.[experiments,pretrained,explore,test,bench,canary]'
+	$(PIP_INSTALL) --editable '.[experiments,pretrained,explore,test,bench,canary,docs]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-docs: $(VENV)/.created pyproject.toml constraints.txt

@@ -3,6 +3,8 @@
 import importlib
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,17 @@ def test_pages_link_to_what_is_there(path):
     assert [name for name in paths if not (ROOT / name).exists()] == []
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+
+
+def test_site_builds_without_a_warning(tmp_path):
+    """All of `make docs` but its notebooks, whose cells need an execution to have a language."""
+    pytest.importorskip("sphinx")
+    options = ["nb_execution_mode=off", "suppress_warnings=myst.xref_missing_outside,myst-nb.lexer"]
+    sphinx = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    settings = [word for option in options for word in ("-D", option)]
+    done = subprocess.run([*sphinx, *settings, ROOT / "docs", tmp_path], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "api.html").exists()
 
 
 def test_every_public_name_is_in_the_reference():
