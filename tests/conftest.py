@@ -6,6 +6,14 @@ from pathlib import Path
 # Four virtual devices let the sharding tests run on any machine; one XLA flag set before jax initialises.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 
+# Four fifths of the suite's time are compilations. Both processes and those that tests start share what is compiled, a
+# repeated run finds it again, and what is run once on small arrays is not worth optimising: see `optimized`.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import pytest
 
@@ -32,9 +40,16 @@ def cache_of_its_own(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_programs_of_one_file():
-    """Drops what a file compiled: a program takes several memory maps, of which Linux allows a process 65,530."""
+def compiled_programs_of_one_file(request):
+    """Compiles a file marked `optimized` as a user would; drops what a file compiled.
+
+    A program takes several memory maps, of which Linux allows a process 65,530.
+    """
+    before = jax.config.values["jax_disable_most_optimizations"]
+    if request.node.get_closest_marker("optimized"):
+        jax.config.update("jax_disable_most_optimizations", False)
     yield
+    jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()
 
 

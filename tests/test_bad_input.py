@@ -179,7 +179,6 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad-input")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         birds = generate(folder / "birds", num_classes=3, images_per_class=12, workers=1, progress=False)
         command = ["--model", "linear", "--data-dir", str(birds), "--run-dir", str(folder / "run"), "--epochs", "1"]
         assert train.main([*command, "--quiet"]) == 0

@@ -14,8 +14,9 @@ import spectra_jax as sj
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "BUILD.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.md"))
-# These pages begin with a model and data of the reader's; tests of their own run them.
+# Tests of their own run these: most begin with a model and data of the reader's.
 ELSEWHERE = {
+    "README.md": "test_docs.py",
     "first-ten-minutes.md": "test_first_ten_minutes.py",
     "foolbox.md": "test_foolbox_attack.py",
     "pytorch-attacks.md": "test_torch_bridge.py",

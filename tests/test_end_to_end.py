@@ -24,7 +24,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         birds = generate(folder / "birds", num_classes=4, images_per_class=16, workers=1, progress=False)
         command = [
             *("--data-dir", str(birds), "--run-dir", str(folder / "run"), "--model", "linear"),
@@ -99,7 +98,6 @@ def test_repeating_the_command_changes_no_result(finished):
 
 def test_invert_takes_classes_by_name_and_suggests_near_ones(finished, tmp_path, monkeypatch):
     folder, _ = finished
-    monkeypatch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
     names = load_run(folder / "run").info.class_names
     base = ["--run-dir", str(folder / "run"), "--num-pairs", "2", "--batch-size", "2", "--quiet"]
     out = tmp_path / "out"

@@ -13,6 +13,8 @@ import spectra_jax as sj
 from spectra_jax.perturbations import pair_search
 from spectra_jax.perturbations.geometry import relative_logits
 
+pytestmark = pytest.mark.optimized
+
 exactness = pytest.importorskip("experiments.benchmarks.exactness", reason="needs the extra 'bench'")
 CASES = Path(__file__).resolve().parents[1].parent / "shared" / "cases"
 PAIRS = 40
@@ -26,12 +28,17 @@ def check(family, dtype, pairs=PAIRS):
     assert count.worst <= (1e-4 if dtype == np.float32 else 1e-7)
 
 
-@pytest.mark.parametrize("apart", ["0.001", "0.0001", "1e-05", "1e-06", "1e-07"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "apart", ["0.001", pytest.param("0.0001", marks=SLOW), pytest.param("1e-05", marks=SLOW), "1e-06", "1e-07"]
+)
 def test_float32_is_right_on_heads_with_twin_classes(apart):
     check(FAMILIES[f"twins {apart} apart"], np.float32)
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.5])
+@pytest.mark.parametrize("margin", [pytest.param(0.0, marks=SLOW), 0.5])
 def test_float32_is_right_on_a_trained_head_with_twin_classes(margin):
     if not (CASES / "near_equal_rows_head.npz").exists():
         pytest.skip(f"the trained head is not in {CASES}")
@@ -44,7 +51,9 @@ def test_duplicate_rows_tie_without_a_margin_and_never_win_by_one():
     check(FAMILIES["duplicate rows"], np.float32)
 
 
-@pytest.mark.parametrize("name", ["tiny weights", "huge weights", "500 classes, 4 attributes, margin 10"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("tiny weights", marks=SLOW), "huge weights", "500 classes, 4 attributes, margin 10"]
+)
 def test_float32_is_right_at_any_scale_and_where_most_regions_are_empty(name):
     check(FAMILIES[name], np.float32)
 
@@ -159,7 +168,7 @@ def test_a_second_call_compiles_nothing(name):
     assert second.number == 0
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=SLOW)])
 def test_more_active_rivals_than_the_evidence_holds_keep_the_value_and_lose_the_derivatives(dtype):
     """All 99 rivals of a class of a simplex are active; see `exact.max_slots`."""
     with jax.enable_x64(dtype == np.float64):

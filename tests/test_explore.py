@@ -342,11 +342,9 @@ def test_two_tabs_at_once_get_their_own_answers(client, session):
 def run_dir(tmp_path_factory):
     """The smallest model, trained for an instant on a few drawn birds."""
     folder = tmp_path_factory.mktemp("explore")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
-        birds = generate(folder / "birds", num_classes=4, images_per_class=16, workers=1, progress=False)
-        command = ["--model", "linear", "--data-dir", str(birds), "--run-dir", str(folder / "run"), "--epochs", "2"]
-        assert train.main([*command, "--quiet"]) == 0
+    birds = generate(folder / "birds", num_classes=4, images_per_class=16, workers=1, progress=False)
+    command = ["--model", "linear", "--data-dir", str(birds), "--run-dir", str(folder / "run"), "--epochs", "2"]
+    assert train.main([*command, "--quiet"]) == 0
     return folder / "run"
 
 

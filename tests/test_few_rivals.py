@@ -10,6 +10,8 @@ import pytest
 import spectra_jax as sj
 from spectra_jax.perturbations.few_rivals import few_rivals, make_rivals
 
+pytestmark = pytest.mark.optimized
+
 NUM_CLASSES, NUM_ATTRIBUTES = 2100, 20  # many, and no whole groups of classes
 
 

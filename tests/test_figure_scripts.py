@@ -31,7 +31,6 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         birds = generate(folder / "birds", num_classes=4, images_per_class=16, workers=1, progress=False)
         command = ["--model", "linear", "--data-dir", str(birds), "--run-dir", str(folder / "run"), "--epochs", "6"]
         assert train.main([*command, "--quiet"]) == 0

@@ -66,7 +66,6 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inversion-benchmark")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         birds = generate(folder / "birds", num_classes=3, images_per_class=12, workers=1, progress=False)
         for seed in ("0", "1"):
             command = ["--model", "linear", "--data-dir", str(birds), "--run-dir", str(folder / seed), "--epochs", "1"]

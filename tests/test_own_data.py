@@ -312,10 +312,8 @@ def run_dir(data_dir, tmp_path_factory):
         *("--data-dir", str(data_dir), "--run-dir", str(folder / "run"), "--image-size", "32", "--quiet"),
         *("--model", "linear", "--epochs", "4", "--num-pairs", "4", "--batch-size", "4"),
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
-        assert quickstart.main(command) == 0
-        yield folder / "run"
+    assert quickstart.main(command) == 0
+    yield folder / "run"
 
 
 def about_the_data(folder):

@@ -152,7 +152,6 @@ def birds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("claims")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         source = generate(folder / "birds", num_classes=CLASSES, images_per_class=10, workers=1, progress=False)
         for seed in (0, 1):
             command = ["--model", "linear", "--data-dir", str(source), "--run-dir", str(folder / f"run{seed}")]

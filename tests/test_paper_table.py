@@ -7,7 +7,6 @@ import json
 import re
 import signal
 
-import jax
 import numpy as np
 import pytest
 
@@ -26,7 +25,6 @@ from spectra_jax.logging import read_metrics
 
 pytestmark = pytest.mark.slow
 
-COMPILATION_CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 NAMES = ("linear/plain", "linear/stability", "cnn/plain", "cnn/stability")
 
 
@@ -51,13 +49,8 @@ def finished(tmp_path_factory):
     """Two models, both variants, two seeds of the cheap one; stopped in a training and between two batches of pairs."""
     folder = tmp_path_factory.mktemp("table")
     out = folder / "out"
-    # Plain and stability-trained rows share most programs: as in real use, each is compiled once.
-    before = {name: getattr(jax.config, name) for name in COMPILATION_CACHE}
-    for name, value in zip(COMPILATION_CACHE, (str(folder / "compiled"), 0.2), strict=True):
-        jax.config.update(name, value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         # In place of the network, a second linear model on smaller images: it compiles in a fraction of the time.
         small = dataclasses.replace(PLANS["linear"].train, image_size=16)
         patch.setitem(PLANS, "cnn", PLANS["cnn"]._replace(train=small))
@@ -78,8 +71,6 @@ def finished(tmp_path_factory):
         stored = {path.name: path.stat().st_mtime_ns for path in pairs.glob("pairs-*.npz")}
         assert kept and kept.items() <= stored.items()
         yield out, command
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def read_summary(out):

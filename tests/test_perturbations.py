@@ -10,7 +10,7 @@ from oracles import region_distances
 
 import spectra_jax as sj
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.optimized]
 
 
 def random_problem(seed, num_samples, num_classes, num_attributes, bias=False):

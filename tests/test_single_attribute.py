@@ -11,6 +11,8 @@ import spectra_jax as sj
 from spectra_jax.perturbations import envelope
 from spectra_jax.perturbations.geometry import relative_logits
 
+pytestmark = pytest.mark.optimized
+
 # The margin is known while tracing, or it is not: the two compile to different code.
 best_known = jax.jit(sj.best_single_attributes, static_argnames=("margin",))
 best = jax.jit(sj.best_single_attributes)

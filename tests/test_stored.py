@@ -27,8 +27,6 @@ def trained(tmp_path_factory):
     command = ["--model", "linear", "--epochs", "1", "--image-size", "12", "--data-dir", str(birds), "--quiet"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRA_JAX_CACHE", str(folder / "cache"))
-        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
-        patch.setattr("experiments.cli.devices.use_compilation_cache", lambda: None)
         assert train.main([*command, "--run-dir", str(folder / "run")]) == 0
         yield folder / "run", command
 

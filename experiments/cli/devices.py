@@ -31,7 +31,12 @@ def cache_dir() -> Path:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs. A script's choice: the library itself never touches jax.config."""
+    """Keeps compiled programs between runs, where the user has not said (JAX_COMPILATION_CACHE_DIR) where to keep them.
+
+    A script's choice: the library itself never touches jax.config.
+    """
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return
     folder = cache_dir() / "compiled"
     try:
         folder.mkdir(parents=True, exist_ok=True)
