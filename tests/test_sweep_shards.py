@@ -93,6 +93,22 @@ def test_a_finished_shard_is_not_done_again_and_another_input_is_refused(tmp_pat
         run(tmp_path / "out", source, "0/2")
 
 
+@pytest.mark.parametrize("column", ["ids", "labels"])
+def test_a_shard_answered_with_other_ids_or_labels_counts_as_missing(tmp_path, source, column, capsys):
+    for number in (0, 1):
+        assert run(tmp_path / "out", source, f"{number}/2") == 0
+    with np.load(source.features) as arrays:
+        changed = arrays[column].copy()
+        changed[-1] = 0 if changed[-1] else 1
+        np.savez(source.features, **{**arrays, column: changed})
+    merge = Args(tmp_path / "out", source, shards=ShardConfig(merge=True))
+    assert sweep(merge) == 1
+    assert "missing: --shard 1/2" in capsys.readouterr().err
+    assert run(tmp_path / "out", source, "1/2") == 0  # answered anew
+    assert sweep(merge) == 0
+    assert pq.read_table(tmp_path / "out" / "nearest.parquet").num_rows == NUM_SAMPLES
+
+
 def test_shards_do_not_wait_for_each_other_but_nobody_takes_the_same(tmp_path, source):
     with solving.sweep_folder(tmp_path / "out", {"a": 1}, part="shard-0"):
         with solving.sweep_folder(tmp_path / "out", {"a": 1}, part="shard-1"):

@@ -98,11 +98,11 @@ def solve_shard(problem: Problem, shard: Shard, out: Path, *, console: Console) 
         console.say(f"{shard.name} has no samples: there are {problem.features.shape[0]}")
         return
     with owned_folder(out, MADE_BY, options, part=shard.name) as folder:
-        if _finished(shard, folder, options) is not None:
+        if _finished(shard, problem, folder, options) is not None:
             console.say(f"{shard.name} is finished already")
             return
         found = find_nearest(problem, console=console, rows=(start, stop))
-        record = {**options, "start": start, "stop": stop, "rows": found.fingerprint, "seconds": found.seconds}
+        record = _expected(shard, problem, options) | {"rows": found.fingerprint, "seconds": found.seconds}
         try:
             write_tables(shard.path(folder), [nearest_table(problem, found)], record)
         except OSError as error:
@@ -154,7 +154,7 @@ def merge_shards(problem: Problem, out: Path, options: dict[str, Any]) -> tuple[
         UserError: nothing is complete, or there are files of several numbers of shards.
     """
     every = [shard for shard in _shards(out) if len(set(shard.rows(options["samples"]))) == 2]
-    records = {shard: _finished(shard, out, options) for shard in every}
+    records = {shard: _finished(shard, problem, out, options) for shard in every}
     there = {shard: record for shard, record in records.items() if record is not None}
     if not there:
         raise UserError(f"--merge: {out / FOLDER} holds no finished shard of this input. Run --shard first.")
@@ -184,14 +184,25 @@ def _shards(out: Path) -> list[Shard]:
     return [Shard(number, of) for of in numbers for number in range(of)]
 
 
-def _finished(shard: Shard, folder: Path, options: dict[str, Any]) -> dict[str, Any] | None:
-    """What was recorded with a shard; None unless its file is whole and of this input."""
+def _expected(shard: Shard, problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
+    """What the record of a shard says of its input: that of all, its rows, and their ids and labels."""
     start, stop = shard.rows(options["samples"])
+    digest = hashlib.sha256(b"" if problem.ids is None else problem.ids[start:stop].astype("U").tobytes())
+    if problem.labels is not None:
+        try:
+            digest.update(np.asarray(problem.labels.read(start, stop), np.int64).tobytes())
+        except SourceError as error:
+            raise UserError(str(error)) from error
+    return {**options, "start": start, "stop": stop, "ids_and_labels": digest.hexdigest()}
+
+
+def _finished(shard: Shard, problem: Problem, folder: Path, options: dict[str, Any]) -> dict[str, Any] | None:
+    """What was recorded with a shard; None unless its file is whole and of this input."""
     record = read_record(shard.path(folder))
-    wanted = {**options, "start": start, "stop": stop}
-    if record is None or {name: record.get(name) for name in wanted} != wanted:
+    if record is None:
         return None
-    return record
+    wanted = _expected(shard, problem, options)
+    return record if {name: record.get(name) for name in wanted} == wanted else None
 
 
 def _in_words(shard: Shard, count: int) -> str:
