@@ -35,7 +35,7 @@ class Args:
     Memory does not depend on the number of pairs. On a CPU every core solves samples of its own, with the same
     answers; JAX_NUM_CPU_DEVICES=1 makes one device of all cores. After Ctrl-C or a kill, repeat the command: finished
     files are kept. On several hosts start it once on each with the same --out on a shared disk; or, where they need not
-    know each other, with --shard i/n, and --merge after them (docs/cluster.md).
+    know each other, with --shard i/n, and --merge after them, or all of it by --ray n (docs/cluster.md).
 
     Attributes:
         out: the folder to write; made if absent.
@@ -72,29 +72,32 @@ def sweep(args: Args) -> int:
     began = time.monotonic()
     console = Console(quiet=args.quiet or jax.process_index() > 0)
     shard = chosen_shard(args.shards)
+    merging = args.shards.merge or args.shards.ray > 0
 
     def prepare() -> tuple[Problem, SolveConfig, Nearest | None]:
         problem = open_problem(args.source, args.questions.precision)
         console.say(problem.sources)
         check_options(args.questions, problem)
         config = with_methods(args.questions, problem)
-        if shard is not None or (args.shards.merge and not config.methods) or jax.process_index() > 0:
+        if shard is not None or (merging and not config.methods) or jax.process_index() > 0:
             return problem, config, None
         return problem, config, find_nearest(problem, console=console)  # seconds of work: one process does it
 
     problem, config, found = together(prepare)
     if found is not None:
         show_nearest(problem, found, console)
+    if args.shards.ray:
+        from experiments.sweep_attackability.ray_cluster import solve_on_cluster
+
+        solve_on_cluster(args, args.shards.ray, console=console)
     if config.methods:
         from experiments.sweep_attackability.all_pairs import solve_all
 
-        return solve_all(
-            problem, config, found, args.out, shard=shard, merge=args.shards.merge, console=console, began=began
-        )
+        return solve_all(problem, config, found, args.out, shard=shard, merge=merging, console=console, began=began)
     if shard is not None:
         solve_shard(problem, shard, args.out, console=console)
         return 0
-    if args.shards.merge:
+    if merging:
         return merge(problem, args.out, console=console, began=began)
     cost = estimate_cost(problem, ALL_PAIRS)
     with sweep_folder(args.out, nearest_options(problem, found)) as folder:
@@ -108,18 +111,25 @@ def sweep(args: Args) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    args = parse(Args, arguments, "sweep_attackability")
+def prepare_jax(args: Args) -> None:
+    """Settings of the process that computes."""
     import jax
 
-    from experiments.cli.devices import join_hosts, one_device_a_core, use_compilation_cache
+    from experiments.cli.devices import one_device_a_core, use_compilation_cache
 
     use_compilation_cache()
     one_device_a_core()
-    join_hosts(args.hosts)
     if args.questions.precision == "float64":
         jax.config.update("jax_enable_x64", True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    args = parse(Args, arguments, "sweep_attackability")
+    from experiments.cli.devices import join_hosts
+
+    prepare_jax(args)
+    join_hosts(args.hosts)
     code = sweep(args)
     print(args.out)
     return code

@@ -69,13 +69,20 @@ class ShardConfig:
             like with one --out, in any order, on any machine; a repeated one is finished at once.
         merge: read what the shards have finished, write the tables and the report, and name the shards that are
             missing; the command ends with 1 where some are.
+        ray: answer all samples in so many shards on the Ray cluster that RAY_ADDRESS names, or on the cores of this
+            machine, and merge them (extra "ray").
     """
 
     shard: str = ""
     merge: bool = False
+    ray: int = 0
 
     def check(self) -> None:
         """Raises UserError unless there is such a shard."""
+        if self.ray < 0:
+            raise UserError(f"--ray {self.ray}: expected a number of shards, e.g. 32")
+        if self.ray and (self.shard or self.merge):
+            raise UserError("--ray answers all shards and merges them: leave --shard and --merge out.")
         if not self.shard:
             return
         if self.merge:
