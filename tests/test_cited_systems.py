@@ -3,14 +3,16 @@
 import json
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special, stats
 from scipy.optimize import minimize
 
 import spectra_jax as sj
 from data_prep.synthetic_birds import generate
-from experiments.cited_systems import apicella, measure, sarkar, shukla
+from experiments.cited_systems import apicella, cf_cbm, concept_space, measure, sarkar, shukla
 from experiments.cited_systems.__main__ import main as cited_systems
 from experiments.cli.command import UserError
 from experiments.train.__main__ import main as train
@@ -125,6 +127,84 @@ def test_only_the_losses_as_defined_learn_to_draw(monkeypatch):
         assert (found.reconstruction < 0.05 * np.mean(latents**2)) == (reading == "as defined")
 
 
+def test_losses_of_cf_cbm_are_the_hand_computed_ones(monkeypatch):
+    monkeypatch.setattr(cf_cbm, "LATENTS", 3)
+    monkeypatch.setattr(cf_cbm, "HIDDEN", 5)
+    params = cf_cbm.init(jax.random.key(1), num_features=4, num_concepts=6, num_classes=CLASSES)
+    rng = np.random.default_rng(4)
+    features, noise = rng.normal(size=(7, 4)), rng.normal(size=(2, 7, 3))
+    concepts, labels = rng.integers(0, 2, (7, 6)), rng.integers(0, CLASSES, 7)
+    targets = (labels + 1) % CLASSES
+    arrays = (features, concepts, labels, targets, noise)
+    kinds = (jnp.float32, jnp.float32, jnp.int32, jnp.int32, jnp.float32)
+    found = cf_cbm.losses(params, *(jnp.asarray(part, kind) for part, kind in zip(arrays, kinds, strict=True)))
+
+    plain = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    linear = lambda layer, rows: rows @ layer["weights"] + layer["bias"]  # noqa: E731
+    network = lambda name, rows: linear(  # noqa: E731
+        plain[name]["out"], np.maximum(linear(plain[name]["hidden"], rows), 0)
+    )
+    mean, log_variance = np.split(network("encoder", features), 2, axis=1)
+    latents = mean + np.exp(log_variance / 2) * noise[0]
+    seen = 1 / (1 + np.exp(-linear(plain["concepts"], latents)))
+    named = np.eye(CLASSES)[labels], np.eye(CLASSES)[targets]
+    given = np.hstack([latents, seen, named[0]])
+    other_mean, other_log_variance = np.split(network("posterior", np.hstack([given, named[1]])), 2, axis=1)
+    changed = 1 / (1 + np.exp(-linear(plain["concepts"], other_mean + np.exp(other_log_variance / 2) * noise[1])))
+    prior_mean, prior_log_variance = np.split(network("prior", given), 2, axis=1)
+    entropy = lambda rows, wanted: np.mean(  # noqa: E731
+        [-stats.multinomial.logpmf(each, 1, special.softmax(row)) for each, row in zip(wanted, rows, strict=True)]
+    )
+    gap = lambda m, v, n, w: np.mean(  # noqa: E731
+        np.sum((w - v) / 2 + (np.exp(v) + (m - n) ** 2) / (2 * np.exp(w)) - 0.5, axis=1)
+    )
+    expected = (
+        -np.mean(stats.bernoulli.logpmf(concepts, seen)),
+        entropy(linear(plain["task"], seen), named[0]),
+        gap(mean, log_variance, 0 * mean, 0 * mean),
+        entropy(linear(plain["task"], changed), named[1]),
+        gap(other_mean, other_log_variance, prior_mean, prior_log_variance),
+        np.mean(np.abs(changed - seen)),
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    weights = (1, 1, cf_cbm.DIVERGENCE, 1, cf_cbm.DIVERGENCE, cf_cbm.NEARNESS)
+    np.testing.assert_allclose(found.total, np.dot(weights, expected), rtol=1e-5)
+
+
+def test_cf_cbm_learns_to_name_and_to_change_what_it_sees(monkeypatch):
+    monkeypatch.setattr(cf_cbm, "STEPS", 400)
+    rng = np.random.default_rng(5)
+    prototypes = rng.integers(0, 2, (CLASSES, 12)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, 300)
+    features = prototypes[labels] + 0.3 * rng.normal(size=(300, 12)).astype(np.float32)
+    split = cf_cbm.Split(features, prototypes[labels], labels)
+    params = cf_cbm.train(*split, num_classes=CLASSES, seed=0)
+    assert min(cf_cbm.accuracy(params, split).values()) > 0.9
+    targets = (labels[:40] + 1) % CLASSES
+    questions, answers = concept_space.ask(params, features[:40], targets, split, margin=0.2)
+    found = concept_space.compare(questions, answers, split)
+    assert set(found) == set(concept_space.TITLES) and found["cf_cbm"]["valid"] > 0.9
+    assert found["projection"]["valid"] == 1 and found["box"]["inside"] == 1
+    assert found["projection"]["length"] <= found["box"]["length"] + 1e-5
+    assert found["projection"]["length"] <= found["few"]["length"] + 1e-5
+    assert found["few"]["changed"] <= concept_space.FEW and found["real_concepts"]["off_manifold"] == 0
+
+
+def test_figures_of_concepts_are_the_counted_ones():
+    head = sj.Head(jnp.asarray([[1.0, 0, 0], [0, 1, 0]]))
+    before = np.array([[0.9, 0.1, 0.2], [0.9, 0.1, 0.6], [0.2, 0.8, 0.1]], np.float32)
+    questions = concept_space.Concepts(head, before, np.array([1, 1, 1]), np.array([True, True, False]))
+    after = np.array([[0.4, 0.8, 0.21], [0.9, 1.2, 0.6], [0.0, 0.0, 0.0]], np.float32)
+    training = cf_cbm.Split(np.zeros((2, 1)), np.array([[0, 1, 1], [1, 0, 0]], np.float32), np.array([1, 0]))
+    found = concept_space.figures(questions, after, training)
+    assert found["pairs"] == 2 and found["valid"] == 1 and found["inside"] == 0.5
+    lengths = np.sqrt(0.5**2 + 0.7**2 + 0.01**2), 1.1
+    assert found["length"] == pytest.approx(np.median(lengths), abs=1e-6)
+    assert found["changed"] == 1.5 and found["flipped"] == 1.5 and found["off_manifold"] == 1
+    missing = concept_space.figures(questions, np.full_like(after, np.nan), training)
+    assert missing["valid"] == missing["inside"] == 0 and "length" not in missing
+
+
 def test_the_nearest_real_image_is_one_of_the_target_class():
     features, labels = np.array([[0.0, 0.0], [3.0, 4.0], [10.0, 0.0]]), np.array([0, 1, 1])
     found = measure.nearest_real(measure.Witness(None, features, labels), np.zeros((3, 2)), np.array([0, 1, 2]))
@@ -159,7 +239,8 @@ def test_the_command_compares_all_systems_and_searches_nothing_twice(tmp_path, m
     assert summary["nearest/valid"] == 1 and summary["nearest/l2"] > 0
     assert summary["real/on_manifold"] > 0 and 5 < summary["autoencoder/psnr"] < 60
     table = (tmp_path / "out" / "table.md").read_text()
-    assert table.count("\n| ") == 9 and "Apicella" in (tmp_path / "out" / "report.html").read_text()
+    assert summary["concepts/projection/valid"] == 1 and 0 <= summary["concepts/cf_cbm/valid"] <= 1
+    assert table.count("\n| ") == 17 and "Apicella" in (tmp_path / "out" / "report.html").read_text()
 
     def fail(*_, **__):
         raise AssertionError("searched again")

@@ -24,8 +24,9 @@ class Args:
 
     Middle-level explanations (Apicella et al.), ante-hoc concepts (Sarkar et al.), latent adversarial images (Shukla
     and Banerjee), the paper's loop, the smallest change, and the search on the manifold of the auto-encoder that they
-    share. Leaves table.md, summary.json and report.html. Stop it at any moment and repeat the command: an image that
-    was searched is not searched again.
+    share; and, of concepts without images, counterfactual concept bottlenecks (Dominici et al.). Leaves table.md,
+    summary.json and report.html. Stop it at any moment and repeat the command: an image that was searched is not
+    searched again.
 
     Attributes:
         run_dir: the run folder of experiments.train whose classifier is explained.
@@ -53,7 +54,7 @@ def cited_systems(args: Args) -> Path:
     """Searches, measures and writes the out folder; returns the report."""
     import numpy as np
 
-    from experiments.cited_systems import measure, sarkar, solve
+    from experiments.cited_systems import cf_cbm, concept_space, measure, sarkar, solve
     from experiments.cited_systems.autoencoder import reconstruction_figures, trained_autoencoder
     from experiments.cited_systems.page import Row, write_page, write_results
     from experiments.cited_systems.subject import Subject, make_pairs
@@ -106,13 +107,20 @@ def cited_systems(args: Args) -> Path:
             extra[f"sarkar/fidelity{suffix}"] = float(sarkar.fidelity(subject, learnt, pairs.images).mean())
         curves = solve.deletion(subject, pairs, seed=args.seed)
         extra |= {f"apicella/deletion_{name}": float(curve.mean()) for name, curve in curves.items()}
+        training, test = cf_cbm.splits(run)
+        learnt_model = solve.learnt_cf_cbm(training, out, about, num_classes=run.info.num_classes, seed=args.seed)
+        questions, said = concept_space.ask(
+            learnt_model, test.features[pairs.rows], pairs.target, training, margin=config.margin
+        )
+        concept_rows = concept_space.compare(questions, said, training)
+        extra |= {f"cf_cbm/{name}": value for name, value in cf_cbm.accuracy(learnt_model, test).items()}
         seconds = time.monotonic() - began
-        write_results(out, rows, extra, seconds=seconds)
+        write_results(out, rows, concept_rows, extra, seconds=seconds)
         subtitle = f"{run.config.model} on {run.info.name}, {len(pairs.rows)} pairs"
         console.say((out / "table.md").read_text(encoding="utf-8"))
         console.say(f"done in {duration(seconds)}")
-        return write_page(out / "report.html", rows, pairs, places, run.info, curves, extra, subtitle=subtitle,
-                          seed=args.seed, seconds=seconds)  # fmt: skip
+        return write_page(out / "report.html", rows, concept_rows, pairs, places, run.info, curves, extra,
+                          subtitle=subtitle, seed=args.seed, seconds=seconds)  # fmt: skip
 
 
 main = command(Args, "cited_systems", cited_systems)

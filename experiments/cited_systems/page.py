@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.cited_systems.concept_space import SEEN, TITLES
 from experiments.cited_systems.measure import Places
 from experiments.cited_systems.solve import DELETED
 from experiments.cited_systems.subject import Pairs
@@ -35,6 +36,20 @@ COLUMNS = (
                     "the part's share of the area; 1 is chance.", 2)),
     ("seconds", Column("Seconds", "", "For one image of a batch; the first batch includes compilation.", 3)),
 )  # fmt: skip
+CONCEPT_COLUMNS = (
+    ("valid", Column("Valid", "%", "Share of the pairs for which the task predictor names the target.", 0)),
+    ("inside", Column("Inside 0 to 1", "%", "Share of the pairs whose concepts are all probabilities.", 0)),
+    ("length", Column("L2", "", "Length of the change of the concepts, probabilities.", 2)),
+    ("changed", Column("Changed", "", f"Concepts moved by more than {SEEN:g}.", 0)),
+    ("flipped", Column("Flipped", "", "Concepts that cross one half.", 0)),
+    ("off_manifold", Column("From real ones", "", "Concepts in which the answer, rounded, differs from the nearest "
+                            "training example of the target.", 0)),
+)  # fmt: skip
+CONCEPT_NOTE = (
+    "Concepts without images: all start from the concepts that CF-CBM (Dominici et al.) sees in the image and are "
+    "judged by its linear task predictor. Pairs that it names as the target already are left out. Shares with Wilson "
+    "intervals, medians over the valid answers with bootstrap intervals (95 % each)."
+)
 NOTE = (
     "Shares are of all pairs, with Wilson intervals; the others are medians over the valid answers, of the two "
     "controls over all, with bootstrap intervals (95 % each). A system that draws its answer anew also pays, in L2 and "
@@ -58,18 +73,29 @@ class Row(NamedTuple):
     figures: Mapping[str, float]
 
 
-def write_results(out: Path, rows: Mapping[str, Row], extra: Mapping[str, float], *, seconds: float) -> None:
+def write_results(
+    out: Path, rows: Mapping[str, Row], concept_rows: Figures, extra: Mapping[str, float], *, seconds: float
+) -> None:
     """Writes table.md and summary.json."""
-    lines = [["System", *(column.name + (", %" if column.unit else "") for _, column in COLUMNS)]]
-    lines += [["---"] * len(lines[0])]
-    lines += [[row.title, *(_cell(row.figures, *column) for column in COLUMNS)] for row in rows.values()]
-    write_atomically(out / TABLE, "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{NOTE}\n")
-    summary = {f"{name}/{key}": value for name, row in rows.items() for key, value in row.figures.items()}
+    images = _markdown(COLUMNS, {row.title: row.figures for row in rows.values()})
+    concepts = _markdown(CONCEPT_COLUMNS, {TITLES[name]: values for name, values in concept_rows.items()})
+    write_atomically(out / TABLE, f"{images}\n\n{NOTE}\n\n{concepts}\n\n{CONCEPT_NOTE}\n")
+    everything = {name: row.figures for name, row in rows.items()} | {
+        f"concepts/{name}": values for name, values in concept_rows.items()
+    }
+    summary = {f"{name}/{key}": value for name, values in everything.items() for key, value in values.items()}
     write_json(out / SUMMARY, summary | dict(extra) | {"seconds": seconds})
 
 
+def _markdown(columns: tuple[tuple[str, Column], ...], rows: Figures) -> str:
+    lines = [["System", *(column.name + (", %" if column.unit else "") for _, column in columns)]]
+    lines += [["---"] * len(lines[0])]
+    lines += [[title, *(_cell(values, *column) for column in columns)] for title, values in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def write_page(
-    path: Path, rows: Mapping[str, Row], pairs: Pairs, places: Places, info: DatasetInfo,
+    path: Path, rows: Mapping[str, Row], concept_rows: Figures, pairs: Pairs, places: Places, info: DatasetInfo,
     deletion: Mapping[str, np.ndarray], extra: Mapping[str, float], *, subtitle: str, seed: int, seconds: float,
 ) -> Path:  # fmt: skip
     """The page: numbers, pictures side by side, and the curve of Apicella et al."""
@@ -81,11 +107,20 @@ def write_page(
         caption=NOTE,
     )
     _add_pictures(report, rows, pairs, places, info)
+    report.table(
+        "Concepts alone, beside CF-CBM",
+        ["System", *(column for _, column in CONCEPT_COLUMNS)],
+        [[TITLES[name], *(_estimate(values, key) for key, _ in CONCEPT_COLUMNS)]
+         for name, values in concept_rows.items()],
+        caption=CONCEPT_NOTE,
+    )  # fmt: skip
     report.text(
         f"Auto-encoder: {extra['autoencoder/psnr']:.1f} dB and SSIM {extra['autoencoder/ssim']:.2f} on held-out "
         f"images. The classifier on the concepts of [2] agrees with the classifier itself on "
         f"{100 * extra['sarkar/fidelity']:.0f} % of the originals by the losses as defined and on "
-        f"{100 * extra['sarkar/fidelity_as_coded']:.0f} % by those as coded.",
+        f"{100 * extra['sarkar/fidelity_as_coded']:.0f} % by those as coded. CF-CBM names "
+        f"{100 * extra['cf_cbm/class_accuracy']:.0f} % of the test images' classes and "
+        f"{100 * extra['cf_cbm/concept_accuracy']:.0f} % of their concepts.",
         title="What the systems rest on",
     )
     _add_deletion(report, deletion)

@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from experiments.cited_systems.minimise import minimise
 from experiments.cited_systems.subject import Search, Subject, features_of
 from spectra_jax import Head, head_logits, projection_perturbation
 from spectra_jax.inversion.encoder import per_sample
@@ -123,19 +123,16 @@ def train(
         "classifier": normal(keys[2], CONCEPTS, logits.shape[1]).T,
         "classifier_bias": jnp.zeros(logits.shape[1], jnp.float32),
     }
-    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
+    rng, parts = np.random.default_rng(seed), (features, latents, logits)
 
-    @jax.jit
-    def step(learnt: dict[str, Array], state: optax.OptState, *batch: Array) -> tuple[dict[str, Array], optax.OptState]:
-        gradient = jax.grad(lambda values: losses(Concepts(**fixed, **values), *batch).total(reading))(learnt)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
-            updates, state = optimizer.update(gradient, state)
-        return optax.apply_updates(learnt, updates), state
-
-    state, rng = optimizer.init(learnt), np.random.default_rng(seed)
-    for _ in range(STEPS):
+    def draw(_: int) -> tuple[Array, ...]:
         rows = rng.integers(0, count, BATCH)
-        learnt, state = step(learnt, state, *(jnp.asarray(part[rows]) for part in (features, latents, logits)))
+        return tuple(jnp.asarray(part[rows]) for part in parts)
+
+    def loss(learnt: dict[str, Array], *batch: Array) -> Float[Array, ""]:
+        return losses(Concepts(**fixed, **learnt), *batch).total(reading)
+
+    learnt = minimise(loss, learnt, draw, steps=STEPS, learning_rate=LEARNING_RATE)
     return Concepts(**fixed, **learnt)
 
 

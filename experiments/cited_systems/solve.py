@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from experiments.cited_systems import apicella, sarkar, shukla, spectra
+from experiments.cited_systems import apicella, cf_cbm, sarkar, shukla, spectra
 from experiments.cited_systems.options import ComparisonConfig
 from experiments.cited_systems.subject import Pairs, Search, Subject
 from experiments.runs.store import Store
@@ -111,6 +112,17 @@ def learnt_concepts(
     store = Store(folder / "answers", [about, settings, seed])
     kept = store.get("concepts", lambda: sarkar.train_on(subject, reading=reading, seed=seed)._asdict())
     return sarkar.Concepts(**{name: jnp.asarray(value) for name, value in kept.items()})
+
+
+def learnt_cf_cbm(training: cf_cbm.Split, folder: Path, about: Any, *, num_classes: int, seed: int) -> cf_cbm.Params:
+    """CF-CBM of the run's features and labels, trained now or read again."""
+    settings = [cf_cbm.LATENTS, cf_cbm.HIDDEN, cf_cbm.STEPS, cf_cbm.BATCH, cf_cbm.LEARNING_RATE]
+    store = Store(folder / "answers", [about, settings, cf_cbm.DIVERGENCE, cf_cbm.NEARNESS, seed])
+
+    def learn() -> dict[str, Any]:
+        return flatten_dict(cf_cbm.train(*training, num_classes=num_classes, seed=seed), sep=".")
+
+    return unflatten_dict({name: jnp.asarray(value) for name, value in store.get("cf_cbm", learn).items()}, sep=".")
 
 
 def deletion(subject: Subject, pairs: Pairs, *, seed: int) -> dict[str, np.ndarray]:
