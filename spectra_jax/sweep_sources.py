@@ -5,7 +5,7 @@ answer is a question to the user, never a guess.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,14 @@ def open_features(path: Path, name: str | None = None) -> Rows:
     return array
 
 
-def open_labels(path: Path, *, num_classes: int, name: str | None = None, features: Rows | None = None) -> Rows | None:
+def open_labels(
+    path: Path,
+    *,
+    num_classes: int,
+    name: str | None = None,
+    features: Rows | None = None,
+    ids: Sequence[str] = (),
+) -> Rows | None:
     """The class indices (N,) of a file, not read yet; stored as (N,), (N, 1) or one-hot (N, c).
 
     Args:
@@ -60,6 +67,7 @@ def open_labels(path: Path, *, num_classes: int, name: str | None = None, featur
         name: of the array, or "none"; by default the first of `LABEL_NAMES` that is there, else the only one of
             integers that fits.
         features: those in the same file, beside which there need not be labels.
+        ids: names of further arrays that are no labels, besides `ID_NAMES`.
 
     Returns:
         None where there are none beside the features, or none are wanted.
@@ -70,7 +78,7 @@ def open_labels(path: Path, *, num_classes: int, name: str | None = None, featur
     if name == NONE:
         return None
     arrays = open_arrays(path)
-    others = {n: a for n, a in arrays.items() if features is None or n not in (features.name, *ID_NAMES)}
+    others = {n: a for n, a in arrays.items() if features is None or n not in (features.name, *ID_NAMES, *ids)}
     chosen = _named(path, others, name, LABEL_NAMES) if others or name is not None else None
     if chosen is None:
         fitting = [

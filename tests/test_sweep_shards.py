@@ -155,14 +155,14 @@ def test_parquet_files_of_half_precision_and_their_ids(tmp_path, source):
         lists = pa.FixedSizeListArray.from_arrays(pa.array(attributes[part].reshape(-1)), NUM_ATTRIBUTES)
         columns = {"embeddings": lists, "label": labels[part], "bird": ids[part]}
         pq.write_table(pa.table(columns), folder / f"{number}.parquet", row_group_size=7)
-    given = InputConfig(features=folder, head=source.head, id_name="bird")
+    given = InputConfig(features=folder, head=source.head, id_name=("bird",))
     for number in range(3):
         assert run(tmp_path / "out", given, f"{number}/3") == 0
     assert run(tmp_path / "out", given, merge=True) == 0
     merged, whole = (pq.read_table(tmp_path / name / "nearest.parquet") for name in ("out", "whole"))
     assert merged == whole and merged["id"][42].as_py() == "bird 1042"
     with pytest.raises(UserError, match=r"has no array 'beast'. It holds: embeddings \(43, 4\)"):
-        run(tmp_path / "out", InputConfig(features=folder, head=source.head, id_name="beast"), "0/3")
+        run(tmp_path / "out", InputConfig(features=folder, head=source.head, id_name=("beast",)), "0/3")
 
 
 @pytest.mark.parametrize(
@@ -199,3 +199,21 @@ def test_killed_shards_leave_the_tables_of_those_that_were_not(tmp_path):
         assert start("out", "--shard", f"{number}/3").wait() == 0
     assert start("out", "--merge").wait() == 0
     assert pq.read_table(tmp_path / "out" / "nearest.parquet") == pq.read_table(tmp_path / "whole" / "nearest.parquet")
+
+
+def test_several_columns_of_ids_are_carried_along_and_none_is_taken_for_labels(tmp_path, source):
+    with np.load(source.features) as arrays:
+        features = arrays["attributes"]
+    photos, places = np.arange(NUM_SAMPLES) % 3, np.array([f"place {i}" for i in range(NUM_SAMPLES)])
+    np.savez(tmp_path / "named.npz", attributes=features, photo=photos, place=places)
+    given = InputConfig(features=tmp_path / "named.npz", head=source.head, id_name=("place", "photo"))
+    assert run(tmp_path / "whole", given) == 0
+    for number in range(2):
+        assert run(tmp_path / "out", given, f"{number}/2") == 0
+    assert run(tmp_path / "out", given, merge=True) == 0
+    merged, whole = (pq.read_table(tmp_path / name / "nearest.parquet") for name in ("out", "whole"))
+    assert merged == whole and merged["label"].null_count == NUM_SAMPLES
+    assert merged["id"].to_pylist() == places.tolist() and merged["photo"].to_pylist() == [*map(str, photos)]
+    twice = InputConfig(features=tmp_path / "named.npz", head=source.head, id_name=("place", "label"))
+    with pytest.raises(UserError, match="label would name two columns"):
+        twice.check()

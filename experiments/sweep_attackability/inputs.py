@@ -3,8 +3,9 @@
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ class Problem(NamedTuple):
         head_title: where the head comes from.
         sources: which array of which file is what.
         ids: (N,) what the samples are called, or None for their rows.
+        further_ids: (N,) each, by the name of its column: what is carried along.
     """
 
     features: Rows
@@ -53,6 +55,7 @@ class Problem(NamedTuple):
     head_title: str
     sources: str
     ids: np.ndarray | None = None
+    further_ids: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def open_problem(config: InputConfig, precision: str) -> Problem:
@@ -73,28 +76,33 @@ def open_problem(config: InputConfig, precision: str) -> Problem:
             f"{problem.labels.title} has {problem.labels.shape[0]} labels for the {problem.features.shape[0]} samples "
             f"of {problem.features.title}."
         )
-    return problem._replace(ids=_read_ids(config, problem.features))
-
-
-def _read_ids(config: InputConfig, features: Rows) -> np.ndarray | None:
-    """What the samples are called; None where nobody says."""
+    columns = [_read_ids(problem.features, name) for name in config.id_name]
     if config.ids is not None:
-        ids, title = np.asarray(_read_lines("--ids", config.ids)), f"--ids {config.ids}"
-    else:
-        arrays = open_arrays(features.path)
-        named = (config.id_name,) if config.id_name is not None else ID_NAMES
-        name = next((name for name in named if name in arrays), None)
-        if name is None:
-            if config.id_name is not None:
-                raise UserError(f"{features.path} has no array {config.id_name!r}. {listing(arrays)}")
-            return None
-        title = f"{features.path}: {name}"
-        try:
-            ids = arrays[name].read(0, arrays[name].shape[0])
-        except (SourceError, IndexError) as error:
-            raise UserError(f"{title} cannot be read ({error}); expected one text or integer per sample.") from error
-        if ids.dtype.kind == "O":  # texts of a Parquet file
-            ids = ids.astype(str)
+        lines = np.asarray(_read_lines("--ids", config.ids))
+        columns.insert(0, _as_ids(lines, problem.features, f"--ids {config.ids}"))
+    elif not columns:
+        known = open_arrays(problem.features.path)
+        columns = [_read_ids(problem.features, name) for name in ID_NAMES if name in known][:1]
+    further = config.id_name if config.ids is not None else config.id_name[1:]
+    return problem._replace(
+        ids=columns[0] if columns else None, further_ids=dict(zip(further, columns[1:], strict=True))
+    )
+
+
+def _read_ids(features: Rows, name: str) -> np.ndarray:
+    """A column beside the features."""
+    arrays, title = open_arrays(features.path), f"{features.path}: {name}"
+    if name not in arrays:
+        raise UserError(f"{features.path} has no array {name!r}. {listing(arrays)}")
+    try:
+        ids = arrays[name].read(0, arrays[name].shape[0])
+    except (SourceError, IndexError) as error:
+        raise UserError(f"{title} cannot be read ({error}); expected one text or integer per sample.") from error
+    return _as_ids(ids.astype(str) if ids.dtype.kind == "O" else ids, features, title)  # texts of a Parquet file
+
+
+def _as_ids(ids: np.ndarray, features: Rows, title: str) -> np.ndarray:
+    """Texts, one for each sample."""
     if ids.shape != features.shape[:1] or ids.dtype.kind not in "iuU":
         raise UserError(
             f"{title} has {ids.size} entries of type {ids.dtype}; expected {features.shape[0]}, one text or integer "
@@ -135,7 +143,9 @@ def _from_files(config: InputConfig, precision: str) -> Problem:
     )
     num_classes = head.weights.shape[0]
     if config.labels is None:
-        labels = open_labels(config.features, num_classes=num_classes, name=config.label_name, features=features)
+        labels = open_labels(
+            config.features, num_classes=num_classes, name=config.label_name, features=features, ids=config.id_name
+        )
     else:
         labels = open_labels(config.labels, num_classes=num_classes, name=config.label_name)
     names = [

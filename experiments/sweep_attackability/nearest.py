@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from experiments.cli.command import UserError
 from experiments.sweep_attackability.inputs import Problem, read_labels
+from experiments.sweep_attackability.options import NEAREST_COLUMNS
 from spectra_jax.array_files import SourceError
 from spectra_jax.logging import Console
 from spectra_jax.names import readable_class
@@ -152,18 +153,19 @@ def nearest_table(problem: Problem, found: Nearest) -> pa.Table:
         return pa.DictionaryArray.from_arrays(pa.array(classes, pa.int32(), mask=classes < 0), names)
 
     count = len(found.predicted)
-    columns = {
-        "sample": pa.array(found.samples),
-        "id": pa.array(sample_ids(problem, found.samples)),
-        "label": pa.nulls(count, pa.int32()) if found.labels is None else pa.array(found.labels),
-        "predicted": pa.array(found.predicted),
-        "predicted_name": named(found.predicted),
-        "nearest": pa.array(found.target, mask=found.target < 0),
-        "nearest_name": named(found.target),
-        "distance": pa.array(found.distance),
-        "attackability": pa.array(found.attackability),
-    }
-    return pa.table(columns)
+    columns = (
+        pa.array(found.samples),
+        pa.array(sample_ids(problem, found.samples)),
+        pa.nulls(count, pa.int32()) if found.labels is None else pa.array(found.labels),
+        pa.array(found.predicted),
+        named(found.predicted),
+        pa.array(found.target, mask=found.target < 0),
+        named(found.target),
+        pa.array(found.distance),
+        pa.array(found.attackability),
+    )
+    further = {name: pa.array(ids[found.samples]) for name, ids in problem.further_ids.items()}
+    return pa.table(dict(zip(NEAREST_COLUMNS, columns, strict=True)) | further)
 
 
 class Cost(NamedTuple):

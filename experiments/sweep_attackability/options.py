@@ -7,6 +7,12 @@ from typing import Literal
 from experiments.cli.command import UserError, check_file, check_run_folder
 from spectra_jax.array_sources import url_of
 
+# Of nearest.parquet, before the further ids.
+NEAREST_COLUMNS = (
+    *("sample", "id", "label", "predicted", "predicted_name"),
+    *("nearest", "nearest_name", "distance", "attackability"),
+)
+
 
 @dataclass(frozen=True)
 class InputConfig:
@@ -29,7 +35,8 @@ class InputConfig:
         attribute_names: likewise.
         ids: what the samples are called, in tables and files: a text file, an id per line; by default the array or
             column ids or id beside the features, else the row, counted from 0.
-        id_name: another name of that array or column.
+        id_name: another name of that array or column; of several, the first is what the samples are called and all are
+            carried to nearest.parquet.
     """
 
     run_dir: Path | None = None
@@ -45,7 +52,7 @@ class InputConfig:
     class_names: Path | None = None
     attribute_names: Path | None = None
     ids: Path | None = None
-    id_name: str | None = None
+    id_name: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises UserError unless there is one input, and its files are there."""
@@ -58,6 +65,13 @@ class InputConfig:
             path = getattr(self, name)
             if path is not None and url_of(path) is None:
                 check_file(name.replace("_", "-"), path)
+        carried = self.id_name[self.ids is None :]
+        taken = [name for name in carried if name in NEAREST_COLUMNS or self.id_name.count(name) > 1]
+        if taken:
+            raise UserError(
+                f"--id-name {' '.join(self.id_name)}: {taken[0]} would name two columns; expected names that differ "
+                f"from each other and from {', '.join(NEAREST_COLUMNS)}"
+            )
 
 
 @dataclass(frozen=True)
