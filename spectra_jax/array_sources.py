@@ -17,8 +17,8 @@ from spectra_jax.array_files import UNNAMED, Rows, SourceError, npy_header
 from spectra_jax.array_files import open_arrays as open_file
 from spectra_jax.extras import extra
 
-PARQUET, ZARR_METADATA = ".parquet", "zarr.json"
-SUFFIXES = (*FILE_SUFFIXES, PARQUET)
+PARQUET, ARRAY_RECORD, ZARR_METADATA = ".parquet", ".array_record", "zarr.json"
+SUFFIXES = (*FILE_SUFFIXES, PARQUET, ARRAY_RECORD)
 # pathlib writes s3://bucket/name as s3:/bucket/name; a single letter is a drive.
 _URL = re.compile(r"([a-z][a-z0-9+]+):/+(.*)", re.DOTALL)
 
@@ -35,9 +35,9 @@ def open_arrays(path: Path) -> dict[str, Rows]:
     """The arrays of a source by name.
 
     Args:
-        path: a file ending in .npy, .npz, .safetensors or .parquet; a folder of files of one kind, whose rows follow
-            each other in the order of their names; a Zarr v3 array or group; or the URL of such a file, in any scheme
-            that fsspec knows.
+        path: a file ending in .npy, .npz, .safetensors, .parquet or .array_record (a row per record, as numpy.save
+            writes it); a folder of files of one kind, whose rows follow each other in the order of their names; a Zarr
+            v3 array or group; or the URL of such a file or folder, but for Zarr, in any scheme that fsspec knows.
 
     Raises:
         SourceError: it is missing, unreadable, damaged or of another kind.
@@ -53,14 +53,22 @@ def open_arrays(path: Path) -> dict[str, Rows]:
         from spectra_jax.parquet_files import open_parquet
 
         return open_parquet(path)
-    if path.suffix not in FILE_SUFFIXES and path.suffix != PARQUET:
+    if path.suffix == ARRAY_RECORD and path.is_file():
+        from spectra_jax.array_record_files import open_array_record
+
+        return open_array_record(path)
+    if path.suffix not in SUFFIXES:
         raise SourceError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, or a folder of such files.")
     return open_file(path)
 
 
 def _open_folder(path: Path) -> dict[str, Rows]:
     """Files of one kind as if they were one."""
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+    return _open_files(path, list(path.iterdir()))
+
+
+def _open_files(path: Path, listed: list[Path]) -> dict[str, Rows]:
+    files = sorted(file for file in listed if file.suffix in SUFFIXES and not file.name.startswith("."))
     kinds = {file.suffix for file in files}
     if len(kinds) != 1:
         found = f"files of several kinds, {', '.join(sorted(kinds))}" if kinds else "no file"
@@ -130,7 +138,10 @@ def _zarr_array(path: Path, name: str) -> Rows:
 
 
 def _open_url(path: Path, url: str) -> dict[str, Rows]:
-    """A file of another machine: the rows of .npy and .parquet as they are asked for, other kinds fetched whole."""
+    """A file of another machine: the rows of .npy and .parquet as they are asked for, other kinds fetched whole.
+
+    A folder of such files is one, as on this machine.
+    """
     with extra("experiments"):
         import fsspec
 
@@ -148,13 +159,16 @@ def _open_url(path: Path, url: str) -> dict[str, Rows]:
                 offset = file.tell()
             if not fortran and dtype.kind not in "OV":
                 return {UNNAMED: Rows(path, UNNAMED, shape, dtype.kind, _ranged(opened, url, shape, dtype, offset))}
-        if path.suffix in FILE_SUFFIXES:
-            return open_file(_fetched(url))
+        if path.suffix in SUFFIXES:
+            return open_arrays(_fetched(url))
+        system, place = fsspec.url_to_fs(url)
+        if system.isdir(place):
+            return _open_files(path, [path / name.rpartition("/")[2] for name in system.ls(place, detail=False)])
     except SourceError:
         raise
     except (OSError, ValueError, ImportError) as error:
         raise SourceError(f"{url} cannot be read: {error}") from error
-    raise SourceError(f"{url}: expected a URL that ends in {', '.join(SUFFIXES)}.")
+    raise SourceError(f"{url}: expected a URL that ends in {', '.join(SUFFIXES)}, or of a folder of such files.")
 
 
 @functools.cache

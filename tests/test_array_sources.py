@@ -1,5 +1,6 @@
 """Arrays from Parquet, Zarr, folders and URLs: the same rows as NumPy wrote, whatever is asked for and in any order."""
 
+import io
 from pathlib import Path
 
 import fsspec
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorstore
+from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import save_file
 
 from spectra_jax import parquet_files
@@ -165,6 +167,59 @@ def test_urls(tmp_path, kind):
     check(open_features(Path(f"file://{path}")), values)
     with pytest.raises(SourceError, match=rf"memory:/+bucket/none.{kind} (cannot be read|is no Parquet file)"):
         open_features(Path(f"memory://bucket/none.{kind}"))
+
+
+def write_records(path, values):
+    writer = ArrayRecordWriter(str(path), "group_size:4")
+    for row in values:
+        record = io.BytesIO()
+        np.save(record, row)
+        writer.write(record.getvalue())
+    writer.close()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8])
+def test_array_record(tmp_path, dtype):
+    values = rows(dtype)
+    write_records(tmp_path / "f.array_record", values)
+    check(open_arrays(tmp_path / "f.array_record")[""], values)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_records(folder / "0.array_record", values[:20])
+    write_records(folder / "1.array_record", values[20:])
+    check(open_arrays(folder)[""], values)
+
+
+def test_array_records_that_are_no_rows_are_refused(tmp_path):
+    path = tmp_path / "f.array_record"
+    path.write_bytes(b"no such file" * 99)
+    with pytest.raises(SourceError, match="holds no records, or is damaged; expected one row in every record"):
+        open_arrays(path)
+    writer = ArrayRecordWriter(str(tmp_path / "g.array_record"), "")
+    writer.write(b"a text")
+    writer.close()
+    with pytest.raises(SourceError, match=r"record 0 is no \.npy array of numbers"):
+        open_arrays(tmp_path / "g.array_record")
+    write_records(tmp_path / "h.array_record", [*rows()[:5], rows()[5, :4]])
+    array = open_arrays(tmp_path / "h.array_record")[""]
+    np.testing.assert_array_equal(array.read(0, 5), rows()[:5])
+    with pytest.raises(SourceError, match="record 5 differs in shape or type from record 0"):
+        array.read(3, 6)
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet", "array_record"])
+def test_folders_by_url(tmp_path, kind):
+    values = rows()
+    write = {"npy": np.save, "parquet": write_parquet, "array_record": write_records}[kind]
+    for number, part in enumerate((values[:20], values[20:])):
+        path = tmp_path / f"{number}.{kind}"
+        write(path, part)
+        with fsspec.open(f"memory://folder-of-{kind}/{number}.{kind}", "wb") as file:
+            file.write(path.read_bytes())
+    for url in (f"memory://folder-of-{kind}", f"file://{tmp_path}"):
+        check(open_features(Path(url)), values)
+    with pytest.raises(SourceError, match=r"expected a URL that ends in .* or of a folder of such files"):
+        open_features(Path(f"memory://no-folder-of-{kind}"))
 
 
 def test_what_is_a_url(tmp_path):

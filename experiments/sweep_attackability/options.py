@@ -20,8 +20,9 @@ class InputConfig:
 
     Attributes:
         run_dir: a finished run folder of experiments.train or experiments.quickstart: its test split and its head.
-        features: (N, n) in .npy, .npz, .safetensors or .parquet (lists of one length, or a column per dimension), a
-            Zarr v3 array or group, a folder of such files whose rows follow each other, or a file's URL, with --head.
+        features: (N, n) in .npy, .npz, .safetensors, .parquet (lists of one length, or a column per dimension) or
+            .array_record (a row per record), a Zarr v3 array or group, a folder of such files whose rows follow each
+            other, or the URL of a file or folder, with --head.
         head: (c, n) weights, optional (c,) bias, in .npy, .npz or .safetensors, e.g. a PyTorch state dict.
         labels: class indices (N,), (N, 1) or one-hot, in a file of the same kinds; by default those in the features'
             file, if any.
