@@ -1,6 +1,7 @@
 """Each system's answers to the same questions, searched once and kept: a stopped run goes on where it stopped."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.cited_systems import apicella, cf_cbm, sarkar, shukla, spectra
 from experiments.cited_systems.options import ComparisonConfig
@@ -119,10 +119,16 @@ def learnt_cf_cbm(training: cf_cbm.Split, folder: Path, about: Any, *, num_class
     settings = [cf_cbm.LATENTS, cf_cbm.HIDDEN, cf_cbm.STEPS, cf_cbm.BATCH, cf_cbm.LEARNING_RATE]
     store = Store(folder / "answers", [about, settings, cf_cbm.DIVERGENCE, cf_cbm.NEARNESS, seed])
 
-    def learn() -> dict[str, Any]:
-        return flatten_dict(cf_cbm.train(*training, num_classes=num_classes, seed=seed), sep=".")
+    sizes = {"num_features": training.features.shape[1], "num_concepts": training.concepts.shape[1]}
+    init = functools.partial(cf_cbm.init, **sizes, num_classes=num_classes)
+    structure = jax.tree.structure(jax.eval_shape(init, jax.random.key(seed)))
 
-    return unflatten_dict({name: jnp.asarray(value) for name, value in store.get("cf_cbm", learn).items()}, sep=".")
+    def learn() -> dict[str, Any]:
+        leaves = jax.tree.leaves(cf_cbm.train(*training, num_classes=num_classes, seed=seed))
+        return {str(number): leaf for number, leaf in enumerate(leaves)}
+
+    kept = store.get("cf_cbm", learn)
+    return jax.tree.unflatten(structure, [jnp.asarray(kept[str(number)]) for number in range(len(kept))])
 
 
 def deletion(subject: Subject, pairs: Pairs, *, seed: int) -> dict[str, np.ndarray]:
