@@ -185,6 +185,8 @@ def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monk
         assert summary[f"{name}/canary/accuracy"] == summary[f"{name}/clean_accuracy"]
         assert summary[f"{name}/canary/mr"] == 1 and summary[f"{name}/canary/adms"] is None  # DDN flips all
         assert summary[f"{name}/canary_as_coded/aed"] < summary[f"{name}/canary/aed"]  # / (N / 2) for / sqrt(N)
+        for figure in ("acamc_a", "acamc_t"):
+            assert 0 <= summary[f"{name}/canary/{figure}"] <= 1 + 1e-6
     assert 0 <= summary["plain/canary/otr"] <= 1
 
 

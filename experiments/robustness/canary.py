@@ -12,7 +12,17 @@ from experiments.attacks.foolbox import foolbox_model
 from experiments.attacks.options import AttackConfig
 from experiments.robustness.measure import Attacked, over_batches
 from experiments.runs.loading import LoadedRun
-from spectra_jax.canary import Reading, average, deflection, disturbance, transfer_rate
+from spectra_jax import head_logits
+from spectra_jax.canary import (
+    Reading,
+    attention_change,
+    average,
+    average_attention_change,
+    deflection,
+    disturbance,
+    grad_cam,
+    transfer_rate,
+)
 from spectra_jax.reporting import Column
 
 MODEL = (
@@ -25,6 +35,17 @@ ATTACK = (
     ("mr", Column("MR", "%", f"Misclassification ratio {VALID}.", 1)),
     ("aiac", Column("AIAC", "%", f"Increase of the confidence in the class named after the attack, {VALID}.", 1)),
     ("artc", Column("ARTC", "%", f"Reduction of the confidence in the true class, {VALID}.", 1)),
+    (
+        "acamc_a",
+        Column(
+            "ACAMC_A",
+            "",
+            "Cosine of the Grad-CAM maps before and after, for the class named after the "
+            "attack, averaged; of the pixels, as not every model has a convolutional map.",
+            2,
+        ),
+    ),
+    ("acamc_t", Column("ACAMC_T", "", "The same for the true class.", 2)),
     ("otr", Column("OTR", "%", "Misclassification ratio on the other runs of this comparison, averaged.", 1)),
     ("aqn", Column("AQN", "", "Forward passes for each image, and as many backward.", 0)),
     ("amd", Column("AMD", "", "Largest change of a channel, values from 0 to 1, averaged.", 4)),
@@ -44,8 +65,8 @@ PREFIXES: tuple[tuple[Reading, str, str], ...] = (
 NOTE = (
     "The attack is Foolbox's DDN. Averages are over the images named correctly before, failures included, as the "
     "publication defines them; its public code leaves failures out, exchanges the two frequency bands, divides lengths "
-    "by N / 2 and counts changed channels: second row of each run. ADMS needs VGG weights that no installable package "
-    "ships, and ACAMC a convolutional map that not every model has: neither is here."
+    "by N / 2, counts changed channels and leaves an image out of both ACAMC where one of its maps is blank: second "
+    "row of each run. ADMS is not here: it needs VGG weights that no installable package ships."
 )
 
 
@@ -82,14 +103,36 @@ def canary_figures(
     common: dict[str, Any] = {"mr": turned.mr, "aiac": turned.aiac, "artc": turned.artc, "otr": transferred,
                               "aqn": config.ddn_steps, "adms": np.nan}  # fmt: skip
     common |= model_figures(before, labels)
+    named = np.asarray(jnp.argmax(after, axis=-1))
+    to_named, to_true = (_attention(runs[name], attacked, classes, config) for classes in (named, attacked.labels))
     success = valid & (jnp.argmax(after, axis=-1) != labels)
     values: dict[str, float] = {}
     for reading, prefix, _ in PREFIXES:
         images, reference = jnp.asarray(attacked.pictures), jnp.asarray(attacked.originals)
         found = disturbance(images, reference, reading=reading)._asdict()
         means = {f"a{key}": average(each, valid, success, reading=reading) for key, each in found.items()}
+        both = average_attention_change(to_named, to_true, valid, reading=reading)
+        means |= dict(zip(("acamc_a", "acamc_t"), both, strict=True))
         values |= {f"{prefix}{key}": float(value) for key, value in (common | means).items()}
     return values
+
+
+def _attention(run: LoadedRun, attacked: Attacked, classes: np.ndarray, config: AttackConfig) -> jax.Array:
+    """(N,) cosines of what the run looks at for these classes, before and after the attack."""
+    model = foolbox_model(run)
+
+    @jax.jit
+    def maps(images: jax.Array, classes: jax.Array) -> jax.Array:
+        return grad_cam(lambda pixels: pixels, lambda pixels: head_logits(model.head, model.encode_fn(pixels)), images,
+                        classes)  # fmt: skip
+
+    def of(images: np.ndarray) -> jax.Array:
+        def batch(rows: jax.Array) -> jax.Array:
+            return maps(jnp.asarray(images)[rows], jnp.asarray(classes, jnp.int32)[rows])
+
+        return jnp.asarray(over_batches(batch, np.arange(len(classes)), config.batch_size))
+
+    return attention_change(of(attacked.originals), of(attacked.pictures))
 
 
 def model_figures(logits: jax.Array, labels: jax.Array) -> dict[str, float]:
