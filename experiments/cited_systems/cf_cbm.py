@@ -6,10 +6,18 @@ latent z', drawn given z, c, y and the class y' that is asked for, gives counter
 predictor is to name y'. The posterior of z is held to a standard normal prior, that of z' to a prior that does not know
 y', and c' is kept near c. No search is made afterwards.
 
-Written from the abstract, reviews and the names of its terms; neither the full text nor the public code could be
-read. Ours, therefore: networks of one hidden layer on the features of the run's backbone, a linear task predictor, the
-weights of the terms below, and the L1 distance of the concepts as what keeps them near. The answer is the most
-probable counterfactual, the mean of z'.
+This is a variant, not a reproduction: it was written from the abstract and reviews of the publication, and its objective
+differs from that of the public code, which
+
+- keeps the latents near, by the L2 distance of z and z', where this keeps the concepts near, by their L1 distance;
+- takes both divergences from the prior to the posterior and averages them over the latents, where this takes them from
+  the posterior to the prior and sums them; and adds one of the standard normal from the prior of z', absent here;
+- weights its terms by data set, other than here;
+- multiplies the logits of the concepts by 4, gives z' the logits of y where this gives the class itself, and may ask
+  for the class that an image has already;
+- has deeper networks, and a task predictor with a hidden layer or without. Here it is linear, as exact answers need.
+
+The answer is the most probable counterfactual, the mean of z', as the code's for a single draw; z is its mean as well.
 """
 
 from typing import Any, NamedTuple
