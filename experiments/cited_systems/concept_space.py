@@ -19,7 +19,7 @@ from spectra_jax import Head, box_perturbation, head_logits, projection_perturba
 FEW = 5  # attributes that the sparse answer may change
 SEEN = 0.05  # a smaller change of a probability is not counted as a change
 TITLES = {
-    "cf_cbm": "A variant of CF-CBM, most probable counterfactual",
+    "cf_cbm": "CF-CBM, most probable counterfactual",
     "projection": "SPECTRA, shortest change",
     "box": "SPECTRA, within 0 and 1",
     "few": f"SPECTRA, at most {FEW} attributes",

@@ -46,7 +46,7 @@ CONCEPT_COLUMNS = (
                             "training example of the target.", 0)),
 )  # fmt: skip
 CONCEPT_NOTE = (
-    "Concepts without images: all start from the concepts that a variant of CF-CBM (Dominici et al.) sees and are "
+    "Concepts without images: all start from the concepts that CF-CBM (Dominici et al.) sees and are "
     "judged by its linear task predictor. Pairs that it names as the target already are left out. Shares with Wilson "
     "intervals, medians over the valid answers with bootstrap intervals (95 % each)."
 )

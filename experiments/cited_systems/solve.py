@@ -116,8 +116,8 @@ def learnt_concepts(
 
 def learnt_cf_cbm(training: cf_cbm.Split, folder: Path, about: Any, *, num_classes: int, seed: int) -> cf_cbm.Params:
     """CF-CBM of the run's features and labels, trained now or read again."""
-    settings = [cf_cbm.LATENTS, cf_cbm.HIDDEN, cf_cbm.STEPS, cf_cbm.BATCH, cf_cbm.LEARNING_RATE]
-    store = Store(folder / "answers", [about, settings, cf_cbm.DIVERGENCE, cf_cbm.NEARNESS, seed])
+    settings = [cf_cbm.LATENTS, cf_cbm.SHARPNESS, cf_cbm.STEPS, cf_cbm.BATCH, cf_cbm.LEARNING_RATE, *cf_cbm.WEIGHTS]
+    store = Store(folder / "answers", [about, settings, seed])
 
     sizes = {"num_features": training.features.shape[1], "num_concepts": training.concepts.shape[1]}
     init = functools.partial(cf_cbm.init, **sizes, num_classes=num_classes)
