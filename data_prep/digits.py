@@ -83,7 +83,7 @@ def _loops(digit: Float[np.ndarray, "8 8"]) -> tuple[bool, bool, bool]:
         inside = np.argwhere(regions == number)
         if number == regions[0, 0] or len(inside) < 6:  # the paper around the digit, or a speck
             continue
-        middle = inside[:, 0].mean() / (len(fine) - 1)
+        middle = float(inside[:, 0].mean()) / (len(fine) - 1)
         is_whole = rows.stop - rows.start >= 14
         whole, upper, lower = (
             whole or is_whole,

@@ -161,7 +161,7 @@ def matched_auroc(
     weights = []
     for members in (one, other):
         _, belongs = np.unique(group[members], return_inverse=True)
-        weights.append(resampled(belongs.max() + 1, draws, rng)[:, belongs].astype(float))
+        weights.append(resampled(int(belongs.max()) + 1, draws, rng)[:, belongs].astype(float))
     total = np.einsum("bi,ij,bj->b", weights[0], counts, weights[1], optimize=True)
     won = np.einsum("bi,ij,bj->b", weights[0], counts * wins, weights[1], optimize=True)
     low, high = np.quantile(won[total > 0] / total[total > 0], [0.025, 0.975])
