@@ -19,6 +19,8 @@ from spectra_jax.extras import extra
 
 PARQUET, ARRAY_RECORD, ZARR_METADATA = ".parquet", ".array_record", "zarr.json"
 SUFFIXES = (*FILE_SUFFIXES, PARQUET, ARRAY_RECORD)
+# Of buckets and servers whose chunks TensorStore reads as they are asked for.
+_TENSORSTORE_SCHEMES = ("gs", "s3", "http", "https")
 # pathlib writes s3://bucket/name as s3:/bucket/name; a single letter is a drive.
 _URL = re.compile(r"([a-z][a-z0-9+]+):/+(.*)", re.DOTALL)
 
@@ -37,7 +39,7 @@ def open_arrays(path: Path) -> dict[str, Rows]:
     Args:
         path: a file ending in .npy, .npz, .safetensors, .parquet or .array_record (a row per record, as numpy.save
             writes it); a folder of files of one kind, whose rows follow each other in the order of their names; a Zarr
-            v3 array or group; or the URL of such a file or folder, but for Zarr, in any scheme that fsspec knows.
+            v3 array or group; or the URL of such a file or folder in any scheme that fsspec knows.
 
     Raises:
         SourceError: it is missing, unreadable, damaged or of another kind.
@@ -48,7 +50,7 @@ def open_arrays(path: Path) -> dict[str, Rows]:
     if url is not None:
         return _open_url(path, url)
     if path.is_dir() and path.suffix not in FILE_SUFFIXES:
-        return _open_zarr(path) if (path / ZARR_METADATA).is_file() else _open_folder(path)
+        return _open_zarr(path) if (path / ZARR_METADATA).is_file() else _open_files(path, list(path.iterdir()))
     if path.suffix == PARQUET and path.is_file():
         from spectra_jax.parquet_files import open_parquet
 
@@ -62,12 +64,8 @@ def open_arrays(path: Path) -> dict[str, Rows]:
     return open_file(path)
 
 
-def _open_folder(path: Path) -> dict[str, Rows]:
-    """Files of one kind as if they were one."""
-    return _open_files(path, list(path.iterdir()))
-
-
 def _open_files(path: Path, listed: list[Path]) -> dict[str, Rows]:
+    """Files of one kind as if they were one."""
     files = sorted(file for file in listed if file.suffix in SUFFIXES and not file.name.startswith("."))
     kinds = {file.suffix for file in files}
     if len(kinds) != 1:
@@ -107,21 +105,41 @@ def _joined(path: Path, name: str, files: list[Path], parts: list[dict[str, Rows
 def _open_zarr(path: Path) -> dict[str, Rows]:
     """The array of a Zarr v3 folder, or those of a group by name."""
     try:
-        node = json.loads((path / ZARR_METADATA).read_text(encoding="utf-8")).get("node_type")
-    except (OSError, ValueError, AttributeError) as error:
+        metadata = (path / ZARR_METADATA).read_bytes()
+    except OSError as error:
         raise SourceError(f"{path / ZARR_METADATA} cannot be read: {error}") from error
-    if node == "array":
-        return {UNNAMED: _zarr_array(path, UNNAMED)}
-    children = sorted(child.parent.name for child in path.glob(f"*/{ZARR_METADATA}"))
-    return {name: _zarr_array(path, name) for name in children}
+    children = [child.parent.name for child in path.glob(f"*/{ZARR_METADATA}")]
+    return _zarr_arrays(path, metadata, children, lambda name: {"driver": "file", "path": str(path / name)})
 
 
-def _zarr_array(path: Path, name: str) -> Rows:
+def _open_zarr_url(path: Path, url: str) -> dict[str, Rows]:
+    """The same on another machine: by chunks where TensorStore knows the scheme, else fetched whole."""
+    import fsspec
+
+    if url.partition("://")[0] not in _TENSORSTORE_SCHEMES:
+        return _open_zarr(_fetched(url))
+    system, place = fsspec.url_to_fs(url)
+    children = [found.split("/")[-2] for found in system.glob(f"{place}/*/{ZARR_METADATA}")]
+    return _zarr_arrays(path, system.cat(f"{place}/{ZARR_METADATA}"), children, lambda name: f"{url}/{name}")
+
+
+def _zarr_arrays(
+    path: Path, metadata: bytes, children: list[str], place: Callable[[str], dict[str, str] | str]
+) -> dict[str, Rows]:
+    """The array or those of the group that the metadata describes, each where `place` of its name says."""
+    try:
+        node = json.loads(metadata).get("node_type")
+    except (ValueError, AttributeError) as error:
+        raise SourceError(f"{path / ZARR_METADATA} cannot be read: {error}") from error
+    names = [UNNAMED] if node == "array" else sorted(children)
+    return {name: _zarr_array(path, name, place(name)) for name in names}
+
+
+def _zarr_array(path: Path, name: str, place: dict[str, str] | str) -> Rows:
     with extra("experiments"):
         import tensorstore
 
     title = f"{path}: {name}" if name else str(path)
-    place = {"driver": "file", "path": str(path / name)}
     try:
         store = tensorstore.open({"driver": "zarr3", "kvstore": place}, open=True, read=True).result()
     except ValueError as error:
@@ -140,7 +158,7 @@ def _zarr_array(path: Path, name: str) -> Rows:
 def _open_url(path: Path, url: str) -> dict[str, Rows]:
     """A file of another machine: the rows of .npy and .parquet as they are asked for, other kinds fetched whole.
 
-    A folder of such files is one, as on this machine.
+    A folder of such files is one, as on this machine. Of Zarr the chunks that hold the rows are read.
     """
     with extra("experiments"):
         import fsspec
@@ -162,6 +180,8 @@ def _open_url(path: Path, url: str) -> dict[str, Rows]:
         if path.suffix in SUFFIXES:
             return open_arrays(_fetched(url))
         system, place = fsspec.url_to_fs(url)
+        if system.exists(f"{place}/{ZARR_METADATA}"):
+            return _open_zarr_url(path, url)
         if system.isdir(place):
             return _open_files(path, [path / name.rpartition("/")[2] for name in system.ls(place, detail=False)])
     except SourceError:
@@ -173,14 +193,14 @@ def _open_url(path: Path, url: str) -> dict[str, Rows]:
 
 @functools.cache
 def _fetched(url: str) -> Path:
-    """A copy of a file of another machine, made once and deleted when this process ends."""
+    """A copy of a file or folder of another machine, made once and deleted when this process ends."""
     import fsspec
 
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     system, place = fsspec.url_to_fs(url)
-    copy = folder / place.rpartition("/")[2]
-    system.get_file(place, str(copy))
+    copy = folder / place.rstrip("/").rpartition("/")[2]
+    system.get(place, str(copy), recursive=True)
     return copy
 
 

@@ -84,6 +84,7 @@ def write_partition(
     *,
     identity: str,
     methods: Sequence[str],
+    ids: Mapping[str, np.ndarray],
     pairs: Sequence[Mapping[str, np.ndarray | None]],
     samples: Mapping[str, np.ndarray | None],
     record: Mapping[str, Any],
@@ -95,6 +96,7 @@ def write_partition(
         partition: which samples.
         identity: of the problem.
         methods: (m,) names.
+        ids: columns (k,) of what the samples are called, for both files; may be empty.
         pairs: (m,) columns "norm", "active_constraints", "feasible", "residual" of shape (k, c), "delta" (k, c, n) or
             None. NaN means unknown and becomes null, as do negative numbers of active constraints.
         samples: columns (k,) of the samples' file, "label" (or None) and "predicted" among them.
@@ -104,16 +106,16 @@ def write_partition(
         OSError: it could not be written; nothing of it is left then.
     """
     facts = {**record, "identity": identity, "start": partition.start, "stop": partition.stop}
-    sample = np.arange(partition.start, partition.stop, dtype=np.int64)
-    columns = {name: _column(name, values, len(sample)) for name, values in samples.items()}
-    table = pa.table({"sample": pa.array(sample), **columns})
+    called = {"sample": np.arange(partition.start, partition.stop, dtype=np.int64), **ids}
+    columns = {name: _column(values, len(called["sample"])) for name, values in samples.items()}
+    table = pa.table({name: pa.array(values) for name, values in called.items()} | columns)
     write_tables(samples_path(folder, partition), [table], facts)
-    tables = [_pairs_table(sample, methods, place, pairs[place], samples) for place in range(len(methods))]
+    tables = [_pairs_table(called, methods, place, pairs[place], samples) for place in range(len(methods))]
     write_tables(pairs_path(folder, partition), tables, facts)
 
 
 def _pairs_table(
-    sample: np.ndarray,
+    called: Mapping[str, np.ndarray],
     methods: Sequence[str],
     place: int,
     pairs: Mapping[str, np.ndarray | None],
@@ -125,11 +127,11 @@ def _pairs_table(
     count, num_classes = norms.shape[0], norms.shape[-1]
 
     def repeat(values: np.ndarray | None) -> pa.Array:
-        return _column("label", None if values is None else np.repeat(values, num_classes), count * num_classes)
+        return _column(None if values is None else np.repeat(values, num_classes), count * num_classes)
 
     method = np.full(count * num_classes, place, np.int8)
     columns = {
-        "sample": pa.array(np.repeat(sample, num_classes)),
+        **{name: pa.array(np.repeat(values, num_classes)) for name, values in called.items()},
         "label": repeat(samples["label"]),
         "predicted": repeat(samples["predicted"]),
         "target": pa.array(np.tile(np.arange(num_classes, dtype=np.int32), count)),
@@ -140,7 +142,7 @@ def _pairs_table(
         values = pairs[name]
         assert values is not None
         flat = values.reshape(-1)
-        columns[name] = pa.array(flat, mask=~known) if name == "feasible" else _column(name, flat)
+        columns[name] = pa.array(flat, mask=~known) if name == "feasible" else _column(flat)
     deltas = pairs.get("delta")
     if deltas is not None:
         flat = deltas.reshape(-1)
@@ -148,7 +150,7 @@ def _pairs_table(
     return pa.table(columns)
 
 
-def _column(name: str, values: np.ndarray | None, count: int = 0) -> pa.Array:
+def _column(values: np.ndarray | None, count: int = 0) -> pa.Array:
     if values is None:
         return pa.nulls(count, pa.int32())
     if values.dtype.kind == "f":

@@ -1,6 +1,9 @@
 """Arrays from Parquet, Zarr, folders and URLs: the same rows as NumPy wrote, whatever is asked for and in any order."""
 
+import functools
+import http.server
 import io
+import threading
 from pathlib import Path
 
 import fsspec
@@ -92,22 +95,22 @@ def test_columns_that_do_not_count_from_the_first_are_columns(tmp_path):
     np.testing.assert_array_equal(arrays["a"].read(0, 1), [[1, 2]])
 
 
+def write_zarr(folder, values):
+    store = tensorstore.open(
+        {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}},
+        create=True, dtype=values.dtype, shape=values.shape,
+        chunk_layout=tensorstore.ChunkLayout(chunk_shape=[7, 4]),
+    ).result()  # fmt: skip
+    store[...] = values
+
+
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16])
 def test_zarr(tmp_path, dtype):
     values = rows().astype(dtype)
-
-    def write(folder):
-        store = tensorstore.open(
-            {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}},
-            create=True, dtype=values.dtype, shape=values.shape,
-            chunk_layout=tensorstore.ChunkLayout(chunk_shape=[7, 4]),
-        ).result()  # fmt: skip
-        store[...] = values
-
-    write(tmp_path / "one.zarr")
+    write_zarr(tmp_path / "one.zarr", values)
     assert open_features(tmp_path / "one.zarr").kind == "f"
     check(open_features(tmp_path / "one.zarr"), values)
-    write(tmp_path / "group.zarr" / "embeddings")
+    write_zarr(tmp_path / "group.zarr" / "embeddings", values)
     (tmp_path / "group.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
     check(open_features(tmp_path / "group.zarr"), values)
     (tmp_path / "one.zarr" / "zarr.json").write_text("{")
@@ -220,6 +223,27 @@ def test_folders_by_url(tmp_path, kind):
         check(open_features(Path(url)), values)
     with pytest.raises(SourceError, match=r"expected a URL that ends in .* or of a folder of such files"):
         open_features(Path(f"memory://no-folder-of-{kind}"))
+
+
+@pytest.mark.parametrize("kind", ["array", "group"])
+@pytest.mark.parametrize("scheme", ["memory", "http"])
+def test_zarr_by_url(tmp_path, kind, scheme):
+    values, folder = rows(np.float16), tmp_path / "f.zarr"
+    write_zarr(folder / ("" if kind == "array" else "embeddings"), values)
+    if kind == "group":
+        (folder / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    if scheme == "memory":
+        url = f"memory://zarr-{kind}/f.zarr"
+        fsspec.filesystem("memory").put(str(folder), f"/zarr-{kind}/f.zarr", recursive=True)
+        check(open_features(Path(url)), values)
+        return
+    pytest.importorskip("aiohttp", reason="fsspec reads http:// with aiohttp")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        check(open_features(Path(f"http://127.0.0.1:{server.server_port}/f.zarr")), values)
+        server.shutdown()
 
 
 def test_what_is_a_url(tmp_path):

@@ -258,6 +258,7 @@ def test_bad_features_and_labels_are_found_before_any_work(tmp_path, source):
         ({"immutable": ("wing_colour::blu",)}, r"no such attribute, nor an index from 0 to 3.*wing_colour::blue"),
         ({"immutable": ("0", "1", "2", "3")}, "leaves no attribute"),
         ({"samples_per_partition": -1}, "--samples-per-partition -1"),
+        ({"nearest_only": True}, "--nearest-only solves no pairs, but another option asks for them"),
     ],
 )
 def test_questions_that_make_no_sense_are_explained(tmp_path, source, options, message):
@@ -355,6 +356,29 @@ def test_options_of_all_pairs_ask_for_them(tmp_path, source, monkeypatch, asked)
     assert solving.with_methods(SolveConfig(), inputs.open_problem(source, "float32")).methods == ()
     problem = inputs.open_problem(source, "float32")
     assert solving.with_methods(SolveConfig(**asked), problem).methods == asked.get("methods", solving.ALL_PAIRS)
+
+
+def test_no_pairs_are_solved_where_nobody_wants_them(source):
+    problem = inputs.open_problem(source, "float32")
+    assert solving.with_methods(SolveConfig(nearest_only=True), problem).methods == ()
+    assert solving.with_methods(SolveConfig(), problem).methods == solving.ALL_PAIRS
+
+
+def test_ids_are_in_the_tables_of_samples_and_pairs(tmp_path, source):
+    attributes, labels, _ = arrays()
+    ids, places = np.arange(1000, 1000 + NUM_SAMPLES), np.array([f"place {i % 4}" for i in range(NUM_SAMPLES)])
+    np.savez(source.features, attributes=attributes, labels=labels, ids=ids, place=places)
+    given, out = dataclasses.replace(source, id_name=("ids", "place")), tmp_path / "out"
+    assert sweep(Args(out, given, BOUNDARY, quiet=True)) == 0
+    samples, rows = pq.read_table(out / "samples"), pairs(out)
+    for table, times in ((samples, 1), (rows, NUM_CLASSES)):
+        assert table.column_names[:3] == ["sample", "id", "place"]
+        assert table["id"].to_pylist() == [str(i) for i in np.repeat(ids, times)]
+        assert table["place"].to_pylist() == np.repeat(places, times).tolist()
+    with pytest.raises(UserError, match=r"holds another sweep.*\n  ids: "):
+        sweep(Args(out, dataclasses.replace(source, id_name=("place", "ids")), BOUNDARY, quiet=True))
+    with pytest.raises(UserError, match="norm would name two columns"):
+        dataclasses.replace(source, id_name=("ids", "norm")).check()
 
 
 def test_samples_have_the_ids_of_their_file_or_of_a_list(tmp_path, source, monkeypatch):

@@ -26,6 +26,7 @@ class Args:
     attackability, for which the boundary is EXACT (the nearest way out of a region is through one facet). Shown on the
     terminal and left in nearest.parquet, summary.json and report.html. Then all pairs, where they take a minute or
     two (up to 5 million) or are asked for, by --all-pairs or any option of theirs; else it says what they would cost.
+    --nearest-only leaves them out however few they are.
 
     Of all pairs it leaves pairs/*.parquet (a row per sample, target and method), samples/*.parquet (a row per sample)
     and class_distances.parquet as well. Read them with any of

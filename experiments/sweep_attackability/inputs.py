@@ -57,6 +57,18 @@ class Problem(NamedTuple):
     ids: np.ndarray | None = None
     further_ids: Mapping[str, np.ndarray] = MappingProxyType({})
 
+    def id_columns(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """(stop - start,) each: the ids of some samples by the name of their column, none where they have no ids."""
+        every = ({} if self.ids is None else {"id": self.ids}) | dict(self.further_ids)
+        return {name: ids[start:stop] for name, ids in every.items()}
+
+    def id_digest(self, start: int, stop: int) -> str:
+        """Of the ids of some samples, and of what their columns are called."""
+        digest = hashlib.sha256()
+        for name, ids in self.id_columns(start, stop).items():
+            digest.update(repr((name, ids.dtype.str)).encode() + ids.tobytes())
+        return digest.hexdigest()
+
 
 def open_problem(config: InputConfig, precision: str) -> Problem:
     """Opens the input; reads the head and nothing else.

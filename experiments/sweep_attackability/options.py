@@ -7,10 +7,15 @@ from typing import Literal
 from experiments.cli.command import UserError, check_file, check_run_folder
 from spectra_jax.array_sources import url_of
 
-# Of nearest.parquet, before the further ids.
+# Of nearest.parquet, before the further ids; the other tables have more.
 NEAREST_COLUMNS = (
     *("sample", "id", "label", "predicted", "predicted_name"),
     *("nearest", "nearest_name", "distance", "attackability"),
+)
+
+_OTHER_COLUMNS = (
+    *("target", "method", "norm", "active_constraints", "feasible", "residual", "delta", "length"),
+    *("single_attribute", "single_delta", "largest_attribute", "largest_delta"),
 )
 
 
@@ -37,7 +42,7 @@ class InputConfig:
         ids: what the samples are called, in tables and files: a text file, an id per line; by default the array or
             column ids or id beside the features, else the row, counted from 0.
         id_name: another name of that array or column; of several, the first is what the samples are called and all are
-            carried to nearest.parquet.
+            carried to all tables of samples and pairs.
     """
 
     run_dir: Path | None = None
@@ -67,11 +72,12 @@ class InputConfig:
             if path is not None and url_of(path) is None:
                 check_file(name.replace("_", "-"), path)
         carried = self.id_name[self.ids is None :]
-        taken = [name for name in carried if name in NEAREST_COLUMNS or self.id_name.count(name) > 1]
+        known = NEAREST_COLUMNS + _OTHER_COLUMNS
+        taken = [name for name in carried if name in known or self.id_name.count(name) > 1]
         if taken:
             raise UserError(
                 f"--id-name {' '.join(self.id_name)}: {taken[0]} would name two columns; expected names that differ "
-                f"from each other and from {', '.join(NEAREST_COLUMNS)}"
+                f"from each other and from {', '.join(known)}"
             )
 
 
@@ -115,6 +121,8 @@ class SolveConfig:
         all_pairs: also solve every pair, by projection and boundary. Done without asking where it takes a minute or
             two: up to 5 million pairs of a head that is not too large. The options below speak of all pairs and ask
             for them.
+        nearest_only: solve no pairs, however few there are: one product of features and head, and no compilation of the
+            exact solver.
         methods: which of projection (exact for every target), boundary (EXACT for attackability and the nearest class;
             for a single target a lower bound) and pinv (the paper's all-way tie; cheap, except with a bias or a margin
             and more classes than attributes: a factorisation per class and block); default projection and boundary.
@@ -134,3 +142,19 @@ class SolveConfig:
     precision: Literal["float32", "float64"] = "float32"
     samples_per_partition: int = 0
     all_pairs: bool = False
+    nearest_only: bool = False
+
+    @property
+    def asks_for_pairs(self) -> bool:
+        """Whether an option speaks of all pairs."""
+        return bool(
+            self.methods or self.margin or self.immutable or self.deltas or self.samples_per_partition or self.all_pairs
+        )
+
+    def check(self) -> None:
+        """Raises UserError where pairs are both asked for and not wanted."""
+        if self.nearest_only and self.asks_for_pairs:
+            raise UserError(
+                "--nearest-only solves no pairs, but another option asks for them (--all-pairs, --methods, --margin, "
+                "--immutable, --deltas or --samples-per-partition): leave one of the two out."
+            )

@@ -187,9 +187,7 @@ def _shards(out: Path) -> list[Shard]:
 def _expected(shard: Shard, problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
     """What the record of a shard says of its input: that of all, its rows, and their ids and labels."""
     start, stop = shard.rows(options["samples"])
-    digest = hashlib.sha256(repr(tuple(problem.further_ids)).encode())
-    for ids in ([] if problem.ids is None else [problem.ids]) + [*problem.further_ids.values()]:
-        digest.update(ids[start:stop].tobytes())
+    digest = hashlib.sha256(problem.id_digest(start, stop).encode())
     if problem.labels is not None:
         try:
             digest.update(np.asarray(problem.labels.read(start, stop), np.int64).tobytes())

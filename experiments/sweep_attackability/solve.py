@@ -36,7 +36,7 @@ _BLOCKS_PER_PARTITION = 8
 
 # Of all pairs where no method is named, and how much of them is solved without being asked: a minute or two.
 ALL_PAIRS: tuple[Literal["projection", "boundary"], ...] = ("projection", "boundary")
-_NOT_IN_IDENTITY = ("samples_per_partition", "all_pairs")
+_NOT_IN_IDENTITY = ("samples_per_partition", "all_pairs", "nearest_only")
 _SOON_PAIRS, _SOON_WORK = 5_000_000, 4e11
 
 _T = TypeVar("_T")
@@ -66,9 +66,8 @@ def with_methods(config: SolveConfig, problem: Problem) -> SolveConfig:
     num_samples, width = problem.features.shape
     num_classes = problem.head.weights.shape[0]
     pairs = num_samples * num_classes
-    asked = config.all_pairs or config.margin or config.immutable or config.deltas or config.samples_per_partition
-    soon = pairs <= _SOON_PAIRS and float(pairs) * num_classes * width <= _SOON_WORK
-    return dataclasses.replace(config, methods=config.methods or (ALL_PAIRS if asked or soon else ()))
+    soon = pairs <= _SOON_PAIRS and float(pairs) * num_classes * width <= _SOON_WORK and not config.nearest_only
+    return dataclasses.replace(config, methods=config.methods or (ALL_PAIRS if config.asks_for_pairs or soon else ()))
 
 
 def make_plan(problem: Problem, config: SolveConfig, fingerprint: str) -> Plan:
@@ -89,11 +88,7 @@ def make_plan(problem: Problem, config: SolveConfig, fingerprint: str) -> Plan:
             f"that a Parquet row group holds. Choose {_ROWS_IN_A_GROUP // num_classes} or fewer."
         )
     options = {
-        **{
-            name: value
-            for name, value in dataclasses.asdict(config).items()
-            if name not in ("samples_per_partition", "all_pairs")
-        },
+        **{name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_IN_IDENTITY},
         "samples_per_partition": size,
         "samples": num_samples,
         "classes": num_classes,
@@ -101,6 +96,8 @@ def make_plan(problem: Problem, config: SolveConfig, fingerprint: str) -> Plan:
         "input": fingerprint,
         "format": FORMAT,
     }
+    if problem.ids is not None:
+        options["ids"] = problem.id_digest(0, num_samples)
     options = json.loads(json.dumps(options))
     identity = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
     at_once = _PAIRS_ON_CPU if jax.default_backend() == "cpu" else _PAIRS_ON_ACCELERATOR
@@ -154,7 +151,7 @@ def _refuse_other(path: Path, options: dict[str, Any]) -> None:
     differing = [f"  {k}: {before.get(k)!r} there, {v!r} now" for k, v in options.items() if before.get(k) != v]
     raise UserError(
         f"--out {path} holds another sweep; these differ:\n" + "\n".join(differing) + "\n(input is a checksum of "
-        "features, labels and head.) Choose another folder, or delete that one."
+        "features, labels and head, ids one of the ids.) Choose another folder, or delete that one."
     )
 
 
@@ -336,6 +333,7 @@ def _make_solver(problem: Problem, config: SolveConfig, plan: Plan, found: Scan,
                 partition,
                 identity=plan.identity,
                 methods=config.methods,
+                ids=problem.id_columns(start, stop),
                 pairs=[pair._asdict() for pair in own.pairs],
                 samples={"label": named, **own.samples._asdict()},
                 record=record,
@@ -368,6 +366,7 @@ def check_options(config: SolveConfig, problem: Problem) -> None:
     Raises:
         UserError: says which and why.
     """
+    config.check()
     mask = mutable_mask(problem, config.immutable)
     if not 0 <= config.margin < float("inf"):
         raise UserError(f"--margin {config.margin:g}: expected a finite number of logits, 0 or more")
