@@ -1,10 +1,13 @@
 """Shards of a sweep killed at random moments must leave, once repeated and merged, what one command leaves."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from experiments.cli.command import run_main
 from experiments.cli.options import Seed
 
 ROOT = Path(__file__).resolve().parents[2]
+# Seconds between two kills of workers of Ray, at most.
+_PAUSE = 8.0
 
 
 @dataclass(frozen=True)
@@ -24,10 +29,13 @@ class Args:
 
     python -m experiments.benchmarks.shard_kills
         20 kills over 8 shards of 60,000 samples x 1,000 classes, two shards at a time; about 5 minutes on 2 CPU cores.
-        Prints "identical", or in which columns the merged table differs.
+    python -m experiments.benchmarks.shard_kills --ray
+        the workers of a local Ray cluster instead, which starts their shards again (extra "ray").
+        Prints "identical", or in which columns a merged table differs.
 
     Attributes:
-        kills: how many.
+        kills: how many, or one more where two processes are killed at once.
+        ray: kill workers of Ray.
         shards: of the samples.
         samples: random samples.
         classes: of the random head.
@@ -37,6 +45,7 @@ class Args:
     """
 
     kills: int = 20
+    ray: bool = False
     shards: int = 8
     samples: int = 60_000
     classes: int = 1_000
@@ -48,8 +57,53 @@ class Args:
 def start(folder: Path, out: str, *options: str) -> subprocess.Popen:
     """A command of the sweep."""
     given = ["--features", str(folder / "features.npy"), "--head", str(folder / "head.npz"), "--out", str(folder / out)]
-    command = [sys.executable, "-m", "experiments.sweep_attackability", *given, "--quiet", *options]
+    fixed = ["--nearest-only", "--quiet"]
+    command = [sys.executable, "-m", "experiments.sweep_attackability", *given, *fixed, *options]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def in_processes(args: Args, folder: Path, longest: float, rng: np.random.Generator) -> Iterator[tuple[str, int]]:
+    """Kills processes that answer a shard each, repeats and merges them: the folder of the tables, and the kills."""
+    done, waiting = 0, list(range(args.shards))
+    while waiting:
+        pair = waiting[:2]
+        processes = [start(folder, "out", "--shard", f"{number}/{args.shards}") for number in pair]
+        if done < args.kills:
+            time.sleep(rng.uniform(0, longest))
+            for process in processes:
+                process.kill()
+                done += process.wait() < 0
+            waiting = [*waiting[2:], *pair]  # whether they were finished or not
+        else:
+            for process in processes:
+                process.wait()
+            waiting = waiting[2:]
+    if start(folder, "out", "--merge").wait():
+        raise SystemExit("the merge found shards missing")
+    yield "out", done
+
+
+def on_ray(args: Args, folder: Path, rng: np.random.Generator) -> Iterator[tuple[str, int]]:
+    """Kills workers of Ray while one command after another answers all shards: the same of each command."""
+    done = 0
+    while done < args.kills:
+        out, before = f"after-{done}", done
+        process = start(folder, out, "--ray", str(args.shards))
+        while process.poll() is None:
+            time.sleep(rng.uniform(0, _PAUSE))
+            for worker in rng.permutation(_ray_workers())[: done < args.kills]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+                    done += 1
+        if process.returncode:
+            raise SystemExit("the sweep on Ray failed")
+        yield out, done - before
+
+
+def _ray_workers() -> list[int]:
+    """Processes of Ray that answer a shard now."""
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "ray::_solve" in line]
 
 
 def measure(args: Args) -> dict[str, Any]:
@@ -57,6 +111,7 @@ def measure(args: Args) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     rng = np.random.default_rng(args.seed)
+    done, tables, differing = 0, 0, set[str]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "features.npy", rng.normal(size=(args.samples, args.attributes)).astype(np.float32))
@@ -65,25 +120,13 @@ def measure(args: Args) -> dict[str, Any]:
         if start(folder, "whole").wait():
             raise SystemExit("the sweep failed")
         longest = time.monotonic() - began
-        done, waiting, in_time = 0, list(range(args.shards)), 0
-        while waiting:
-            pair = waiting[:2]
-            processes = [start(folder, "out", "--shard", f"{number}/{args.shards}") for number in pair]
-            if done < args.kills:
-                time.sleep(rng.uniform(0, longest))
-                for process in processes:
-                    process.kill()
-                    done += process.wait() < 0
-                waiting = [*waiting[2:], *pair]  # whether they were finished or not
-            else:
-                in_time += sum(process.wait() == 0 for process in processes)
-                waiting = waiting[2:]
-        if start(folder, "out", "--merge").wait():
-            raise SystemExit("the merge found shards missing")
-        whole, merged = (pq.read_table(folder / each / "nearest.parquet") for each in ("whole", "out"))
-    differing = [name for name in whole.column_names if whole[name] != merged[name]]
-    print(f"{done} kills, {in_time} shards repeated: " + (f"{differing} differ" if differing else "identical"))
-    return {"kills": done, "differing": differing}
+        whole = pq.read_table(folder / "whole" / "nearest.parquet")
+        for out, kills in on_ray(args, folder, rng) if args.ray else in_processes(args, folder, longest, rng):
+            merged = pq.read_table(folder / out / "nearest.parquet")
+            differing |= {column for column in whole.column_names if whole[column] != merged[column]}
+            done, tables = done + kills, tables + 1
+    print(f"{done} kills, {tables} tables: " + (f"{sorted(differing)} differ" if differing else "identical"))
+    return {"kills": done, "tables": tables, "differing": sorted(differing)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
