@@ -24,7 +24,7 @@ from spectra_jax.checks import as_unit_scale, at_least_float32
 from spectra_jax.inversion.config import check_choice
 
 Reading = Literal["as defined", "as coded"]
-READINGS = ("as defined", "as coded")
+READINGS: tuple[Reading, ...] = ("as defined", "as coded")
 CUTOFF = 5.0  # D of the Gaussian filter, in cycles per image
 _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as OpenCV's
 _PREWITT = np.array([[1, 0, -1]] * 3) / 3

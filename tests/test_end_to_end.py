@@ -104,6 +104,12 @@ def test_invert_takes_classes_by_name_and_suggests_near_ones(finished, tmp_path,
     assert invert.main([*base, "--out", str(out), "--source", names[0], "--targets", names[1].lower()]) == 0
     with np.load(out / "counterfactuals.npz") as found:
         assert np.all(found["label"] == 0) and np.all(found["target"] == 1)
+        canary = read_summary(out)
+        known = found["predicted"] == found["label"]
+        change = (found["results"] - found["images"] / 255)[known].reshape(known.sum(), -1)
+        lengths = np.linalg.norm(change, axis=1) / np.sqrt(change.shape[1])
+        np.testing.assert_allclose(canary["canary/aed"], lengths.mean() if known.any() else np.nan, rtol=1e-4)
+    assert "CANARY" in (out / "report.html").read_text()
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert read_summary(out)["invert/num_pairs"] == len(records)
     assert all(

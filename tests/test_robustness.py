@@ -43,6 +43,7 @@ def attacked(correct, ddn, *, l2=None, linf=None, carlini=np.inf, certified=None
         originals=np.zeros((count, 4, 4, 3)),
         pictures=np.zeros((count, 4, 4, 3)),
         named_after=np.ones(count, int),
+        seconds=np.ones(count),
     )
 
 
@@ -187,7 +188,11 @@ def test_command_compares_runs_and_goes_on_where_it_stopped(runs, tmp_path, monk
         assert summary[f"{name}/canary_as_coded/aed"] < summary[f"{name}/canary/aed"]  # / (N / 2) for / sqrt(N)
         for figure in ("acamc_a", "acamc_t"):
             assert 0 <= summary[f"{name}/canary/{figure}"] <= 1 + 1e-6
+        assert summary[f"{name}/canary/act"] > 0 and summary[f"{name}/canary/aqn"] == summary["plain/canary/aqn"]
     assert 0 <= summary["plain/canary/otr"] <= 1
+    for reading in ("canary", "canary_as_coded"):
+        scores = [summary[f"{name}/{reading}/score"] for name in ("plain", "robust", "lipschitz")]
+        assert min(scores) == 0 and max(scores) == 1
 
 
 def test_attacks_of_a_run_are_those_of_foolbox(runs, tmp_path):
@@ -218,6 +223,29 @@ def test_figures_of_a_model_by_hand():
     # Class 0: precision 1/2, recall 1; class 1: precision 1, recall 1/2; class 2: both 1.
     assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert found["accuracy"] == 0.75 and found["confidence"] == pytest.approx((0.5 + 0.8 + 0.3 + 0.6) / 4, rel=1e-5)
+
+
+def test_the_score_is_1_for_the_run_that_the_attack_did_best_on():
+    columns = [*canary.EFFECT, *canary.ATTENTION, canary.OTHERS, *canary.VISIBILITY]
+
+    def row(effect: float, visibility: float) -> dict[str, float]:
+        seen = dict.fromkeys((name for name, _ in canary.VISIBILITY), visibility)
+        values = {name: effect for name, _ in columns} | seen | {"acamc_a": np.nan, "acamc_t": 1 - effect / 2}
+        return {
+            start + name: value
+            for start in ("canary/", "canary_as_coded/")
+            for name, value in values.items()
+            if not (start == "canary_as_coded/" and name == "acamc_t")
+        } | {"canary_as_coded/acamc_t": np.nan}
+
+    found = {"weak": row(0.9, 0.001), "middle": row(0.5, 0.02), "strong": row(0.1, 0.09)}
+    canary.add_scores(found)
+    for start in ("canary/", "canary_as_coded/"):
+        scores = [found[name][f"{start}score"] for name in ("weak", "middle", "strong")]
+        assert scores[0] == 1 and scores[2] == 0 and 0 < scores[1] < 1
+    alone = {"one": row(0.9, 0.001)}
+    canary.add_scores(alone)
+    assert np.isnan(alone["one"]["canary/score"])
 
 
 def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):

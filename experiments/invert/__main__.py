@@ -55,8 +55,10 @@ def invert_run(args: Args) -> Path:
     from experiments.reporting.finding import add_finding
     from experiments.reporting.pages import (
         add_answers,
+        add_canary,
         add_changes,
         add_counterfactuals,
+        canary_figures,
         counterfactual_cards,
         inversion_figures,
         inversion_metrics,
@@ -78,7 +80,7 @@ def invert_run(args: Args) -> Path:
         spread = attributes.std(axis=0)
         measured = pair_metrics(run.model.head(run.params), found, spread)
         write_records(out / METRICS, found, measured)
-        figures = inversion_figures(found, measured)
+        figures = inversion_figures(found, measured) | canary_figures(run.model.head(run.params), found)
         seconds = time.monotonic() - began
         write_json(out / SUMMARY, figures | {"seconds": seconds})
 
@@ -93,6 +95,7 @@ def invert_run(args: Args) -> Path:
         report.fold_rest()
         add_answers(report, found)
         add_changes(report, figures)
+        add_canary(report, figures)
         report.provenance(seed=args.seed, seconds=seconds, run=str(args.run_dir or args.own.encoder))
         console.say(f"{figures['invert/num_success']} of {len(found.index)} reached their target, {duration(seconds)}")
         return report.write(out / "report.html")

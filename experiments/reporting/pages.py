@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.counterfactuals.find import SOLVERS, Counterfactuals
+from experiments.reporting import canary
 from experiments.reporting.finding import add_training_finding
 from experiments.reporting.tail import mean_note
 from experiments.runs.loading import LoadedRun
 from experiments.runs.stored import read_records, read_summary
-from spectra_jax import Status, head_logits, nearest_target
+from spectra_jax import Head, Status, head_logits, nearest_target
 from spectra_jax.data import DatasetInfo
 from spectra_jax.names import readable_attribute, readable_class
 from spectra_jax.perturbations import formulas
@@ -184,6 +185,24 @@ def add_changes(report: Report, figures: dict[str, float]) -> None:
         title="What changed",
         caption=f"Medians over the {figures['invert/num_success']} of {figures['invert/num_pairs']} pairs that reached "
         "their target.",
+    )
+
+
+def canary_figures(head: Head, found: Counterfactuals) -> dict[str, float]:
+    """CANARY's metrics of the images found, by both readings; see `change_figures`."""
+    before, after = (head_logits(head, jnp.asarray(e)) for e in (found.before, found.after))
+    labels, targets = (jnp.asarray(each, jnp.int32) for each in (found.label, found.target))
+    return canary.change_figures(before, after, labels, targets, found.results, found.images / np.float32(255))
+
+
+def add_canary(report: Report, figures: dict[str, float]) -> None:
+    """The same as a table."""
+    columns = (*canary.EFFECT, canary.TARGETED, *canary.VISIBILITY)
+    report.table(
+        "CANARY's metrics",
+        ["Reading", *(column for _, column in columns)],
+        [[name, *(values[key] for key, _ in columns)] for name, values in canary.readings(figures).items()],
+        caption=canary.NOTE,
     )
 
 

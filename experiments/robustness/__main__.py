@@ -70,7 +70,7 @@ class Args:
 
 def robustness(args: Args) -> Path:
     """Attacks every run and writes what is left; returns the out folder."""
-    from experiments.robustness.canary import canary_figures
+    from experiments.robustness.canary import add_scores, canary_figures
     from experiments.robustness.measure import attack_run, compare, figures, transferred
     from experiments.robustness.page import TABLE, write_report, write_results
     from experiments.runs.folder import owned_folder
@@ -98,6 +98,7 @@ def robustness(args: Args) -> Path:
             write_results(out, found, differences, args.attack, seconds=seconds)
         for name, one in attacked.items():  # last, as each run's images are shown to all the others
             found[name] |= canary_figures(name, one, runs, args.attack)
+        add_scores(found)
         seconds = time.monotonic() - began
         write_results(out, found, differences, args.attack, seconds=seconds)
         write_report(out, attacked, found, differences, args.attack, first.info, seconds=seconds)

@@ -1,6 +1,7 @@
 """CANARY's metrics of the images that DDN made of each run, and of the run itself (Sun et al., 2023)."""
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,19 +11,20 @@ from sklearn.metrics import f1_score
 
 from experiments.attacks.foolbox import foolbox_model
 from experiments.attacks.options import AttackConfig
+from experiments.reporting.canary import EFFECT, VISIBILITY, effect_figures, prefix, visibility_figures
 from experiments.robustness.measure import Attacked, over_batches
 from experiments.runs.loading import LoadedRun
 from spectra_jax import head_logits
 from spectra_jax.canary import (
+    READINGS,
     Reading,
     attention_change,
     average,
     average_attention_change,
-    deflection,
-    disturbance,
     grad_cam,
     transfer_rate,
 )
+from spectra_jax.canary_score import LIMITS, canary_score
 from spectra_jax.reporting import Column
 
 MODEL = (
@@ -30,11 +32,7 @@ MODEL = (
     ("macro_f1", Column("Macro-F1", "%", "F1 of each class among the chosen images, averaged over the classes.", 1)),
     ("confidence", Column("True-class confidence", "%", "Mean softmax probability of the true class.", 1)),
 )
-VALID = "over the images named correctly before"
-ATTACK = (
-    ("mr", Column("MR", "%", f"Misclassification ratio {VALID}.", 1)),
-    ("aiac", Column("AIAC", "%", f"Increase of the confidence in the class named after the attack, {VALID}.", 1)),
-    ("artc", Column("ARTC", "%", f"Reduction of the confidence in the true class, {VALID}.", 1)),
+ATTENTION = (
     (
         "acamc_a",
         Column(
@@ -46,27 +44,27 @@ ATTACK = (
         ),
     ),
     ("acamc_t", Column("ACAMC_T", "", "The same for the true class.", 2)),
-    ("otr", Column("OTR", "%", "Misclassification ratio on the other runs of this comparison, averaged.", 1)),
+)
+OTHERS = ("otr", Column("OTR", "%", "Misclassification ratio on the other runs of this comparison, averaged.", 1))
+COST = (
+    ("act", Column("ACT", "s", "Seconds for each image of a batch, the first of which is compiled.", 3)),
     ("aqn", Column("AQN", "", "Forward passes for each image, and as many backward.", 0)),
-    ("amd", Column("AMD", "", "Largest change of a channel, values from 0 to 1, averaged.", 4)),
-    ("aed", Column("AED", "", "Euclidean length over the root of the number of values, averaged.", 4)),
-    ("aed_hf", Column("AED_HF", "", "The same of frequencies above 5 cycles per image.", 4)),
-    ("aed_lf", Column("AED_LF", "", "The same of those below.", 4)),
-    ("apcr", Column("APCR", "%", "Share of pixels that changed in 8 bits, averaged.", 1)),
-    ("alms", Column("ALMS", "", "Multi-scale gradient magnitude similarity deviation, averaged.", 4)),
-    ("adms", Column("ADMS", "", "DISTS, averaged: it needs weights of VGG that no installable package ships.", 4)),
 )
-COLUMNS = (*MODEL, *ATTACK)
-# A reading, how its figures begin in summary.json, and what the name of its row ends with.
-PREFIXES: tuple[tuple[Reading, str, str], ...] = (
-    ("as defined", "canary/", ""),
-    ("as coded", "canary_as_coded/", ", as coded"),
-)
+ADMS = ("adms", Column("ADMS", "", "DISTS, averaged: it needs weights of VGG that no installable package ships.", 4))
+SCORE = (
+    "score",
+    Column("Score", "", "CANARY's score of the attack on this run among these runs: 1 where it did best, on the least "
+           "robust of them, and 0 where it did worst.", 2),
+)  # fmt: skip
+COLUMNS = (*MODEL, *EFFECT, *ATTENTION, OTHERS, *COST, *VISIBILITY, ADMS, SCORE)
+SUFFIXES: dict[Reading, str] = {"as defined": "", "as coded": ", as coded"}  # of the name of a row
 NOTE = (
     "The attack is Foolbox's DDN. Averages are over the images named correctly before, failures included, as the "
     "publication defines them; its public code leaves failures out, exchanges the two frequency bands, divides lengths "
     "by N / 2, counts changed channels and leaves an image out of both ACAMC where one of its maps is blank: second "
-    "row of each run. ADMS is not here: it needs VGG weights that no installable package ships."
+    "row of each run. ADMS is not here: it needs VGG weights that no installable package ships. The score sums up "
+    "effect and visibility by item response theory; the cost is the same for all runs. It needs two runs and the extra "
+    "'canary'."
 )
 
 
@@ -82,7 +80,7 @@ def canary_figures(
         config: of the attacks.
 
     Returns:
-        "canary/NAME" as defined, and "canary_as_coded/NAME"; NaN where there is nothing to average.
+        Each of COLUMNS but the score by both readings; NaN where there is nothing to average.
     """
     labels, valid = jnp.asarray(attacked.labels), jnp.asarray(attacked.correct)
 
@@ -94,27 +92,52 @@ def canary_figures(
         return before, after
 
     before, after = (jnp.asarray(part) for part in logits(runs[name]))
-    turned = deflection(before, after, labels)
     others = [logits(run) for other, run in runs.items() if other != name]
     transferred = float("nan")
     if others:
         theirs, misled = (jnp.asarray(np.stack(part)) for part in zip(*others, strict=True))
         transferred = float(transfer_rate(theirs, misled, labels, valid))
-    common: dict[str, Any] = {"mr": turned.mr, "aiac": turned.aiac, "artc": turned.artc, "otr": transferred,
-                              "aqn": config.ddn_steps, "adms": np.nan}  # fmt: skip
-    common |= model_figures(before, labels)
+    common: dict[str, Any] = {"otr": transferred, "aqn": config.ddn_steps, "adms": np.nan}
+    common |= effect_figures(before, after, labels) | model_figures(before, labels)
     named = np.asarray(jnp.argmax(after, axis=-1))
     to_named, to_true = (_attention(runs[name], attacked, classes, config) for classes in (named, attacked.labels))
     success = valid & (jnp.argmax(after, axis=-1) != labels)
     values: dict[str, float] = {}
-    for reading, prefix, _ in PREFIXES:
-        images, reference = jnp.asarray(attacked.pictures), jnp.asarray(attacked.originals)
-        found = disturbance(images, reference, reading=reading)._asdict()
-        means = {f"a{key}": average(each, valid, success, reading=reading) for key, each in found.items()}
+    for reading in READINGS:
+        means: dict[str, Any] = visibility_figures(
+            attacked.pictures, attacked.originals, valid, success, reading=reading
+        )
         both = average_attention_change(to_named, to_true, valid, reading=reading)
         means |= dict(zip(("acamc_a", "acamc_t"), both, strict=True))
-        values |= {f"{prefix}{key}": float(value) for key, value in (common | means).items()}
+        means["act"] = average(jnp.asarray(attacked.seconds), valid, success, reading=reading)
+        values |= {prefix(reading) + key: float(value) for key, value in (common | means).items()}
     return values
+
+
+def add_scores(found: Mapping[str, dict[str, float]], *, seed: int = 0) -> None:
+    """Adds the score of every run by both readings; NaN for a single run or without NumPyro.
+
+    Args:
+        found: the figures of every run, `canary_figures` among them.
+        seed: of the samplers.
+    """
+    for reading in READINGS:
+        start, scores = prefix(reading), dict.fromkeys(found, float("nan"))
+        if len(found) > 1 and importlib.util.find_spec("numpyro"):
+            groups = [_usable(found, start, [*EFFECT, *ATTENTION, OTHERS]), _usable(found, start, VISIBILITY)]
+            metrics = {
+                name: {key: values[start + key.lower()] for group in groups for key in group}
+                for name, values in found.items()
+            }
+            scores = canary_score(metrics, groups, seed=seed, reading=reading)
+        for name, score in scores.items():
+            found[name][f"{start}score"] = score
+
+
+def _usable(found: Mapping[str, Mapping[str, float]], start: str, columns: Sequence[tuple[str, Column]]) -> list[str]:
+    """The metrics of a group that every run has, by the names that the score knows."""
+    names = [key for key, _ in columns if not any(np.isnan(values[start + key]) for values in found.values())]
+    return [name for name in map(str.upper, names) if name in LIMITS]
 
 
 def _attention(run: LoadedRun, attacked: Attacked, classes: np.ndarray, config: AttackConfig) -> jax.Array:

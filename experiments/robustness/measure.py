@@ -1,5 +1,6 @@
 """Attacks written by others on the images of a run, and what of its accuracy is left."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ class Attacked(NamedTuple):
         attackability: (N,) of the attributes (Eq. 5).
         originals, pictures: (N, h, w, 3) float32 before and after DDN's attack; the same where not correct.
         named_after: (N,) class of `pictures`.
+        seconds: (N,) that DDN took for the image, its share of a batch; 0 where not correct.
     """
 
     places: np.ndarray
@@ -53,6 +55,7 @@ class Attacked(NamedTuple):
     originals: np.ndarray
     pictures: np.ndarray
     named_after: np.ndarray
+    seconds: np.ndarray
 
     @property
     def smallest(self) -> np.ndarray:
@@ -96,12 +99,16 @@ def _smallest(attack: Any, name: str, *, keep: bool = False) -> Attack:
     """An attack that looks for the smallest change."""
 
     def run(model: BottleneckModel, images: Any, labels: Any) -> dict[str, np.ndarray]:
+        began = time.perf_counter()
         _, found, success = attack(model, images, labels, epsilons=None)
         # Where Carlini and Wagner's attack fails it returns black images, which are another class by accident.
         black = np.asarray(jnp.max(found, axis=(1, 2, 3)) == 0)
         lengths = np.where(np.asarray(success) & ~black, np.asarray(foolbox.distances.l2(images, found)), np.inf)
+        if not keep:
+            return {name: lengths}
+        seconds = np.full(len(lengths), (time.perf_counter() - began) / len(lengths))
         named = np.asarray(model(found)).argmax(axis=-1)
-        return {name: lengths} | ({"pictures": np.asarray(found), "named_after": named} if keep else {})
+        return {name: lengths, "pictures": np.asarray(found), "named_after": named, "seconds": seconds}
 
     return run
 
@@ -135,9 +142,9 @@ def attacks(config: AttackConfig) -> dict[str, tuple[Attack, dict[str, Any]]]:
         "initial_const": 0.1,
         "stepsize": 0.01,
     }
-    ddn = {"steps": config.ddn_steps}
+    ddn = {"steps": config.ddn_steps, "kept": "pictures, class, seconds"}
     made: dict[str, tuple[Attack, dict[str, Any]]] = {
-        "ddn": (_smallest(foolbox.attacks.DDNAttack(**ddn), "ddn", keep=True), ddn),
+        "ddn": (_smallest(foolbox.attacks.DDNAttack(steps=config.ddn_steps), "ddn", keep=True), ddn),
         "l2_pgd": (_within(foolbox.attacks.L2PGD(**pgd), l2, "l2_flipped"), pgd | {"radii": l2}),
         "linf_pgd": (_within(foolbox.attacks.LinfPGD(**pgd), linf, "linf_flipped"), pgd | {"radii": linf}),
     }
@@ -172,6 +179,7 @@ def attack_run(run: LoadedRun, config: AttackConfig, folder: Path, *, name: str,
         **{name: np.where(correct, np.inf, 0.0) for name in ("carlini", "nearest", "boundary")},
         "pictures": originals.copy(),
         "named_after": named,
+        "seconds": np.zeros(len(index)),
     }
     made, identity = attacks(config), checksum(run, index)
     with console.progress(f"attacking {name}", len(made) * len(right), unit="images") as task:

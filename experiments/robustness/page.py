@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.attacks.options import AttackConfig
+from experiments.reporting.canary import readings
 from experiments.robustness import canary
 from experiments.robustness.measure import Attacked
 from experiments.runs.folder import METRICS, SUMMARY
@@ -126,12 +127,9 @@ def _markdown(found: Figures, differences: Figures, config: AttackConfig) -> str
 
 def canary_rows(found: Figures) -> dict[str, dict[str, float]]:
     """CANARY's metrics by run, as defined and as coded; none before all runs are attacked."""
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
     for name, values in found.items():
-        for _, prefix, suffix in canary.PREFIXES:
-            metrics = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
-            if metrics:
-                rows[name + suffix] = metrics
+        rows |= {name + canary.SUFFIXES[reading]: metrics for reading, metrics in readings(values).items()}
     return rows
 
 
