@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faces import NAMES, PEOPLE, draw_faces
+from report_words import words
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "first-ten-minutes.md"
 MODEL = """
@@ -87,7 +88,7 @@ def test_the_session_ends_with_a_page(tmp_path, monkeypatch, capsys):
     known = np.asarray(space["known"])
     after = (np.asarray(answers.attributes)[:, None, None] + answers.delta)[solved]
     assert np.all((after <= known.max(axis=0) + 1e-3) & (after >= known.min(axis=0) - 1e-3))
-    page = (tmp_path / "answers.html").read_text(encoding="utf-8")
+    page = words(tmp_path / "answers.html")
     assert "Ada" in page and "bird" not in page.lower()
     printed = capsys.readouterr().out
     assert "the smallest change there is" in printed and "of the classes are right" in printed

@@ -9,6 +9,7 @@ import pyarrow.csv
 import pytest
 from faces import NAMES, PEOPLE, draw_faces
 from PIL import Image
+from report_words import words
 from safetensors.numpy import load_file, save_file
 from test_first_ten_minutes import MODEL
 
@@ -103,7 +104,7 @@ def test_explain_answers_by_name(own, capsys):
     assert np.all((np.abs(arrays["delta"][solved]) > 1e-6).sum(axis=1) <= 6)
     figures = summary(out)
     assert figures["explain/num_pairs"] == 4 and figures["explain/solved"] == solved.mean() > 0
-    page = (out / "report.html").read_text(encoding="utf-8")
+    page = words(out / "report.html")
     assert "bird" not in page.lower() and "becomes" in page
     assert "pairs have an answer" in capsys.readouterr().err
     stored = np.load(out / "images.npz")
