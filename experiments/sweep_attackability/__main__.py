@@ -57,7 +57,6 @@ def sweep(args: Args) -> int:
 
     from experiments.sweep_attackability.inputs import Problem, open_problem
     from experiments.sweep_attackability.nearest import Nearest, estimate_cost, find_nearest
-    from experiments.sweep_attackability.nearest_page import cost_sentence, show_nearest, write_all
     from experiments.sweep_attackability.shards import chosen_shard, merge, solve_shard
     from experiments.sweep_attackability.solve import (
         ALL_PAIRS,
@@ -86,6 +85,8 @@ def sweep(args: Args) -> int:
 
     problem, config, found = together(prepare)
     if found is not None:
+        from experiments.sweep_attackability.nearest_page import show_nearest
+
         show_nearest(problem, found, console)
     if args.shards.ray:
         from experiments.sweep_attackability.ray_cluster import solve_on_cluster
@@ -100,6 +101,8 @@ def sweep(args: Args) -> int:
         return 0
     if merging:
         return merge(problem, args.out, console=console, began=began)
+    from experiments.sweep_attackability.nearest_page import cost_sentence, write_all  # plots, which no shard waits for
+
     cost = estimate_cost(problem, ALL_PAIRS)
     with sweep_folder(args.out, nearest_options(problem, found)) as folder:
         if found is not None:

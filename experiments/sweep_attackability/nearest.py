@@ -135,9 +135,10 @@ def _working(rows: np.ndarray, dtype: Any) -> np.ndarray:
     return rows if half or rows.dtype == dtype else rows.astype(dtype)
 
 
-def sample_ids(problem: Problem, samples: np.ndarray) -> np.ndarray:
-    """What these samples are called."""
-    return samples.astype(str) if problem.ids is None else problem.ids[samples]
+def sample_ids(problem: Problem, samples: np.ndarray) -> pa.Array:
+    """What these samples are called, texts."""
+    # Arrow writes numbers out ten times as fast as NumPy.
+    return pa.array(samples).cast(pa.string()) if problem.ids is None else pa.array(problem.ids[samples])
 
 
 def write_nearest(problem: Problem, found: Nearest, folder: Path) -> None:
@@ -155,7 +156,7 @@ def nearest_table(problem: Problem, found: Nearest) -> pa.Table:
     count = len(found.predicted)
     columns = (
         pa.array(found.samples),
-        pa.array(sample_ids(problem, found.samples)),
+        sample_ids(problem, found.samples),
         pa.nulls(count, pa.int32()) if found.labels is None else pa.array(found.labels),
         pa.array(found.predicted),
         named(found.predicted),

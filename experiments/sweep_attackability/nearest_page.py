@@ -52,12 +52,12 @@ def cost_sentence(cost: Cost) -> str:
 
 def fragile_rows(problem: Problem, found: Nearest, number: int) -> list[tuple[Any, ...]]:
     """The most attackable samples: id, label if there are any, prediction, nearest class, attackability, distance."""
-    ids, names = sample_ids(problem, found.samples), [readable_class(name) for name in problem.class_names]
-    rows = []
-    for i in np.argsort(-found.attackability, kind="stable")[:number]:
+    names, rows = [readable_class(name) for name in problem.class_names], []
+    order = np.argsort(-found.attackability, kind="stable")[:number]
+    for i, called in zip(order, sample_ids(problem, found.samples[order]).to_pylist(), strict=True):
         label = [] if found.labels is None else [names[found.labels[i]]]
         nearest = names[found.target[i]] if found.target[i] >= 0 else None
-        rows.append((str(ids[i]), *label, names[found.predicted[i]], nearest, float(found.attackability[i]),
+        rows.append((called, *label, names[found.predicted[i]], nearest, float(found.attackability[i]),
                      float(found.distance[i])))  # fmt: skip
     return rows
 

@@ -348,7 +348,7 @@ def _add_closest(report: Report, problem: Problem, found: Found) -> None:
         return None if np.isnan(place) else names[int(place)]
 
     rows, closest = [], np.array([values[0] for values in found.closest], np.int64)
-    ids = dict(zip(closest.tolist(), sample_ids(problem, closest), strict=True))
+    ids = dict(zip(closest.tolist(), sample_ids(problem, closest).to_pylist(), strict=True))
     for values in found.closest:
         row = dict(zip(_SAMPLE_COLUMNS, values, strict=True))
         label = [] if problem.labels is None else [name(problem.class_names, row["label"])]

@@ -18,7 +18,6 @@ from experiments.cli.command import UserError
 from experiments.runs.folder import owned_folder
 from experiments.sweep_attackability.inputs import Problem
 from experiments.sweep_attackability.nearest import Nearest, estimate_cost, find_nearest, nearest_table
-from experiments.sweep_attackability.nearest_page import show_nearest, write_all
 from experiments.sweep_attackability.options import ShardConfig
 from experiments.sweep_attackability.solve import ALL_PAIRS, MADE_BY, cannot_write, nearest_options
 from spectra_jax.array_files import SourceError
@@ -122,6 +121,8 @@ def merge(problem: Problem, out: Path, *, console: Console, began: float) -> int
     Raises:
         UserError: nothing is complete, there are files of several numbers of shards, or the disk is full.
     """
+    from experiments.sweep_attackability.nearest_page import show_nearest, write_all  # shards need no plots
+
     options = input_options(problem)
     count = problem.features.shape[0]
     with owned_folder(out, MADE_BY, options, part="merge") as folder:
