@@ -16,6 +16,11 @@ import tensorflow_datasets as tfds
 from data_prep.problems import DataError, listed
 
 
+class _Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Nothing: TFDS's bucket has none of these, and each look there leaves an empty folder behind."""
+
+
 class AttributeImages(tfds.core.GeneratorBasedBuilder):
     """Images with class, attributes and, where there are any, parts; see `spectra_jax.data.Dataset.example`.
 
@@ -52,7 +57,7 @@ class AttributeImages(tfds.core.GeneratorBasedBuilder):
         features = tfds.features
         num_attributes, num_parts = (len(self._metadata[f"{what}_names"]) for what in ("attribute", "part"))
         parts = {"parts": features.Tensor(shape=(num_parts, 3), dtype=np.float32)} if num_parts else {}
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             description=self.DESCRIPTION,
             homepage=self.HOMEPAGE,

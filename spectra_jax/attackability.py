@@ -104,11 +104,10 @@ def attackability_summary(
         )
     finite, positive = values[np.isfinite(values)], values[values > 0]
     ordered = np.sort(finite)[::-1]
-    total = ordered.sum()
     summary = {
         "maximum": ordered[0] if finite.size else np.inf,
-        "top_1_percent_share": ordered[: -(-finite.size // 100)].sum() / total if total > 0 else np.nan,
-        "tail_index": _tail_index(ordered),
+        "top_1_percent_share": top_share(ordered),
+        "tail_index": tail_index(ordered),
         "num_samples": values.size,
         "num_infinite": values.size - finite.size,
         "num_zero": values.size - positive.size,
@@ -127,15 +126,16 @@ def attackability_summary(
     return {name: float(value) for name, value in summary.items()}
 
 
-def tail_size(count: int) -> int:
-    """How many of the largest of `count` values Hill's estimator of the tail index looks at; 0 if too few for any."""
-    return -(-count // 10) if count >= _LEAST_FOR_TAIL else 0
+def top_share(ordered: np.ndarray) -> float:
+    """Share of the sum that the ceil(N / 100) first of finite values in descending order hold."""
+    total = ordered.sum()
+    return ordered[: -(-ordered.size // 100)].sum() / total if total > 0 else np.nan
 
 
-def _tail_index(ordered: np.ndarray) -> float:
-    """Hill's (1975) estimate of a in P(value > x) ~ x^-a, from values in descending order."""
-    size = tail_size(ordered.size)
-    if not size or ordered[size] == 0:
+def tail_index(ordered: np.ndarray) -> float:
+    """Hill's (1975) estimate of a in P(value > x) ~ x^-a, from finite values in descending order."""
+    size = -(-ordered.size // 10)
+    if ordered.size < _LEAST_FOR_TAIL or ordered[size] == 0:
         return np.nan
     excess = np.log(ordered[:size] / ordered[size]).sum()
     return size / excess if excess > 0 else np.inf

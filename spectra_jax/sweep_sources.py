@@ -48,6 +48,9 @@ def open_features(path: Path, name: str | None = None) -> Rows:
     array = arrays[chosen]
     if len(array.shape) != 2 or array.shape[1] < 1:
         raise SourceError(f"{array.title} has shape {array.shape}; expected features of shape (samples, attributes).")
+    if array.kind not in _NUMBERS:
+        kind = {"c": "complex numbers", "U": "texts", "S": "texts"}.get(array.kind, f"values of kind {array.kind!r}")
+        raise SourceError(f"{array.title} holds {kind}; expected real numbers.")
     return array
 
 
@@ -280,11 +283,11 @@ def check_floats(rows: NDArray[Any], *, start: int, dtype: DTypeLike, title: str
     if bad.any():
         row, *column = (int(i) for i in np.argwhere(bad)[0])
         where = f"row {start + row}" + (f", column {column[0]}" if column else "")
-        number = int(bad.reshape(len(bad), -1).any(axis=1).sum())
+        number = int(bad.reshape(len(bad), -1).any(axis=1).sum()) - 1
+        more = f", as do {number} more of the {len(rows)} rows read with it" if number else ""
         raise SourceError(
             f"{title} holds {rows[(row, *column)]} in {where} (counted from 0), where {np.dtype(dtype)} needs a finite "
-            f"number; so do {number - 1} more of the {len(rows)} rows read with it. Leave those samples out or repair "
-            "them."
+            f"number{more}. Leave those samples out or repair them."
         )
     return values
 

@@ -29,7 +29,6 @@ LAYERS = {
     "models": 2,
     "perturbations": 2,
     "metrics": 2,
-    "sweep_statistics": 2,
     "image_metrics": 2,
     "certificates": 3,
     "losses": 3,

@@ -137,10 +137,10 @@ def test_readers_of_others_read_the_pairs(tmp_path, source, reader):
     elif reader == "polars":
         frame = library.scan_parquet(out / "pairs" / "*.parquet").collect()
     else:
-        frame = library.sql(f"select * from '{out}/pairs/*.parquet' order by sample, target").df()
-    assert len(frame) == expected.num_rows
+        frame = library.sql(f"select * from '{out}/pairs/*.parquet' order by sample, target").fetchnumpy()
+    assert len(frame["norm"]) == expected.num_rows
     np.testing.assert_allclose(np.asarray(frame["norm"]), expected["norm"].to_numpy())
-    assert {str(name) for name in frame["method"].unique()} == {"boundary"}
+    assert {str(name) for name in np.unique(np.asarray(frame["method"]).astype(str))} == {"boundary"}
 
 
 def test_a_finished_partition_is_never_computed_again(tmp_path, source, monkeypatch):

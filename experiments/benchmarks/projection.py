@@ -28,6 +28,7 @@ class Args:
 
     python -m experiments.benchmarks.projection
         random head, 1,024 samples x 200 classes, 312 attributes; 2 minutes on 2 CPU cores.
+
     python -m experiments.benchmarks.projection --run-dir runs/efficientnet_lite0-cub-seed0
         the head and all test samples of a trained run.
 

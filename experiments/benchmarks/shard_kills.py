@@ -29,6 +29,7 @@ class Args:
 
     python -m experiments.benchmarks.shard_kills
         20 kills over 8 shards of 60,000 samples x 1,000 classes, two shards at a time; about 5 minutes on 2 CPU cores.
+
     python -m experiments.benchmarks.shard_kills --ray
         the workers of a local Ray cluster instead, which starts their shards again (extra "ray").
         Prints "identical", or in which columns a merged table differs.

@@ -25,6 +25,7 @@ class Args:
 
     python -m experiments.benchmarks.single_attribute
         random head, 5,794 samples x 200 classes x 312 attributes; 1 minute on 2 CPU cores.
+
     python -m experiments.benchmarks.single_attribute --run-dir runs/efficientnet_lite0-cub-seed0
         the head and the test samples of a trained run.
 

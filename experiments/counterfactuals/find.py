@@ -147,12 +147,12 @@ def choose_pairs(
     choices = ("nearest", "random", "mixed")
     fixed = None if config.targets in choices else _class(run, config.targets, besides=choices)
     logits = np.asarray(head_logits(head, jnp.asarray(attributes)))
-    such = "such images"
+    such = "images of that class" if wanted is not None else "images"
     if fixed is not None:
         order = order[logits[order].argmax(axis=-1) != fixed]
         such += f" that are not classified as {run.info.class_names[fixed]} already"
     if len(order) < config.num_pairs:
-        raise UserError(f"--num-pairs {config.num_pairs}: the test split has only {len(order)} {such}")
+        raise UserError(f"--num-pairs {config.num_pairs}: there are only {len(order)} {such}; ask for as many or fewer")
     index = order[: config.num_pairs]
     if fixed is not None:
         return index, np.full(len(index), fixed, np.int32)

@@ -24,6 +24,7 @@ class Args:
     python -m experiments.explain --run-dir RUN --out DIR --max-changes 3 --immutable "has_size::*"
     python -m experiments.explain --encoder my_model:encode --head head.safetensors --images x.npz \\
         --attribute-names a.txt --class-names c.txt --immutable Male Young --observed-range --max-changes 3 --out DIR
+
     python -m experiments.explain --attributes features.npz --head head.safetensors --out DIR
         of attributes that are there already, without images.
 
@@ -126,7 +127,10 @@ def explain_run(args: Args) -> Path:
         console.say(str(answers))
         for place in np.argwhere(~solved & (answers.targets != answers.predicted[:, None]))[:5].tolist():
             console.say(f"Sample {place[0]}: {answers.reason(*place)}")
-        console.say(f"{solved.sum()} of {solved.size} pairs have an answer, {duration(time.monotonic() - began)}")
+        left = len(attributes) - len(rows)
+        others = f"; {left} more samples are there (--num-images, --rows)" if left else ""
+        took = duration(time.monotonic() - began)
+        console.say(f"{solved.sum()} of {solved.size} pairs have an answer, {took}{others}")
         return answers.to_html(
             out / "report.html",
             images=None if images is None else np.asarray(images),

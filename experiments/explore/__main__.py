@@ -18,6 +18,7 @@ class Args:
 
     python -m experiments.explore --run-dir runs/quickstart-synthetic-cnn-seed0
         compiles for a minute or two the first time, for some seconds afterwards; then answers take a fraction of one.
+
     python -m experiments.explore --run-dir RUN --compare-run-dir RUN2
         two models trained on the same data, side by side.
 

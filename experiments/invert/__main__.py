@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ class Args:
 
     python -m experiments.invert --run-dir runs/quickstart-synthetic-cnn-seed0 --out runs/invert
         24 pairs at 64 pixels; a minute on 2 CPU cores, nearly all reach their target.
+
     python -m experiments.invert --run-dir RUN --out DIR --source CLASS --targets CLASS
         images of one class towards another.
 
@@ -72,6 +74,9 @@ def invert_run(args: Args) -> Path:
     console = Console(quiet=args.quiet)
     run, attributes, labels = open_subject(args.run_dir, args.own)
     pairs = args.pairs.fitting(run.config.image_size, console=console)
+    if args.run_dir is None and len(labels) < pairs.num_pairs:  # somebody's handful of images
+        console.say(f"{len(labels)} pairs, not {pairs.num_pairs}: there are no more images.")
+        pairs = dataclasses.replace(pairs, num_pairs=len(labels))
     index, target = choose_pairs(run, attributes, labels, pairs, seed=args.seed)
     options = pair_options(run, pairs, args.seed, attributes, labels)
     with owned_folder(args.out, "experiments.invert", options) as out:

@@ -24,6 +24,7 @@ class Args:
     python -m experiments.paper_figures --data-dir ../shared/cub --out runs/paper_figures
         trains efficientnet_lite0 first (6 minutes, features computed once), then about 3 minutes on 2 CPU cores. All
         six targets are reached; the few pixels (11 of 50,176) hold, the other five turn out to be adversarial noise.
+
     python -m experiments.paper_figures --run-dir runs/efficientnet_lite0-cub-seed0 --out runs/paper_figures
 
     Each figure asks for exactly the change of the paper: one attribute, on the correctly classified test image of the

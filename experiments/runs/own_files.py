@@ -16,6 +16,8 @@ from spectra_jax import Head
 from spectra_jax.array_files import SourceError
 from spectra_jax.sweep_sources import read_head
 
+_EXPECTED = "expected an .npz with `images` (N, side, side, 3), 8-bit or floats in [0, 1]."
+
 
 def read_own_head(path: Path, width: int) -> Head:
     """The head of a file, on `width` attributes.
@@ -43,7 +45,10 @@ def load_function(name: str) -> Callable[[Any], Any]:
         found: Any = importlib.import_module(module_name)
     except Exception as error:  # the module is somebody's program: it can fail in any way
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"--encoder {name}: {module_name} cannot be imported ({reason}).") from error
+        raise UserError(
+            f"--encoder {name}: {module_name} cannot be imported ({reason}). Its folder is searched if it is the "
+            f"current one ({os.getcwd()}) or named in PYTHONPATH."
+        ) from error
     for part in path.split("."):
         if not hasattr(found, part):
             raise UserError(f"--encoder {name}: there is no {part!r} in {getattr(found, '__name__', found)}.")
@@ -78,18 +83,27 @@ def read_images(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         UserError: it cannot be read, or holds something else.
     """
     try:
-        with np.load(path) as arrays:
+        stored = np.load(path)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise UserError(f"--images {path} is a single array of shape {stored.shape}; {_EXPECTED}")
+        with stored as arrays:
             if "images" not in arrays.files:
-                raise UserError(f"{path} has no array `images`; expected (N, h, w, 3), 8-bit or floats in [0, 1].")
+                held = ", ".join(f"`{name}`" for name in arrays.files) or "nothing"
+                raise UserError(f"--images {path} holds {held}; {_EXPECTED}")
             pixels, labels = arrays["images"], arrays["labels"] if "labels" in arrays.files else None
     except (OSError, ValueError) as error:
-        raise UserError(f"--images {path} cannot be read ({error}); expected an .npz with `images`.") from error
+        raise UserError(f"--images {path} cannot be read ({error}); {_EXPECTED}") from error
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or not len(pixels) or pixels.shape[1] != pixels.shape[2]:
         raise UserError(f"{path}: images has shape {pixels.shape}; expected (N, side, side, 3).")
     if pixels.dtype != np.uint8:
+        if np.issubdtype(pixels.dtype, np.floating) and not np.isfinite(pixels).all():
+            raise UserError(f"{path}: images hold NaN or infinite values; leave those images out or repair them.")
         if not (np.issubdtype(pixels.dtype, np.floating) and pixels.min() >= 0 and pixels.max() <= 1):
             raise UserError(f"{path}: images are {pixels.dtype} outside [0, 1]; expected 8-bit or floats in [0, 1].")
         pixels = np.rint(pixels * 255).astype(np.uint8)
     if labels is not None and (labels.shape != pixels.shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
-        raise UserError(f"{path}: labels has shape {labels.shape} and type {labels.dtype}; expected ({len(pixels)},).")
+        raise UserError(
+            f"{path}: labels has shape {labels.shape} and type {labels.dtype}; expected ({len(pixels)},) integers, the "
+            "class of each image."
+        )
     return pixels, labels

@@ -23,6 +23,7 @@ class Args:
     python -m experiments.saliency --run-dir RUN --out DIR
         60 correctly classified images x 3 attributes; about a minute on 2 CPU cores. Where the data have part points,
         it is measured how often the 500 pixels fall on the part that the attribute names.
+
     python -m experiments.saliency --run-dir RUN --out DIR --image 12 40 --attribute NAME
         these images of the test split and this attribute.
 

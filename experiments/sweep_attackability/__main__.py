@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
-from experiments.cli.command import parse, run_main
+from experiments.cli.command import UserError, parse, run_main
 from experiments.cli.options import HostsConfig
 from experiments.sweep_attackability.options import InputConfig, ShardConfig, SolveConfig
 
@@ -18,6 +18,7 @@ class Args:
 
     python -m experiments.sweep_attackability --run-dir runs/quickstart-synthetic-cnn-seed0 --out runs/sweep
         the test split of a finished run.
+
     python -m experiments.sweep_attackability --features features.npy --head model.safetensors --head-weight fc.weight
         --out runs/sweep
         anybody's features, (samples, attributes), and linear head; no PyTorch needed.
@@ -29,7 +30,7 @@ class Args:
     --nearest-only leaves them out however few they are.
 
     Of all pairs it leaves pairs/*.parquet (a row per sample, target and method), samples/*.parquet (a row per sample)
-    and class_distances.parquet as well. Read them with any of
+    and class_distances.parquet as well. Read them with any of these libraries, of which DuckDB is installed:
         pandas.read_parquet("runs/sweep/pairs")   polars.scan_parquet("runs/sweep/pairs/*.parquet")
         duckdb.sql("select * from 'runs/sweep/pairs/*.parquet'")
 
@@ -63,6 +64,7 @@ def sweep(args: Args) -> int:
         cannot_write,
         check_options,
         nearest_options,
+        refuse_other,
         sweep_folder,
         together,
         with_methods,
@@ -71,6 +73,8 @@ def sweep(args: Args) -> int:
 
     began = time.monotonic()
     console = Console(quiet=args.quiet or jax.process_index() > 0)
+    if args.out.is_file():
+        raise UserError(f"--out {args.out} is a file; expected a folder to write, new or of this sweep")
     shard = chosen_shard(args.shards)
     merging = args.shards.merge or args.shards.ray > 0
 
@@ -81,6 +85,8 @@ def sweep(args: Args) -> int:
         config = with_methods(args.questions, problem)
         if shard is not None or (merging and not config.methods) or jax.process_index() > 0:
             return problem, config, None
+        if not config.methods:
+            refuse_other(args.out, nearest_options(problem, None))
         return problem, config, find_nearest(problem, console=console)  # seconds of work: one process does it
 
     problem, config, found = together(prepare)

@@ -25,7 +25,6 @@ from spectra_jax.sweep_sources import (
     open_labels,
     read_head,
 )
-from spectra_jax.sweep_statistics import Moments
 
 _SCANNED_BYTES = 1 << 25
 
@@ -176,7 +175,7 @@ def _read_names(path: Path | None, kind: str, count: int) -> tuple[str, ...]:
         return tuple(f"{kind} {i}" for i in range(count))
     names = tuple(_read_lines(f"--{kind}-names", path))
     if len(names) != count:
-        raise UserError(f"--{kind}-names {path} has {len(names)} lines; expected {count}, one a {kind}.")
+        raise UserError(f"--{kind}-names {path} has {len(names)} lines; expected {count}, one per {kind}.")
     return names
 
 
@@ -228,21 +227,23 @@ def scan(problem: Problem, precision: str) -> Scan:
     Raises:
         UserError: a feature is NaN or infinite, a label is no class, or a file cannot be read; the message says where.
     """
+    from sklearn.preprocessing import StandardScaler  # as long an import as all of JAX
+
     features, labels, head = problem.features, problem.labels, problem.head
     count, width = features.shape
-    digest, moments = hashlib.sha256(repr((count, width, labels is not None)).encode()), Moments()
+    digest, moments = hashlib.sha256(repr((count, width, labels is not None)).encode()), StandardScaler()
     for array in (head.weights, head.bias):
         digest.update(b"none" if array is None else np.asarray(array).tobytes())
     try:
         for start, stop in blocks(count, max(1, _SCANNED_BYTES // (8 * width))):
             rows = check_floats(features.read(start, stop), start=start, dtype=precision, title=features.title)
-            moments.add(rows)
+            moments.partial_fit(rows)
             digest.update(np.ascontiguousarray(rows).data)
             if labels is not None:
                 digest.update(read_labels(problem, start, stop).data)
     except SourceError as error:
         raise UserError(str(error)) from error
-    return Scan(digest.hexdigest(), moments.deviation)
+    return Scan(digest.hexdigest(), np.sqrt(moments.var_))
 
 
 def read_labels(problem: Problem, start: int, stop: int) -> np.ndarray:

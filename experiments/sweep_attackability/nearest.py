@@ -196,7 +196,7 @@ def estimate_cost(problem: Problem, methods: tuple[str, ...]) -> Cost:
     pairs = count * num_classes
     products = _PRODUCTS_A_SAMPLE * count + (_PRODUCTS_A_PAIR * pairs if "projection" in methods else 0)
     seconds = products * min(times) / jax.local_device_count()
-    return Cost(pairs, seconds, pairs * sum(_BYTES[method] for method in methods) / 1e9)
+    return Cost(pairs, max(seconds, 1.0), pairs * sum(_BYTES[method] for method in methods) / 1e9)
 
 
 class ClassRow(NamedTuple):

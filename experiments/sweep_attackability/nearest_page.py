@@ -39,14 +39,14 @@ def nearest_summary(problem: Problem, found: Nearest) -> dict[str, float]:
         summary["sweep/samples_missing"] = missing
     if found.labels is not None:
         summary["sweep/class_accuracy"] = float((found.labels == found.predicted).mean())
-    return summary | ratios(lambda: [found.attackability], len(found.predicted))
+    return summary | ratios(found.attackability)
 
 
 def cost_sentence(cost: Cost) -> str:
     """What all pairs would take."""
     return (
-        f"All {cost.pairs:,} (sample, target) pairs would take about {duration(cost.seconds)} here, by the time of one "
-        f"sample now, and {format_number(cost.gigabytes)} GB: --all-pairs solves them."
+        f"All {cost.pairs:,} (sample, target) pairs would take about {duration(cost.seconds)} here, judging by one "
+        f"sample, and {format_number(cost.gigabytes)} GB: --all-pairs solves them."
     )
 
 

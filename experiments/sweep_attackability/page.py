@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from experiments.reporting.tail import mean_note
 from experiments.sweep_attackability.inputs import Problem
+from experiments.sweep_attackability.medians import class_medians, median
 from experiments.sweep_attackability.nearest import Nearest, sample_ids
 from experiments.sweep_attackability.nearest_page import add_class_summary
 from experiments.sweep_attackability.options import SolveConfig
@@ -16,8 +17,7 @@ from experiments.sweep_attackability.ratios import ratios
 from experiments.sweep_attackability.solve import Plan
 from spectra_jax.names import readable_class
 from spectra_jax.reporting import SERIES, Column, Metric, Report, new_figure, plot_style
-from spectra_jax.sweep_files import finished, read_pairs, read_samples, write_tables
-from spectra_jax.sweep_statistics import count_groups, medians
+from spectra_jax.sweep_files import finished, pairs_path, read_pairs, read_samples, write_tables
 
 CLASS_DISTANCES = "class_distances.parquet"
 # A heat map with more classes than this is larger than any screen.
@@ -90,9 +90,7 @@ def analyse(problem: Problem, config: SolveConfig, plan: Plan, folder: Path) -> 
         for name in config.methods:
             if name != method:
                 summary[f"sweep/{name}_over_projection_median"] = _over_projection(config, plan, folder, name)
-    summary |= ratios(
-        lambda: (part for (part,) in read_samples(folder, plan.partitions, ["attackability"])), plan.options["samples"]
-    )
+    summary |= ratios(np.concatenate([part for (part,) in read_samples(folder, plan.partitions, ["attackability"])]))
     largest = summary["sweep/relative_margin_quantile_99"]
     edges = np.linspace(0, largest if np.isfinite(largest) and largest > 0 else 1, _BINS + 1)
     counts, beyond, closest, flips = _samples(folder, plan, edges)
@@ -103,11 +101,11 @@ def analyse(problem: Problem, config: SolveConfig, plan: Plan, folder: Path) -> 
 def _over_projection(config: SolveConfig, plan: Plan, folder: Path, name: str) -> float:
     """Median of another method's distance over the exact one, over the pairs of different classes where both are known.
 
-    What only the other method cannot reach counts as infinite, a tie (both 0) as 1.
+    Of ratios in float32. What only the other method cannot reach counts as infinite, a tie (both 0) as 1.
     """
     places = [str(method) for method in config.methods]
 
-    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def parts() -> Iterator[np.ndarray]:
         exact_rows = read_pairs(
             folder, plan.partitions, place=places.index("projection"), columns=["predicted", "target", "norm"]
         )
@@ -116,9 +114,9 @@ def _over_projection(config: SolveConfig, plan: Plan, folder: Path, name: str) -
             usable = (predicted != target) & np.isfinite(exact) & ~np.isnan(other)
             exact, other = exact[usable], other[usable]
             ratio = np.divide(other, exact, out=np.where(other > 0, np.inf, 1).astype(exact.dtype), where=exact > 0)
-            yield np.zeros(len(ratio), np.int32), ratio
+            yield ratio.astype(np.float32)
 
-    return float(medians(chunks, count_groups(chunks, 1))[0])
+    return median(parts)
 
 
 def _samples(folder: Path, plan: Plan, edges: np.ndarray) -> tuple[np.ndarray, int, list[tuple[Any, ...]], np.ndarray]:
@@ -153,15 +151,9 @@ def _class_distances(
     """
     num_classes = plan.options["classes"]
     of = "label" if problem.labels is not None else "predicted"
-    place = [str(name) for name in config.methods].index(method)
-
-    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for group, target, norm in read_pairs(folder, plan.partitions, place=place, columns=[of, "target", "norm"]):
-            known = ~np.isnan(norm)
-            yield group[known].astype(np.int64) * num_classes + target[known], norm[known]
-
-    counts = count_groups(chunks, num_classes**2)
-    found = medians(chunks, counts).reshape(num_classes, num_classes)
+    files = [pairs_path(folder, partition) for partition in plan.partitions]
+    num_pairs = plan.options["samples"] * num_classes
+    found, counts = class_medians(files, of=of, method=method, num_classes=num_classes, num_pairs=num_pairs)
     np.fill_diagonal(found, np.nan)
     class_counts = np.zeros(num_classes, np.int64)
     for (classes,) in read_samples(folder, plan.partitions, [of]):
@@ -176,7 +168,7 @@ def _class_distances(
             "target": pa.array(target[off].astype(np.int32)),
             "target_name": pa.array(names[target[off]]),
             "median_distance": pa.array(found.reshape(-1)[off], mask=np.isnan(found.reshape(-1)[off])),
-            "samples": pa.array(counts[off]),
+            "samples": pa.array(counts.reshape(-1)[off]),
         }
     )
     write_tables(folder / CLASS_DISTANCES, [table], {"identity": plan.identity, "method": method})

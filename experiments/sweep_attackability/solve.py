@@ -126,7 +126,7 @@ def sweep_folder(path: Path, options: dict[str, Any], *, part: str | None = None
         refusal: Exception | None = None
         if jax.process_index() == 0:  # one process decides: the others could see the folder half made
             try:
-                _refuse_other(path, options)
+                refuse_other(path, options)
                 stack.enter_context(owned_folder(path, MADE_BY, options, part=part))
                 if part is None:
                     remove_leftovers(path)
@@ -139,8 +139,12 @@ def sweep_folder(path: Path, options: dict[str, Any], *, part: str | None = None
         yield path
 
 
-def _refuse_other(path: Path, options: dict[str, Any]) -> None:
-    """A sweep may be a day's work: one with other options is not replaced, as `owned_folder` would."""
+def refuse_other(path: Path, options: dict[str, Any]) -> None:
+    """A sweep may be a day's work: one with other options is not replaced, as `owned_folder` would.
+
+    Raises:
+        UserError: the folder holds another sweep with pairs.
+    """
     try:
         stored = read_json(path / CONFIG)
     except (OSError, ValueError):  # `owned_folder` judges what it is
@@ -148,10 +152,14 @@ def _refuse_other(path: Path, options: dict[str, Any]) -> None:
     before = stored.get("options") if isinstance(stored, dict) and stored.get("made_by") == MADE_BY else None
     if not isinstance(before, dict) or before == options or not before.get("methods"):
         return  # without methods there are no pairs in it, and what there is took seconds
-    differing = [f"  {k}: {before.get(k)!r} there, {v!r} now" for k, v in options.items() if before.get(k) != v]
+    # The checksum of a sweep without pairs is another one.
+    compared = {k: v for k, v in options.items() if k != "input" or options["methods"]}
+    differing = [f"  {k}: {before.get(k)!r} there, {v!r} now" for k, v in compared.items() if before.get(k) != v]
+    if not differing:
+        return
     raise UserError(
         f"--out {path} holds another sweep; these differ:\n" + "\n".join(differing) + "\n(input is a checksum of "
-        "features, labels and head, ids one of the ids.) Choose another folder, or delete that one."
+        "features, labels and head, ids a checksum of the ids.) Choose another folder, or delete that one."
     )
 
 

@@ -26,11 +26,14 @@ class TrainArgs:
 
     python -m experiments.train --model efficientnet_lite0 --data-dir DIR
         your own images (docs/own-data.md), frozen ImageNet backbone; 6,000 photographs take 6 minutes on 2 cores.
+
     python -m experiments.train --model cnn
         synthetic birds, 64 pixels, from scratch; about a minute on 2 CPU cores: class accuracy 0.99, balanced
         attribute accuracy 0.85 on the test split.
+
     python -m experiments.train --model lipschitz_cnn --certified-radius 1
         the same birds, with a proof for each: see docs/certificates.md for cost and figures.
+
     python -m experiments.train --model part_cnn --epochs 60
         reads each attribute where its part is, for data with part points: see docs/parts.md.
 

@@ -19,9 +19,11 @@ class Args:
 
     python -m experiments.benchmarks.inversion --run-dir RUN --out DIR
         64 pixels: 5 minutes on 2 CPU cores.
+
     python -m experiments.benchmarks.inversion --run-dir RUN --out DIR --peers ddn-20 ddn-60:100 cw-5x50:100 \
             --ours "spectra_jax nearest" "spectra_jax nearest, first found"
         224 pixels: 15 minutes, 12 GiB of memory.
+
     python -m experiments.benchmarks.inversion --run-dir RUN --out DIR --untargeted \
             --peers ddn-20 ddn-100 fmn-100 alma-300 pdgd-500 sdf-3 apgd_t-8x20:100
         with the attacks of Adversarial Library (extra "attacks"), the class to be left instead of reached.
