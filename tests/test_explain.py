@@ -161,6 +161,8 @@ def test_images_go_through_the_encoder_and_answers_into_images(problem, tmp_path
     images = jnp.asarray(rng.uniform(0.3, 0.7, size=(70, 16, 16, 3)), jnp.float32)
     answers = sj.explain(head, images, encoder=encode, margin=0.05)
     np.testing.assert_allclose(answers.attributes, encode(images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="inputs contains NaN or infinite values; leave those images out"):
+        sj.explain(head, images.at[0, 0, 0].set(jnp.nan), encoder=lambda x: jax.nn.relu(encode(x)))
     few = sj.explain(head, images[:3], encoder=encode, targets=2, margin=0.05)
     realised = few.realise(encode, images[:3])
     named = jnp.argmax(sj.head_logits(head, encode(realised.realised.images[:, 0])), axis=1)

@@ -170,7 +170,7 @@ def test_invert_and_saliency_take_the_same_options(own):
     assert len(found["success"]) == 4 and summary(folder / "inverted")["invert/success_rate"] == found["success"].mean()
     few = ["--num-images", "2", "--num-attributes", "1", "--top-k", "20", "--quiet"]
     assert saliency.main([*options, "--image", "0", "1", "--out", str(folder / "maps"), *few]) == 0
-    pages = [(folder / name / "report.html").read_text(encoding="utf-8") for name in ("maps", "inverted")]
+    pages = [words(folder / name / "report.html") for name in ("maps", "inverted")]
     assert not any("bird" in page.lower() for page in pages)
 
 

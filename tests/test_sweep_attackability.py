@@ -227,6 +227,25 @@ def test_a_sweep_of_other_questions_or_input_is_not_replaced(tmp_path, source):
         run(tmp_path / "mine", source)
 
 
+def test_pairs_are_not_replaced_by_the_nearest_classes_and_the_refusal_comes_first(tmp_path, source, monkeypatch):
+    out = tmp_path / "out"
+    assert run(out, source) == 0
+    monkeypatch.setattr("experiments.sweep_attackability.nearest.find_nearest", None)  # never reached
+    with pytest.raises(UserError, match=r"holds another sweep.*\n  methods: .*\n\(") as refused:
+        sweep(Args(out, source, SolveConfig(nearest_only=True), quiet=True))
+    assert "\n  input: " not in str(refused.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file; expected a folder"):
+        sweep(Args(tmp_path / "file", source, quiet=True))
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(np.complex64, "complex numbers"), ("U8", "texts")])
+def test_features_that_are_no_real_numbers_are_refused(tmp_path, source, dtype, kind):
+    np.save(tmp_path / "features.npy", arrays()[0].astype(dtype))
+    with pytest.raises(UserError, match=f"holds {kind}; expected real numbers"):
+        sweep(Args(tmp_path / "out", dataclasses.replace(source, features=tmp_path / "features.npy"), quiet=True))
+
+
 def test_bad_features_and_labels_are_found_before_any_work(tmp_path, source):
     attributes, labels, _ = arrays()
     bad = attributes.copy()
