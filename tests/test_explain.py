@@ -163,6 +163,8 @@ def test_images_go_through_the_encoder_and_answers_into_images(problem, tmp_path
     np.testing.assert_allclose(answers.attributes, encode(images), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="inputs contains NaN or infinite values; leave those images out"):
         sj.explain(head, images.at[0, 0, 0].set(jnp.nan), encoder=lambda x: jax.nn.relu(encode(x)))
+    with pytest.raises(ValueError, match=r"of images; expected attributes \(b, n\), or encoder=..."):
+        sj.explain(head, images)
     few = sj.explain(head, images[:3], encoder=encode, targets=2, margin=0.05)
     realised = few.realise(encode, images[:3])
     named = jnp.argmax(sj.head_logits(head, encode(realised.realised.images[:, 0])), axis=1)

@@ -95,6 +95,8 @@ def explain(
     check_array("inputs", inputs)
     if not len(inputs):
         raise ValueError(f"inputs has shape {np.shape(inputs)}; expected at least one sample")
+    if encoder is None and np.ndim(inputs) == 4:
+        raise ValueError(f"inputs has shape {np.shape(inputs)}, of images; expected attributes (b, n), or encoder=...")
     check_max_choices(max_choices)
     attributes = inputs if encoder is None else _encode(encoder, inputs)
     exact, values = head, attributes
