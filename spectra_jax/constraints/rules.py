@@ -119,7 +119,8 @@ def as_constraints(rules: Rules, num_attributes: int) -> Constraints:
     costs = array("costs", 1.0, float)
     if not (np.isfinite(costs).all() and (costs > 0).all()):
         raise ValueError(
-            "rules.costs has entries that are not positive and finite; expected prices > 0: lock attributes by may_rise and may_fall, in explain by immutable"
+            "rules.costs has entries that are not positive and finite; expected prices > 0: lock "
+            "attributes by may_rise and may_fall, in explain by immutable"
         )
     switch_values = array("switch_values", np.nan, float, (num_attributes, 2))
     off, on = switch_values.T
