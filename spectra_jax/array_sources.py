@@ -108,8 +108,12 @@ def _open_zarr(path: Path) -> dict[str, Rows]:
         metadata = (path / ZARR_METADATA).read_bytes()
     except OSError as error:
         raise SourceError(f"{path / ZARR_METADATA} cannot be read: {error}") from error
-    children = [child.parent.name for child in path.glob(f"*/{ZARR_METADATA}")]
-    return _zarr_arrays(path, metadata, children, lambda name: {"driver": "file", "path": str(path / name)})
+    return _zarr_arrays(
+        path,
+        metadata,
+        lambda: [child.parent.name for child in path.glob(f"*/{ZARR_METADATA}")],
+        lambda name: {"driver": "file", "path": str(path / name)},
+    )
 
 
 def _open_zarr_url(path: Path, url: str) -> dict[str, Rows]:
@@ -119,19 +123,29 @@ def _open_zarr_url(path: Path, url: str) -> dict[str, Rows]:
     if url.partition("://")[0] not in _TENSORSTORE_SCHEMES:
         return _open_zarr(_fetched(url))
     system, place = fsspec.url_to_fs(url)
-    children = [found.split("/")[-2] for found in system.glob(f"{place}/*/{ZARR_METADATA}")]
+
+    def children() -> list[str]:
+        try:
+            return [found.split("/")[-2] for found in system.glob(f"{place}/*/{ZARR_METADATA}")]
+        except Exception as error:  # of the library of that scheme
+            raise SourceError(
+                f"{url}: the arrays of the group cannot be listed ({error}); name one of them."
+            ) from error
+
     return _zarr_arrays(path, system.cat(f"{place}/{ZARR_METADATA}"), children, lambda name: f"{url}/{name}")
 
 
 def _zarr_arrays(
-    path: Path, metadata: bytes, children: list[str], place: Callable[[str], dict[str, str] | str]
+    path: Path, metadata: bytes, children: Callable[[], list[str]], place: Callable[[str], dict[str, str] | str]
 ) -> dict[str, Rows]:
     """The array or those of the group that the metadata describes, each where `place` of its name says."""
     try:
         node = json.loads(metadata).get("node_type")
     except (ValueError, AttributeError) as error:
         raise SourceError(f"{path / ZARR_METADATA} cannot be read: {error}") from error
-    names = [UNNAMED] if node == "array" else sorted(children)
+    names = [UNNAMED] if node == "array" else sorted(children())
+    if not names:
+        raise SourceError(f"{path} is a Zarr group in which no array can be found; name an array of it.")
     return {name: _zarr_array(path, name, place(name)) for name in names}
 
 
@@ -200,7 +214,10 @@ def _fetched(url: str) -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     system, place = fsspec.url_to_fs(url)
     copy = folder / place.rstrip("/").rpartition("/")[2]
-    system.get(place, str(copy), recursive=True)
+    if system.isdir(place):
+        system.get(place, str(copy), recursive=True)
+    else:  # whose name may hold what `get` takes for a pattern
+        system.get_file(place, str(copy))
     return copy
 
 

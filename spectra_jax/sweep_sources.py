@@ -284,7 +284,7 @@ def check_floats(rows: NDArray[Any], *, start: int, dtype: DTypeLike, title: str
         row, *column = (int(i) for i in np.argwhere(bad)[0])
         where = f"row {start + row}" + (f", column {column[0]}" if column else "")
         number = int(bad.reshape(len(bad), -1).any(axis=1).sum()) - 1
-        more = f", as do {number} more of the {len(rows)} rows read with it" if number else ""
+        more = f" ({number} more of the {len(rows)} rows read with it hold such)" if number else ""
         raise SourceError(
             f"{title} holds {rows[(row, *column)]} in {where} (counted from 0), where {np.dtype(dtype)} needs a finite "
             f"number{more}. Leave those samples out or repair them."

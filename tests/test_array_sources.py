@@ -167,6 +167,9 @@ def test_urls(tmp_path, kind):
     with fsspec.open(f"memory://bucket/f.{kind}", "wb") as file:
         file.write(path.read_bytes())
     check(open_features(Path(f"memory://bucket/f.{kind}")), values)
+    with fsspec.open(f"memory://bucket/f[1].{kind}", "wb") as file:
+        file.write(path.read_bytes())
+    check(open_features(Path(f"memory://bucket/f[1].{kind}")), values)
     check(open_features(Path(f"file://{path}")), values)
     with pytest.raises(SourceError, match=rf"memory:/+bucket/none.{kind} (cannot be read|is no Parquet file)"):
         open_features(Path(f"memory://bucket/none.{kind}"))

@@ -396,8 +396,22 @@ def test_ids_are_in_the_tables_of_samples_and_pairs(tmp_path, source):
         assert table["place"].to_pylist() == np.repeat(places, times).tolist()
     with pytest.raises(UserError, match=r"holds another sweep.*\n  ids: "):
         sweep(Args(out, dataclasses.replace(source, id_name=("place", "ids")), BOUNDARY, quiet=True))
-    with pytest.raises(UserError, match="norm would name two columns"):
-        dataclasses.replace(source, id_name=("ids", "norm")).check()
+    with pytest.raises(UserError, match=r"holds another sweep.*\n  ids: '\w+' there, None now"):
+        np.savez(source.features, attributes=attributes, labels=labels)
+        sweep(Args(out, source, BOUNDARY, quiet=True))
+    for name in ("norm", "Norm", "IDS"):
+        with pytest.raises(UserError, match=f"{name} would name two columns"):
+            dataclasses.replace(source, id_name=("ids", name)).check()
+
+
+def test_folders_whose_names_mean_something_to_databases(tmp_path, source):
+    """Of Hive partitions and of patterns: the tables are those of the files."""
+    plain = tmp_path / "s1"
+    assert run(plain, source, SolveConfig(methods=("boundary", "pinv"))) == 0
+    expected = pq.read_table(plain / "class_distances.parquet")
+    for name in ("method=pinv", "target=2", "norm=5", "s[1]", "s*"):
+        assert run(tmp_path / name, source, SolveConfig(methods=("boundary", "pinv"))) == 0
+        assert pq.read_table(tmp_path / name / "class_distances.parquet", partitioning=None) == expected
 
 
 def test_samples_have_the_ids_of_their_file_or_of_a_list(tmp_path, source, monkeypatch):

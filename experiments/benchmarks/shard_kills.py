@@ -85,26 +85,37 @@ def in_processes(args: Args, folder: Path, longest: float, rng: np.random.Genera
 
 
 def on_ray(args: Args, folder: Path, rng: np.random.Generator) -> Iterator[tuple[str, int]]:
-    """Kills workers of Ray while one command after another answers all shards: the same of each command."""
-    done = 0
-    while done < args.kills:
-        out, before = f"after-{done}", done
-        process = start(folder, out, "--ray", str(args.shards))
+    """Kills workers of Ray while commands answer all shards: the folder of each command and its kills."""
+    left = args.kills
+    for number in range(args.kills):
+        if not left:
+            return
+        process, killed = start(folder, f"ray-{number}", "--ray", str(args.shards)), 0
         while process.poll() is None:
             time.sleep(rng.uniform(0, _PAUSE))
-            for worker in rng.permutation(_ray_workers())[: done < args.kills]:
+            for worker in rng.permutation(_ray_workers(process.pid))[: killed < left]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker, signal.SIGKILL)
-                    done += 1
+                    killed += 1
         if process.returncode:
             raise SystemExit("the sweep on Ray failed")
-        yield out, done - before
+        left -= killed
+        yield f"ray-{number}", killed
+    raise SystemExit(f"{left} kills found no worker: the shards are too short, or not answered on this machine")
 
 
-def _ray_workers() -> list[int]:
-    """Processes of Ray that answer a shard now."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if "ray::_solve" in line]
+def _ray_workers(command: int) -> list[int]:
+    """Processes that answer a shard now, of a cluster that this command has started."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()[1:]]
+    parents = {int(row[0]): int(row[1]) for row in rows}
+
+    def is_ours(process: int) -> bool:
+        while process in parents and process != command:
+            process = parents[process]
+        return process == command
+
+    return [int(row[0]) for row in rows if "ray::_solve" in row[2:][0] and is_ours(int(row[0]))]
 
 
 def measure(args: Args) -> dict[str, Any]:

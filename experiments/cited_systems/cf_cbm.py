@@ -34,6 +34,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from experiments.cited_systems.minimise import minimise
 from experiments.cited_systems.subject import features_of
+from experiments.cli.command import UserError
 from experiments.runs.loading import LoadedRun
 from spectra_jax import Head, head_logits
 
@@ -57,9 +58,9 @@ class Losses(NamedTuple):
         drawn_concepts: the same of the draw of z.
         label: cross-entropy of the class.
         counterfactual: cross-entropy of the class asked for, of the counterfactual concepts.
-        divergence: of the posterior of z from the standard normal distribution, in nats, as the two below.
-        counterfactual_divergence: of the posterior of z' from its prior.
-        prior_divergence: of the prior of z' from the standard normal distribution.
+        divergence: KL(standard normal || posterior of z), in nats, as the two below.
+        counterfactual_divergence: KL(prior of z' || its posterior).
+        prior_divergence: KL(standard normal || prior of z').
         distance: Euclidean, of z and z'.
     """
 
@@ -195,6 +196,9 @@ def train(
         labels: classes.
         num_classes: how many there are.
         seed: of the parameters and of all draws.
+
+    Raises:
+        UserError: the training diverged.
     """
     params = init(
         jax.random.key(seed), num_features=features.shape[1], num_concepts=concepts.shape[1], num_classes=num_classes
@@ -208,9 +212,12 @@ def train(
         batch = (features[rows], concepts[rows], labels[rows].astype(np.int32), asked.astype(np.int32), noise)
         return tuple(jnp.asarray(part) for part in batch)
 
-    return minimise(
+    learnt = minimise(
         lambda params, *batch: losses(params, *batch).total, params, draw, steps=STEPS, learning_rate=LEARNING_RATE
     )
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(learnt)):
+        raise UserError(f"The training of CF-CBM diverged with --seed {seed}: choose another one.")
+    return learnt
 
 
 class Split(NamedTuple):

@@ -151,6 +151,8 @@ def choose_pairs(
     if fixed is not None:
         order = order[logits[order].argmax(axis=-1) != fixed]
         such += f" that are not classified as {run.info.class_names[fixed]} already"
+    if not len(order):
+        raise UserError(f"There are no {such} in the test split; choose another --source or other --targets.")
     if len(order) < config.num_pairs:
         raise UserError(f"--num-pairs {config.num_pairs}: there are only {len(order)} {such}; ask for as many or fewer")
     index = order[: config.num_pairs]

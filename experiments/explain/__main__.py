@@ -128,7 +128,7 @@ def explain_run(args: Args) -> Path:
         for place in np.argwhere(~solved & (answers.targets != answers.predicted[:, None]))[:5].tolist():
             console.say(f"Sample {place[0]}: {answers.reason(*place)}")
         left = len(attributes) - len(rows)
-        others = f"; {left} more samples are there (--num-images, --rows)" if left else ""
+        others = f"; {left} other samples were not asked about (--num-images, --rows)" if left else ""
         took = duration(time.monotonic() - began)
         console.say(f"{solved.sum()} of {solved.size} pairs have an answer, {took}{others}")
         return answers.to_html(

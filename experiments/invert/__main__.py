@@ -75,7 +75,7 @@ def invert_run(args: Args) -> Path:
     run, attributes, labels = open_subject(args.run_dir, args.own)
     pairs = args.pairs.fitting(run.config.image_size, console=console)
     if args.run_dir is None and len(labels) < pairs.num_pairs:  # somebody's handful of images
-        console.say(f"{len(labels)} pairs, not {pairs.num_pairs}: there are no more images.")
+        console.say(f"There are {len(labels)} images: as many pairs are searched in place of {pairs.num_pairs}.")
         pairs = dataclasses.replace(pairs, num_pairs=len(labels))
     index, target = choose_pairs(run, attributes, labels, pairs, seed=args.seed)
     options = pair_options(run, pairs, args.seed, attributes, labels)

@@ -47,14 +47,14 @@ ATTENTION = (
 )
 OTHERS = ("otr", Column("OTR", "%", "Misclassification ratio on the other runs of this comparison, averaged.", 1))
 COST = (
-    ("act", Column("ACT", "s", "Seconds for each image of a batch, the first of which is compiled.", 3)),
+    ("act", Column("ACT", "s", "Seconds per image; compiling the attack is part of the first batch.", 3)),
     ("aqn", Column("AQN", "", "Forward passes for each image, and as many backward.", 0)),
 )
 ADMS = ("adms", Column("ADMS", "", "DISTS, averaged: it needs weights of VGG that no installable package ships.", 4))
 SCORE = (
     "score",
     Column("Score", "", "CANARY's score of the attack on this run among these runs: 1 where it did best, on the least "
-           "robust of them, and 0 where it did worst.", 2),
+           "robust of them, and 0 where it did worst, however little they differ.", 2),
 )  # fmt: skip
 COLUMNS = (*MODEL, *EFFECT, *ATTENTION, OTHERS, *COST, *VISIBILITY, ADMS, SCORE)
 SUFFIXES: dict[Reading, str] = {"as defined": "", "as coded": ", as coded"}  # of the name of a row
@@ -63,8 +63,8 @@ NOTE = (
     "publication defines them; its public code leaves failures out, exchanges the two frequency bands, divides lengths "
     "by N / 2, counts changed channels and leaves an image out of both ACAMC where one of its maps is blank: second "
     "row of each run. ADMS is not here: it needs VGG weights that no installable package ships. The score sums up "
-    "effect and visibility by item response theory; the cost is the same for all runs. It needs two runs and the extra "
-    "'canary'."
+    "effect and visibility by item response theory, without the cost, for which CANARY has no limits in seconds. It "
+    "needs two runs and the extra 'canary'."
 )
 
 
@@ -125,11 +125,13 @@ def add_scores(found: Mapping[str, dict[str, float]], *, seed: int = 0) -> None:
         start, scores = prefix(reading), dict.fromkeys(found, float("nan"))
         if len(found) > 1 and importlib.util.find_spec("numpyro"):
             groups = [_usable(found, start, [*EFFECT, *ATTENTION, OTHERS]), _usable(found, start, VISIBILITY)]
+            groups = [group for group in groups if group]
             metrics = {
                 name: {key: values[start + key.lower()] for group in groups for key in group}
                 for name, values in found.items()
             }
-            scores = canary_score(metrics, groups, seed=seed, reading=reading)
+            if groups:
+                scores = canary_score(metrics, groups, seed=seed, reading=reading)
         for name, score in scores.items():
             found[name][f"{start}score"] = score
 

@@ -73,12 +73,12 @@ def sweep(args: Args) -> int:
 
     began = time.monotonic()
     console = Console(quiet=args.quiet or jax.process_index() > 0)
-    if args.out.is_file():
-        raise UserError(f"--out {args.out} is a file; expected a folder to write, new or of this sweep")
     shard = chosen_shard(args.shards)
     merging = args.shards.merge or args.shards.ray > 0
 
     def prepare() -> tuple[Problem, SolveConfig, Nearest | None]:
+        if args.out.is_file():
+            raise UserError(f"--out {args.out} is a file; expected a folder to write, new or of this sweep")
         problem = open_problem(args.source, args.questions.precision)
         console.say(problem.sources)
         check_options(args.questions, problem)

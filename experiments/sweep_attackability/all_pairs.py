@@ -7,7 +7,6 @@ from experiments.runs.folder import SUMMARY
 from experiments.sweep_attackability.inputs import Problem, Scan, scan
 from experiments.sweep_attackability.nearest import Nearest, estimate_cost, write_nearest
 from experiments.sweep_attackability.options import SolveConfig
-from experiments.sweep_attackability.page import analyse, write_report
 from experiments.sweep_attackability.shards import Shard
 from experiments.sweep_attackability.solve import (
     Plan,
@@ -68,6 +67,8 @@ def solve_all(
                 write_nearest(problem, nearest, folder)
             code = solve(problem, config, plan, found, folder, alone=shard is None, console=console)
             if code == 0 and nearest is not None:
+                from experiments.sweep_attackability.page import analyse, write_report  # plots: shards need none
+
                 console.say("reading the answers")
                 answers = analyse(problem, config, plan, folder)
                 seconds = earlier + time.monotonic() - began

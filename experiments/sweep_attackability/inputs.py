@@ -65,7 +65,8 @@ class Problem(NamedTuple):
         """Of the ids of some samples, and of what their columns are called."""
         digest = hashlib.sha256()
         for name, ids in self.id_columns(start, stop).items():
-            digest.update(repr((name, ids.dtype.str)).encode() + ids.tobytes())
+            digest.update(repr((name, ids.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(ids).view(np.uint8).data)
         return digest.hexdigest()
 
 

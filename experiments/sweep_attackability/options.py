@@ -73,7 +73,8 @@ class InputConfig:
                 check_file(name.replace("_", "-"), path)
         carried = self.id_name[self.ids is None :]
         known = NEAREST_COLUMNS + _OTHER_COLUMNS
-        taken = [name for name in carried if name in known or self.id_name.count(name) > 1]
+        names = [name.lower() for name in self.id_name]  # as SQL reads them
+        taken = [name for name in carried if name.lower() in known or names.count(name.lower()) > 1]
         if taken:
             raise UserError(
                 f"--id-name {' '.join(self.id_name)}: {taken[0]} would name two columns; expected names that differ "

@@ -17,7 +17,7 @@ from experiments.sweep_attackability.ratios import ratios
 from experiments.sweep_attackability.solve import Plan
 from spectra_jax.names import readable_class
 from spectra_jax.reporting import SERIES, Column, Metric, Report, new_figure, plot_style
-from spectra_jax.sweep_files import finished, pairs_path, read_pairs, read_samples, write_tables
+from spectra_jax.sweep_files import finished, read_pairs, read_samples, write_tables
 
 CLASS_DISTANCES = "class_distances.parquet"
 # A heat map with more classes than this is larger than any screen.
@@ -151,13 +151,14 @@ def _class_distances(
     """
     num_classes = plan.options["classes"]
     of = "label" if problem.labels is not None else "predicted"
-    files = [pairs_path(folder, partition) for partition in plan.partitions]
-    num_pairs = plan.options["samples"] * num_classes
-    found, counts = class_medians(files, of=of, method=method, num_classes=num_classes, num_pairs=num_pairs)
-    np.fill_diagonal(found, np.nan)
+    place = [str(name) for name in config.methods].index(method)
     class_counts = np.zeros(num_classes, np.int64)
     for (classes,) in read_samples(folder, plan.partitions, [of]):
         class_counts += np.bincount(classes, minlength=num_classes)
+    found, counts = class_medians(
+        lambda: read_pairs(folder, plan.partitions, place=place, columns=[of, "target", "norm"]), class_counts
+    )
+    np.fill_diagonal(found, np.nan)
     names = np.array(problem.class_names)
     source, target = np.divmod(np.arange(num_classes**2), num_classes)
     off = source != target

@@ -152,11 +152,13 @@ def refuse_other(path: Path, options: dict[str, Any]) -> None:
     before = stored.get("options") if isinstance(stored, dict) and stored.get("made_by") == MADE_BY else None
     if not isinstance(before, dict) or before == options or not before.get("methods"):
         return  # without methods there are no pairs in it, and what there is took seconds
-    # The checksum of a sweep without pairs is another one.
-    compared = {k: v for k, v in options.items() if k != "input" or options["methods"]}
-    differing = [f"  {k}: {before.get(k)!r} there, {v!r} now" for k, v in compared.items() if before.get(k) != v]
-    if not differing:
-        return
+    # One without pairs says less, and its checksum is another one.
+    compared = options | before if options["methods"] else options.keys() - {"input"}
+    differing = [
+        f"  {key}: {before.get(key)!r} there, {options.get(key)!r} now"
+        for key in sorted(compared)
+        if before.get(key) != options.get(key)
+    ]
     raise UserError(
         f"--out {path} holds another sweep; these differ:\n" + "\n".join(differing) + "\n(input is a checksum of "
         "features, labels and head, ids a checksum of the ids.) Choose another folder, or delete that one."

@@ -168,14 +168,14 @@ def _is_nothing(rule: Any) -> bool:
 
 def _encode(encoder, images) -> np.ndarray:
     """Attributes of all images, so many at a time, the last ones padded so that one program does."""
-    # Looked at here: a compiled encoder can lose a NaN, as a maximum with 0 does, and then answers about nothing.
-    if not np.isfinite(np.asarray(images, np.float32)).all():
-        raise ValueError("inputs contains NaN or infinite values; leave those images out or repair them")
     encode, parts = jax.jit(encoder), []
     size = min(_ENCODED, len(images))
     for begin in range(0, len(images), size):
-        rows = np.minimum(np.arange(begin, begin + size), len(images) - 1)
-        parts.append(np.asarray(encode(jnp.asarray(images[rows]))))
+        some = jnp.asarray(images[np.minimum(np.arange(begin, begin + size), len(images) - 1)])
+        # Looked at here: a compiled encoder can lose a NaN, as a maximum with 0 does, and then answers about nothing.
+        if not bool(jnp.isfinite(some).all()):
+            raise ValueError("inputs contains NaN or infinite values; leave those images out or repair them")
+        parts.append(np.asarray(encode(some)))
     return np.concatenate(parts)[: len(images)]
 
 
