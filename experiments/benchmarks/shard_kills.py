@@ -87,9 +87,7 @@ def in_processes(args: Args, folder: Path, longest: float, rng: np.random.Genera
 def on_ray(args: Args, folder: Path, rng: np.random.Generator) -> Iterator[tuple[str, int]]:
     """Kills workers of Ray while commands answer all shards: the folder of each command and its kills."""
     left = args.kills
-    for number in range(args.kills):
-        if not left:
-            return
+    for number in range(args.kills):  # a command that lost no worker counts as a try
         process, killed = start(folder, f"ray-{number}", "--ray", str(args.shards)), 0
         while process.poll() is None:
             time.sleep(rng.uniform(0, _PAUSE))
@@ -101,6 +99,8 @@ def on_ray(args: Args, folder: Path, rng: np.random.Generator) -> Iterator[tuple
             raise SystemExit("the sweep on Ray failed")
         left -= killed
         yield f"ray-{number}", killed
+        if not left:
+            return
     raise SystemExit(f"{left} kills found no worker: the shards are too short, or not answered on this machine")
 
 
@@ -115,7 +115,7 @@ def _ray_workers(command: int) -> list[int]:
             process = parents[process]
         return process == command
 
-    return [int(row[0]) for row in rows if "ray::_solve" in row[2:][0] and is_ours(int(row[0]))]
+    return [int(row[0]) for row in rows if "ray::_solve" in row[-1] and is_ours(int(row[0]))]
 
 
 def measure(args: Args) -> dict[str, Any]:

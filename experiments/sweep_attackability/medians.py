@@ -14,6 +14,7 @@ from experiments.cli.command import UserError
 _PAIRS_AT_ONCE = 1 << 26
 # In place of infinity, whose difference with itself has no value: more than any distance.
 _FAR = 1e308
+_SCHEMA = pa.schema({"source": pa.int32(), "target": pa.int32(), "norm": pa.float64()})
 _QUERY = "select source, target, count(*) as pairs, median(least(norm, ?)) as middle from rows group by all"
 
 Parts = Callable[[], Iterable[tuple[np.ndarray, ...]]]
@@ -60,9 +61,6 @@ def class_medians(parts: Parts, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return middles, counts
 
 
-_SCHEMA = pa.schema({"source": pa.int32(), "target": pa.int32(), "norm": pa.float64()})
-
-
 def _batches(parts: Parts, piece: _Piece) -> Iterator[pa.RecordBatch]:
     for source, target, norm in parts():
         asked = (source >= piece.first) & (source < piece.last) & ~np.isnan(norm)
@@ -87,7 +85,7 @@ def _pieces(sizes: np.ndarray) -> Iterator[_Piece]:
 
 
 def median(parts: Callable[[], Iterable[np.ndarray]]) -> float:
-    """Median of positive float32 numbers, digit by digit: read as integers, their bits are in the same order.
+    """Median of non-negative float32 numbers, digit by digit: read as integers, their bits are in the same order.
 
     Args:
         parts: called once a pass, up to three times; yields arrays of numbers, +0 and inf allowed, NaN and -0 not; the
