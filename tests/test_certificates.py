@@ -127,7 +127,7 @@ def test_a_radius_does_not_depend_on_the_size_of_the_weights(size):
     assert distance * (1 - 1e-5) < found.radius < distance and 0 < targets.radius <= distance
 
 
-@pytest.mark.parametrize(("weights", "attributes"), [(1e-25, 1e-20), (1e25, 1e20)])
+@pytest.mark.parametrize(("weights", "attributes"), [(1e-30, 1e-20), (1e25, 1e20)])
 def test_nothing_is_certified_where_the_classifier_s_logits_leave_its_type(weights, attributes):
     head = sj.Head((weights * np.eye(2)).astype(np.float32))
     rows = np.array([[1.0, 0.2]], np.float32) * np.float32(attributes)

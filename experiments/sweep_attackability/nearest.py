@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
@@ -25,9 +26,11 @@ from spectra_jax.sweep_sources import blocks, check_floats
 NEAREST = "nearest.parquet"
 # Numbers of a block of features.
 _NUMBERS_AT_ONCE = 1 << 24
-# What a pair by projection costs, and the attributes that flip a sample alone, in products of the head with one sample:
-# measured on random heads of 200 x 312 and 1,000 x 768.
+# What a pair by projection costs, and the attributes that flip a sample alone, in products of the head with one sample.
+# Measured on random heads of 200 x 312 and 1,000 x 768; on an accelerator (an H200, 200 x 312 and 1,000 x 512) a sample
+# among many is multiplied in no time, so that a pair costs more of them.
 _PRODUCTS_A_PAIR, _PRODUCTS_A_SAMPLE = 7.0, 400.0
+_PRODUCTS_A_PAIR_ON_ACCELERATOR, _SAMPLES_ON_ACCELERATOR = 20.0, 1 << 13
 # Bytes of a pair in compressed Parquet.
 _BYTES = {"projection": 11.4, "boundary": 5.7, "pinv": 5.7}
 
@@ -186,17 +189,33 @@ class Cost(NamedTuple):
 def estimate_cost(problem: Problem, methods: tuple[str, ...]) -> Cost:
     """From the time that the head takes for one sample here, measured now."""
     count, num_classes = problem.features.shape[0], problem.head.weights.shape[0]
-    weights = np.asarray(problem.head.weights)
-    sample, product = np.ones(weights.shape[1], weights.dtype), np.empty(len(weights), weights.dtype)
-    times = []
-    for _ in range(20):
-        began = time.perf_counter()
-        np.matmul(weights, sample, out=product)
-        times.append(time.perf_counter() - began)
+    on_cpu = jax.default_backend() == "cpu"
+    a_pair = (_PRODUCTS_A_PAIR if on_cpu else _PRODUCTS_A_PAIR_ON_ACCELERATOR) if "projection" in methods else 0
     pairs = count * num_classes
-    products = _PRODUCTS_A_SAMPLE * count + (_PRODUCTS_A_PAIR * pairs if "projection" in methods else 0)
-    seconds = products * min(times) / jax.local_device_count()
+    products = _PRODUCTS_A_SAMPLE * count + a_pair * pairs
+    seconds = products * _product_seconds(problem.head.weights, alone=on_cpu) / jax.local_device_count()
     return Cost(pairs, max(seconds, 1.0), pairs * sum(_BYTES[method] for method in methods) / 1e9)
+
+
+def _product_seconds(weights: jax.Array, *, alone: bool) -> float:
+    """Of the head with one sample, alone or among many."""
+    if alone:
+        rows, sample = np.asarray(weights), np.ones(weights.shape[1], weights.dtype)
+        product = np.empty(len(rows), weights.dtype)
+        return _fastest(lambda: np.matmul(rows, sample, out=product))
+    samples = jnp.ones((_SAMPLES_ON_ACCELERATOR, weights.shape[1]), weights.dtype)
+    multiply = jax.jit(lambda samples, rows: jnp.matmul(samples, rows.T, precision=jax.lax.Precision.HIGHEST))
+    jax.block_until_ready(multiply(samples, weights))  # compiled
+    return _fastest(lambda: jax.block_until_ready(multiply(samples, weights))) / _SAMPLES_ON_ACCELERATOR
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    def seconds() -> float:
+        began = time.perf_counter()
+        call()
+        return time.perf_counter() - began
+
+    return min(seconds() for _ in range(20))
 
 
 class ClassRow(NamedTuple):

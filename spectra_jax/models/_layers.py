@@ -163,7 +163,9 @@ def _convolve(
     x: Float[Array, "b h w _"], kernel: Float[Array, "k k _ d"], stride: int, padding: Padding
 ) -> Float[Array, "b _ _ d"]:
     if kernel.shape[:2] == (1, 1):  # a matrix product: XLA's convolution is 2 to 10 times slower on CPU
-        return jnp.matmul(x[:, ::stride, ::stride], kernel[0, 0])
+        if stride > 1:  # kept apart: compiling for a GPU, XLA aborts where it fuses the slice (openxla/xla#47381)
+            x = jax.lax.optimization_barrier(x[:, ::stride, ::stride])
+        return jnp.matmul(x, kernel[0, 0])
     numbers = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
 
