@@ -69,12 +69,12 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
-	@echo "Installing into $(VENV) (about 1 GB; a minute or two the first time)"
+	@echo "Installing into $(VENV) (about 1.3 GB; a minute or two the first time)"
 	$(PIP_INSTALL) --editable '.[experiments,pretrained,explore]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
-	@echo "Installing into $(VENV), test tools included (about 1 GB; a minute or two the first time)"
+	@echo "Installing into $(VENV), test tools included (about 1.7 GB; a minute or two the first time)"
 	$(PIP_INSTALL) --editable '.[experiments,pretrained,explore,test,bench,canary,docs]'
 	@touch $(VENV)/.installed $@
 

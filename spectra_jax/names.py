@@ -39,8 +39,8 @@ class Names:
 
         Args:
             rule: what the patterns are for, in an error.
-            patterns: names, or shell patterns such as "has_size::*". A name is taken as it is even if it contains
-                brackets or stars.
+            patterns: names, in their own spelling or in words, or shell patterns such as "has_size::*". A name is taken
+                as it is even if it contains brackets or stars.
 
         Raises:
             ValueError: a pattern names no attribute.
@@ -50,6 +50,8 @@ class Names:
             hits = np.array([name == pattern for name in self.attributes])
             if not hits.any():
                 hits = np.array([fnmatch.fnmatchcase(name, pattern) for name in self.attributes])
+            if not hits.any():
+                hits = np.array([readable_attribute(name) == pattern for name in self.attributes])
             if not hits.any():
                 close = difflib.get_close_matches(pattern, [*self.attributes, *self.groups()], n=3, cutoff=0.5)
                 hint = (

@@ -94,3 +94,11 @@ def test_the_largest_seed_is_taken(capsys):
     with pytest.raises(SystemExit):
         train.main(["--model", "linear", "--seed", "18446744073709551616"])
     assert "seed is 18446744073709551616" in capsys.readouterr().err
+
+
+def test_every_command_is_listed_by_its_name():
+    listing = subprocess.run(
+        [sys.executable, "-m", "experiments", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    commands = [path.parent.name for path in ROOT.glob("experiments/*/__main__.py")]
+    assert len(commands) > 10 and all(f"  {name} " in listing for name in commands)

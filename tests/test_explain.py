@@ -225,6 +225,8 @@ def test_names_are_checked_and_read_by_people():
         make_names(["a"], None, 2, 2)
     names = make_names(["size [cm]", "b*"], None, 2, 2)
     assert names.mask("rule", "size [cm]").tolist() == [True, False]
+    birds = make_names(["has_nape_color::purple", "has_nape_color::red"], None, 2, 2)
+    assert birds.mask("rule", "nape color: red").tolist() == [False, True]  # as it is printed
 
 
 def test_interventions_change_class_margin_and_distance(problem):

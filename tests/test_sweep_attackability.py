@@ -1,11 +1,8 @@
-"""The sweep script from files to Parquet, summary and report: its numbers, its resumption and its refusals."""
+"""The sweep script from files to Parquet, summary and report: its numbers and its resumption."""
 
 import dataclasses
-import errno
-import json
 import os
 import signal
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +11,18 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+from sweep_tools import (
+    BOUNDARY,
+    NUM_ATTRIBUTES,
+    NUM_CLASSES,
+    NUM_SAMPLES,
+    arrays,
+    pairs,
+    run,
+    summary,
+    tables,
+    write_source,
+)
 
 from experiments.cli.command import UserError
 from experiments.sweep_attackability import inputs, nearest
@@ -24,39 +33,10 @@ from experiments.sweep_attackability.solve import SolveConfig
 from spectra_jax import Head, all_pairs_norms, attackability, attackability_summary, head_logits
 from spectra_jax.logging import read_metrics
 
-NUM_SAMPLES, NUM_CLASSES, NUM_ATTRIBUTES = 43, 5, 4
-BOUNDARY = SolveConfig(methods=("boundary",), samples_per_partition=10)
-
-
-def arrays():
-    rng = np.random.default_rng(0)
-    attributes = rng.normal(size=(NUM_SAMPLES, NUM_ATTRIBUTES)).astype(np.float32)
-    weights = rng.normal(size=(NUM_CLASSES, NUM_ATTRIBUTES)).astype(np.float32)
-    return attributes, rng.integers(0, NUM_CLASSES, NUM_SAMPLES), weights
-
 
 @pytest.fixture
 def source(tmp_path) -> InputConfig:
-    attributes, labels, weights = arrays()
-    np.savez(tmp_path / "features.npz", attributes=attributes, labels=labels)
-    np.savez(tmp_path / "head.npz", weights=weights)
-    return InputConfig(features=tmp_path / "features.npz", head=tmp_path / "head.npz")
-
-
-def run(out: Path, source: InputConfig, config: SolveConfig = BOUNDARY) -> int:
-    return sweep(Args(out, source, config, quiet=True))
-
-
-def pairs(out: Path) -> pa.Table:
-    return pyarrow.dataset.dataset(out / "pairs", format="parquet").to_table()
-
-
-def tables(out: Path) -> dict[str, pa.Table]:
-    return {str(path.relative_to(out)): pq.read_table(path) for path in sorted(out.glob("**/*.parquet"))}
-
-
-def summary(out: Path) -> dict:
-    return json.loads((out / "summary.json").read_text())
+    return write_source(tmp_path)
 
 
 def test_pairs_hold_what_the_solvers_say(tmp_path, source):
@@ -187,118 +167,6 @@ def test_stop_keeps_what_is_finished_and_goes_on(tmp_path, source, monkeypatch):
     assert numbers == {name: value for name, value in summary(whole).items() if "second" not in name}
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_is_explained_and_finished_partitions_are_kept(tmp_path, source, monkeypatch, call):
-    out, genuine = tmp_path / "out", getattr(os, call)
-
-    def full(*args):
-        if len(list(out.glob("pairs/*.parquet"))) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return genuine(*args)
-
-    monkeypatch.setattr(os, call, full)
-    with pytest.raises(UserError, match=r"No space left on device.*Finished files are kept"):
-        run(out, source)
-    monkeypatch.undo()
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("pairs/*.parquet")}
-    assert len(kept) == 2 and not list(out.glob("**/*.tmp"))
-    assert run(out, source) == 0
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert pairs(out).num_rows == NUM_SAMPLES * NUM_CLASSES
-
-
-def test_a_sweep_of_other_questions_or_input_is_not_replaced(tmp_path, source):
-    out = tmp_path / "out"
-    assert run(out, source) == 0
-    before = tables(out)
-    with pytest.raises(UserError, match=r"holds another sweep.*\n  margin: 0.0 there, 0.5 now"):
-        run(out, source, dataclasses.replace(BOUNDARY, margin=0.5))
-    np.savez(source.head, weights=arrays()[2] * 2)
-    with pytest.raises(UserError, match=r"holds another sweep.*\n  input: "):
-        run(out, source)
-    assert tables(out) == before
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty"):
-        run(tmp_path / "mine", source)
-    assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
-    (tmp_path / "mine" / "config.json").write_text("[" * 100_000)
-    with pytest.raises(UserError, match=r"config\.json is not valid JSON \(nested too deeply\)"):
-        run(tmp_path / "mine", source)
-
-
-def test_pairs_are_not_replaced_by_the_nearest_classes_and_the_refusal_comes_first(tmp_path, source, monkeypatch):
-    out = tmp_path / "out"
-    assert run(out, source) == 0
-    monkeypatch.setattr("experiments.sweep_attackability.nearest.find_nearest", None)  # never reached
-    with pytest.raises(UserError, match=r"holds another sweep.*\n  methods: .*\n\(") as refused:
-        sweep(Args(out, source, SolveConfig(nearest_only=True), quiet=True))
-    assert "\n  input: " not in str(refused.value)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; expected a folder"):
-        sweep(Args(tmp_path / "file", source, quiet=True))
-
-
-@pytest.mark.parametrize(("dtype", "kind"), [(np.complex64, "complex numbers"), ("U8", "texts")])
-def test_features_that_are_no_real_numbers_are_refused(tmp_path, source, dtype, kind):
-    np.save(tmp_path / "features.npy", arrays()[0].astype(dtype))
-    with pytest.raises(UserError, match=f"holds {kind}; expected real numbers"):
-        sweep(Args(tmp_path / "out", dataclasses.replace(source, features=tmp_path / "features.npy"), quiet=True))
-
-
-def test_bad_features_and_labels_are_found_before_any_work(tmp_path, source):
-    attributes, labels, _ = arrays()
-    bad = attributes.copy()
-    bad[37, 2] = np.nan
-    np.savez(source.features, attributes=bad)
-    with pytest.raises(UserError, match="row 37, column 2"):
-        run(tmp_path / "out", source)
-    labels[31] = NUM_CLASSES
-    np.savez(source.features, attributes=attributes, labels=labels)
-    with pytest.raises(UserError, match=f"class {NUM_CLASSES} in row 31.*classes 0 to {NUM_CLASSES - 1}"):
-        run(tmp_path / "out", source)
-    np.savez(source.features, attributes=attributes[:, :3])
-    with pytest.raises(UserError, match=r"expected .classes, 3.: the features have 3 attributes"):
-        run(tmp_path / "out", source)
-    np.savez(source.features, attributes=attributes, labels=labels[:-1])
-    with pytest.raises(UserError, match="42 labels for the 43 samples"):
-        run(tmp_path / "out", source)
-    np.savez(source.features, attributes=attributes[:0])
-    with pytest.raises(UserError, match="holds no samples"):
-        run(tmp_path / "out", source)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"margin": -1.0}, "--margin -1: expected"),
-        ({"methods": ("pinv",), "immutable": ("1",)}, "--methods: mutable is given with"),
-        ({"immutable": ("wing_colour::blu",)}, r"no such attribute, nor an index from 0 to 3.*wing_colour::blue"),
-        ({"immutable": ("0", "1", "2", "3")}, "leaves no attribute"),
-        ({"samples_per_partition": -1}, "--samples-per-partition -1"),
-        ({"nearest_only": True}, "--nearest-only solves no pairs, but another option asks for them"),
-    ],
-)
-def test_questions_that_make_no_sense_are_explained(tmp_path, source, options, message):
-    names = tmp_path / "attributes.txt"
-    names.write_text("wing_colour::blue\nwing_colour::red\nsize::small\nsize::large\n")
-    with pytest.raises(UserError, match=message):
-        run(tmp_path / "out", dataclasses.replace(source, attribute_names=names),
-            dataclasses.replace(BOUNDARY, **options))  # fmt: skip
-    with pytest.raises(UserError, match="has 4 lines; expected 5"):
-        run(tmp_path / "out", dataclasses.replace(source, class_names=names))
-
-
-def test_the_input_must_be_one_thing(tmp_path, source):
-    for given in (InputConfig(), InputConfig(features=source.features),
-                  dataclasses.replace(source, run_dir=tmp_path)):  # fmt: skip
-        with pytest.raises(UserError, match="Name either --run-dir, or --features and --head"):
-            run(tmp_path / "out", given)
-    with pytest.raises(UserError, match="is not the folder of a run"):
-        run(tmp_path / "out", InputConfig(run_dir=tmp_path))
-
-
 def test_immutable_attributes_by_name_and_no_labels(tmp_path, source):
     attributes, _, weights = arrays()
     np.save(tmp_path / "features.npy", attributes)
@@ -333,6 +201,7 @@ def test_the_nearest_classes_come_without_pairs(tmp_path, source, monkeypatch, c
     shown = capsys.readouterr().err
     assert "All 215 (sample, target) pairs would take about" in shown and "GB: --all-pairs solves them" in shown
     assert "Grey bird 1" in " ".join(shown.split()) and "Grey_bird" not in shown
+    assert "█" in shown and "…" not in shown  # a terminal of 80 columns shows all of it
     assert sorted(os.listdir(out)) == sorted(
         [".lock", "config.json", "metrics.jsonl", "nearest.parquet", "report.html", "summary.json"]
     )
@@ -353,6 +222,17 @@ def test_the_nearest_classes_come_without_pairs(tmp_path, source, monkeypatch, c
     np.testing.assert_allclose(found["sweep/attackability_median"], expected["median"], rtol=1e-5)
     page = (out / "report.html").read_text()
     assert "The most fragile samples" in page and "Class by class" in page and "Grey bird 3" in page
+
+
+def test_an_accelerator_is_judged_by_samples_that_it_multiplies_together(source, monkeypatch):
+    problem = inputs.open_problem(source, "float32")
+    alone = nearest.estimate_cost(problem, ("projection",))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(nearest, "_fastest", lambda call: call() is None or 8.0)
+    together = nearest.estimate_cost(problem, ("projection",))
+    products = 400 * NUM_SAMPLES + 20 * NUM_SAMPLES * NUM_CLASSES
+    assert together.seconds == pytest.approx(products * 8 / (1 << 13) / jax.local_device_count())
+    assert together.pairs == alone.pairs and together.gigabytes == alone.gigabytes
 
 
 def test_all_pairs_follow_in_the_same_folder_when_they_are_asked_for(tmp_path, source, monkeypatch):
@@ -446,15 +326,6 @@ def test_features_of_any_type_in_blocks_and_twin_classes(tmp_path, source, monke
     least = np.where(np.arange(NUM_CLASSES) == predicted[:, None], np.inf, norms).min(axis=1)
     found = pq.read_table(tmp_path / "out" / "nearest.parquet")["distance"].to_numpy()
     np.testing.assert_allclose(found, least, rtol=1e-4, atol=1e-5)
-
-
-def test_one_command_at_a_time(tmp_path):
-    with (
-        solving.sweep_folder(tmp_path / "out", {"a": 1}),
-        pytest.raises(UserError, match="Another process is writing"),
-        solving.sweep_folder(tmp_path / "out", {"a": 1}),
-    ):
-        pass
 
 
 def test_a_bias_and_labels_of_unusual_names_are_used_and_named_first(tmp_path, capsys):

@@ -26,7 +26,15 @@ from spectra_jax.models import Model, Params
 from spectra_jax.training import Predictions, Progress, TrainConfig, TrainState, evaluate
 
 # Shown on the console. Plain attribute accuracy is not among them: on CUB "absent" is right 92 % of the time.
-SHOWN = ("class_accuracy", "attribute_balanced_accuracy", "attribute_f1", "attribute_map", "reconstruction_psnr")
+# The metrics of an evaluation that the console shows, and what it calls them.
+SHOWN = {
+    "class_accuracy": "class accuracy",
+    "attribute_balanced_accuracy": "balanced accuracy of the attributes",
+    "attribute_f1": "their F1",
+    "attribute_map": "mean average precision",
+    "reconstruction_psnr": "PSNR of the reconstruction, dB",
+}
+_CERTIFIED = "certified_accuracy_"
 
 
 class Record:
@@ -60,9 +68,10 @@ class Record:
         if record["split"] == "train":
             self.remark = f"loss {record['loss']:.4f}" if "loss" in record else ""
         else:
-            shown = [name for name in record if name in SHOWN or name.startswith("certified_accuracy")]
-            figures = ", ".join(f"{name.replace('_', ' ')} {record[name]:.3f}" for name in shown)
-            self._console.say(f"epoch {self.epoch:g}, {record['split']}: {figures}")
+            words = {name: f"accuracy proven within L2 {name.removeprefix(_CERTIFIED)}"
+                     for name in record if name.startswith(_CERTIFIED)}  # fmt: skip
+            figures = [f"{word} {record[name]:.3f}" for name, word in (SHOWN | words).items() if name in record]
+            self._console.say(f"epoch {self.epoch:g}, {record['split']}: {', '.join(figures)}")
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Starts a checkpoint that includes how far metrics.jsonl was written."""
@@ -98,7 +107,7 @@ def certified_figures(model: Model, params: Params, predictions: Predictions, co
     )
     radii = [factor * config.certified_radius for factor in (0.5, 1, 2)]
     shares = certified_accuracy(certificate, predictions.labels, radii)
-    return {f"certified_accuracy_{radius:g}": float(share) for radius, share in zip(radii, shares, strict=True)}
+    return {f"{_CERTIFIED}{radius:g}": float(share) for radius, share in zip(radii, shares, strict=True)}
 
 
 def summarize(

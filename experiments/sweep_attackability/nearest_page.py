@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.bar import Bar
 from rich.console import Console as Terminal
 from rich.table import Column as TerminalColumn
 from rich.table import Table
@@ -22,7 +23,7 @@ from spectra_jax.reporting import SERIES, Column, Metric, Report, new_figure, pl
 from spectra_jax.reporting.formatting import format_number
 
 _SHOWN, _SHOWN_ON_A_TERMINAL = 100, 10
-_BINS, _BARS, _WIDTH = 60, 12, 40
+_BINS, _BARS, _WIDTH = 60, 12, 32
 
 
 def nearest_summary(problem: Problem, found: Nearest) -> dict[str, float]:
@@ -79,7 +80,7 @@ def show_nearest(problem: Problem, found: Nearest, console: Console) -> None:
         bars.add_column("samples", justify="right")
         counts, edges = np.histogram(finite, _BARS)
         for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-            bar = "█" * round(_WIDTH * count / counts.max())
+            bar = Bar(int(counts.max()), 0, int(count), width=_WIDTH)
             bars.add_row(f"{format_number(low)} – {format_number(high)}", bar, f"{count:,}")
         terminal.print(bars)
     rows = class_rows(problem, found)
@@ -92,7 +93,8 @@ def show_nearest(problem: Problem, found: Nearest, console: Console) -> None:
 
 
 def _columns(left: list[str], right: list[str]) -> list[Any]:
-    return [*left, *(TerminalColumn(name, justify="right") for name in right)]
+    texts = [TerminalColumn(name, overflow="fold") for name in left]
+    return [*texts, *(TerminalColumn(name, justify="right", overflow="fold") for name in right)]
 
 
 def add_class_summary(report: Report, problem: Problem, found: Nearest) -> None:
