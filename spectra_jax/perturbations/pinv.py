@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectra_jax.checks import as_pair
 from spectra_jax.perturbations import formulas
-from spectra_jax.perturbations.geometry import HIGHEST, head_logits, is_predicted, of_unit_size, safe_sqrt
+from spectra_jax.perturbations.geometry import HIGHEST, head_logits, is_predicted, safe_sqrt
+from spectra_jax.perturbations.problem import make_problem
 from spectra_jax.switches import public
 from spectra_jax.types import Head
 
@@ -62,12 +62,13 @@ def pinv_perturbation(
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.
     """
-    head, attributes, target, margin = as_pair(head, attributes, target, margin)
-    head, margin, _ = of_unit_size(head, margin)
-    masked = _masked(head)
-    offsets = _finite_offsets(head_logits(head, attributes), target, margin, masked)
-    delta = jnp.matmul(_target_pinv(head.weights, target, masked, rtol), offsets, precision=HIGHEST)
-    return jnp.where(masked[target], jnp.inf, delta)
+    problem = make_problem(head, attributes, target, margin=margin)
+    masked = _masked(problem.head)
+    # A tie has no use for the exact differences of the problem's own offsets, which nothing here asks for.
+    logits = head_logits(problem.head, problem.attributes)
+    offsets = _finite_offsets(logits, problem.target, problem.margin, masked)
+    delta = jnp.matmul(_target_pinv(problem.weights, problem.target, masked, rtol), offsets, precision=HIGHEST)
+    return jnp.where(problem.is_masked, jnp.inf, delta)
 
 
 def _masked(head: Head) -> Bool[Array, " c"]:
