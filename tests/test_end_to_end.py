@@ -53,7 +53,7 @@ def test_run_folder_is_complete_and_its_figures_agree(finished):
     for name in ("attackability_median", "relative_margin_mean"):
         assert summary[f"test/{name}_low"] <= summary[f"test/{name}"] <= summary[f"test/{name}_high"]
     page = (run_dir / "report.html").read_text()
-    assert page.count("95 % interval") >= 2 and "the top 1 % of the samples hold" in page
+    assert page.count("95 % interval") >= 2 and "the top 1 % of the samples account for" in page
     with np.load(run_dir / "norms.npz") as norms:
         boundary, projection = norms["boundary"], norms["projection"]
     assert np.all(boundary <= projection * (1 + 1e-5) + 1e-6)
