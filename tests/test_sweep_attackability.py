@@ -235,7 +235,7 @@ def test_pairs_are_not_replaced_by_the_nearest_classes_and_the_refusal_comes_fir
         sweep(Args(out, source, SolveConfig(nearest_only=True), quiet=True))
     assert "\n  input: " not in str(refused.value)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; expected a folder"):
+    with pytest.raises(UserError, match="is a file; expected a new folder"):
         sweep(Args(tmp_path / "file", source, quiet=True))
 
 
@@ -274,7 +274,7 @@ def test_bad_features_and_labels_are_found_before_any_work(tmp_path, source):
     [
         ({"margin": -1.0}, "--margin -1: expected"),
         ({"methods": ("pinv",), "immutable": ("1",)}, "--methods: mutable is given with"),
-        ({"immutable": ("wing_colour::blu",)}, r"no such attribute, nor an index from 0 to 3.*wing_colour::blue"),
+        ({"immutable": ("wing_colour::blu",)}, r"expected an attribute or an index from 0 to 3.*wing_colour::blue"),
         ({"immutable": ("0", "1", "2", "3")}, "leaves no attribute"),
         ({"samples_per_partition": -1}, "--samples-per-partition -1"),
         ({"nearest_only": True}, "--nearest-only solves no pairs, but another option asks for them"),
@@ -295,7 +295,7 @@ def test_the_input_must_be_one_thing(tmp_path, source):
                   dataclasses.replace(source, run_dir=tmp_path)):  # fmt: skip
         with pytest.raises(UserError, match="Name either --run-dir, or --features and --head"):
             run(tmp_path / "out", given)
-    with pytest.raises(UserError, match="is not the folder of a run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         run(tmp_path / "out", InputConfig(run_dir=tmp_path))
 
 
@@ -331,7 +331,7 @@ def test_the_nearest_classes_come_without_pairs(tmp_path, source, monkeypatch, c
     out = tmp_path / "out"
     assert sweep(Args(out, given)) == 0
     shown = capsys.readouterr().err
-    assert "All 215 (sample, target) pairs would take about" in shown and "GB: --all-pairs solves them" in shown
+    assert "Solving all 215 (sample, target) pairs would take" in shown and "Use --all-pairs to solve them" in shown
     assert "Grey bird 1" in " ".join(shown.split()) and "Grey_bird" not in shown
     assert sorted(os.listdir(out)) == sorted(
         [".lock", "config.json", "metrics.jsonl", "nearest.parquet", "report.html", "summary.json"]
