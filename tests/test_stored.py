@@ -106,7 +106,7 @@ def test_files_that_are_something_else(run_dir, trained):
     (run_dir / "config.json").mkdir()
     refused(run_dir, "invert sweep", r"config\.json is not valid JSON \(\[Errno 21\] Is a directory")
     shutil.rmtree(run_dir)
-    refused(run_dir, "invert sweep", "is not the folder of a run")
+    refused(run_dir, "invert sweep", "is not a run folder")
     shutil.copytree(trained[0], run_dir)
     (run_dir / "test_attributes.npz").unlink()
     os.mkfifo(run_dir / "test_attributes.npz")  # opening it would wait for ever

@@ -88,7 +88,7 @@ def reconstruct(args: Args) -> tuple[Path, int]:
                 decoder, linear, train, held_out, args.decoder, out, seed=args.seed, console=console
             )
             if code:
-                console.say("stopped; repeat the command to go on from there")
+                console.say("stopped; repeat the command to continue from there")
                 return out, code
             best = {"best_step": step}
         figures = pictures.reconstruction_figures(run, decoder, params, linear, train, test)

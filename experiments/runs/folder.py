@@ -94,7 +94,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     config = _read_config(path)
     if not isinstance(config.get("run"), dict):
-        raise UserError(f"{path / CONFIG} was not written by a training run: {path} is not the folder of a run.")
+        raise UserError(f"{path / CONFIG} was not written by a training run: {path} is not a run folder.")
     train = config["run"].get("train")
     if isinstance(train, dict):
         # A setting that did not exist when the run was trained: its default means "as before".

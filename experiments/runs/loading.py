@@ -148,7 +148,7 @@ def load_run(run_dir: Path) -> LoadedRun:
     """Reads what `experiments.train` left in `run_dir`; the folder is not changed.
 
     Raises:
-        UserError: it is not the folder of a run, has no checkpoint yet, or its prepared data are gone.
+        UserError: it is not a run folder, has no checkpoint yet, or its prepared data are gone.
     """
     run_dir = Path(run_dir)
     stored = read_run_config(run_dir)

@@ -53,7 +53,7 @@ def read_run_config(run_dir: Path) -> RunConfig:
     """The config.json of a run folder.
 
     Raises:
-        UserError: it is not the folder of a run, or its config.json was edited or comes from another version.
+        UserError: it is not a run folder, or its config.json was edited or comes from another version.
     """
     path = run_dir / CONFIG
     check_run_folder(run_dir)

@@ -148,7 +148,7 @@ def train(args: TrainArgs, dataset: Dataset | None = None) -> tuple[Path, int]:
             proven = prove(state.params, "test")
             summarize(run, model.head(state.params), look(state.params, "test"), proven, progress, record, began=began)
     if progress.step < num_steps:
-        console.say(f"stopped at step {progress.step} of {num_steps}; repeat the command to go on from there")
+        console.say(f"stopped at step {progress.step} of {num_steps}; repeat the command to continue from there")
         return path, stop.exit_code
     if jax.process_index() == 0:
         training_report(path, subtitle=f"{config.model} on {args.data.name}, seed {config.seed}")
