@@ -220,5 +220,5 @@ def test_none_of_something_is_refused(tmp_path):
 
 
 def test_a_request_that_the_search_would_not_look_at_is_refused():
-    with pytest.raises(UserError, match="looks at the class alone"):
+    with pytest.raises(UserError, match="only considers the class"):
         PairConfig(request="single", inversion=InversionConfig(method="nearest"))
