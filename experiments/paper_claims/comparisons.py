@@ -274,8 +274,8 @@ def inexactness(material: Material, spread: np.ndarray) -> list[Comparison]:
                    "an equally long gradient step on the class logits.", towards[0], towards[1], cluster, LEAST_COSINE,
                    "", rows, "flips"),
         Comparison("5.3.3", "first three: gradient step", "The attribute that the request changes most is among the "
-                   f"{FIRST_RANKS} that move most in its direction, more often than after an equally long gradient step on "
-                   "the class logits.", first[0], first[1], cluster, LEAST_RATE, "%", rows, "flips"),
+                   f"{FIRST_RANKS} that move most in its direction, more often than after an equally long gradient "
+                   "step on the class logits.", first[0], first[1], cluster, LEAST_RATE, "%", rows, "flips"),
     ]  # fmt: skip
 
 
