@@ -48,7 +48,7 @@ class Lanes(NamedTuple):
 
 
 class InversionProgress(NamedTuple):
-    """Where the samples that are being searched stand; its arrays are valid during the call they are handed to.
+    """The current state of the samples being searched; its arrays are valid only during the call that receives them.
 
     Attributes:
         rows: (l,) which samples; -1 for none.
