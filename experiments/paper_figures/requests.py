@@ -187,9 +187,7 @@ def request(
         text = f"{reason} Requested instead: the smallest change of the {group.sum()} attributes of its group, at most "
         return Request("group", np.asarray(found.delta), f"{text}{largest:.1f} standard deviations each.")
     why = (
-        "cannot do it either"
-        if np.isinf(largest)
-        else f"would have to move by up to {largest:.0f} standard deviations"
+        "cannot do it either" if np.isinf(largest) else f"would have to move by up to {largest:.0f} standard deviations"
     )
     forced = np.zeros_like(before)
     forced[f] = case.direction * FORCED * spread[f]

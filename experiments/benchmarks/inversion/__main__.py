@@ -70,14 +70,14 @@ def _check_names(args: Args) -> None:
         if base not in OURS:
             raise UserError(f"--ours {name!r}: choose from {', '.join(map(repr, OURS))}")
         if args.untargeted and OURS[base].method != "nearest":
-            raise UserError(f"--ours {name!r} needs a target; leave it or --untargeted out")
+            raise UserError(f"--ours {name!r} needs a target; omit it or --untargeted")
     for name in args.peers:
         try:
             peer = find_peer(split_limit(name, args.pairs)[0] if _limit_is_valid(name, args) else name)
         except ValueError as error:
             raise UserError(f"--peers: {error}") from None
         if not (peer.targeted or args.untargeted):
-            raise UserError(f"--peers {name!r} can only leave a class; add --untargeted or leave it out")
+            raise UserError(f"--peers {name!r} can only leave a class; add --untargeted or omit it")
     if NEAREST not in args.our_methods:
         raise UserError(f'--ours: "{NEAREST}" must be there, for all pairs; the peers are compared with it')
 
