@@ -1,4 +1,4 @@
-"""Tells the two layouts that a data set may have apart, and prepares either."""
+"""Distinguishes the two layouts that a data set may have, and prepares either."""
 
 from pathlib import Path
 from typing import Literal

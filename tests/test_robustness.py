@@ -258,7 +258,7 @@ def test_the_score_is_1_for_the_run_that_the_attack_did_best_on():
 
 
 def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
-    with pytest.raises(UserError, match=r"--names: 1 for 2 models"):
+    with pytest.raises(UserError, match=r"--names: 1 given; expected 2"):
         run_it(runs, tmp_path / "out", "plain", "robust", extra=["--names", "a"])
     with pytest.raises(UserError, match="plain, plain are not distinct; give each run its own name"):
         run_it(runs, tmp_path / "out", "plain", "plain")

@@ -131,7 +131,8 @@ def test_damaged_arrays_are_named(run_dir, change):
             "labels beyond": {"attributes": attributes, "labels": labels + 3},
         }[change]
         np.savez(path, **arrays)
-    message = {"no labels": "no array 'labels'", "nan": "nan in row 0", "other images": "its data of"}.get(change, "")
+    messages = {"no labels": "no array 'labels'", "nan": "nan in row 0", "other images": "as in its data"}
+    message = messages.get(change, "")
     refused(run_dir, "invert saliency", rf"{message}.*repeat the training command")
 
 

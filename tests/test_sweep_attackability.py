@@ -261,7 +261,7 @@ def test_bad_features_and_labels_are_found_before_any_work(tmp_path, source):
     with pytest.raises(UserError, match=r"expected .classes, 3.: the features have 3 attributes"):
         run(tmp_path / "out", source)
     np.savez(source.features, attributes=attributes, labels=labels[:-1])
-    with pytest.raises(UserError, match="42 labels for the 43 samples"):
+    with pytest.raises(UserError, match="42 labels; expected 43, one per sample"):
         run(tmp_path / "out", source)
     np.savez(source.features, attributes=attributes[:0])
     with pytest.raises(UserError, match="holds no samples"):

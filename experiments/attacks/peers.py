@@ -1,4 +1,4 @@
-"""Minimum-norm attacks of other libraries under short names, all on one JAX classifier, their passes counted alike."""
+"""Minimum-norm attacks of other libraries by short name, all on one JAX classifier, with passes counted alike."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""Groups of options that commands share; light imports only, since arguments are read before anything else is."""
+"""Groups of options that commands share; imports nothing heavy, because arguments are read before anything else."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""How a decoder is trained; light imports only."""
+"""How a decoder is trained; imports nothing heavy."""
 
 from dataclasses import dataclass
 

@@ -57,7 +57,7 @@ class Args:
     def __post_init__(self) -> None:
         count = len(self.run_dirs) or 1
         if self.names and len(self.names) != count:
-            raise UserError(f"--names has {len(self.names)} entries; expected {count}, one per model.")
+            raise UserError(f"--names: {len(self.names)} given; expected {count}, one per model.")
         if len(set(self.run_names)) < count:
             names = ", ".join(self.run_names)
             raise UserError(f"The run names {names} are not distinct; give each run its own name with --names.")

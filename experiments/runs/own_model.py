@@ -79,7 +79,7 @@ class OwnImages:
 
 
 def open_subject(run_dir: Path | None, own: OwnModel) -> tuple[LoadedRun, np.ndarray, np.ndarray]:
-    """A trained run or somebody's own model, its test attributes (N, n) and labels (N,).
+    """A trained run or your own model, its test attributes (N, n) and labels (N,).
 
     Raises:
         UserError: the run is not complete, or a part of the model does not fit the others.
@@ -91,9 +91,9 @@ def open_subject(run_dir: Path | None, own: OwnModel) -> tuple[LoadedRun, np.nda
 
 
 def open_own(own: OwnModel) -> tuple[LoadedRun, np.ndarray, np.ndarray]:
-    """Somebody's own model in the shape of a run, the attributes (N, n) of its images and labels (N,).
+    """Your own model in the shape of a run, the attributes (N, n) of its images and labels (N,).
 
-    Without labels the classes that the model names count as such.
+    Without labels, the predicted classes take their place.
 
     Raises:
         UserError: a part of the model does not fit the others.

@@ -1,4 +1,4 @@
-"""Which pixels the attributes of a trained run look at, and whether they lie on the part the attribute names."""
+"""Which pixels the attributes of a trained run depend on, and whether they lie on the part that the attribute names."""
 
 from __future__ import annotations
 

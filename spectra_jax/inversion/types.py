@@ -1,4 +1,4 @@
-"""What an inversion answers."""
+"""The result of an inversion."""
 
 from typing import NamedTuple
 

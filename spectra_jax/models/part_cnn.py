@@ -1,4 +1,4 @@
-"""A small CNN that reads the attributes of a part where it sees that part.
+"""A small CNN that reads the attributes of a part at the place where it sees that part.
 
 An attribute bottleneck that is read off the whole image may infer the colour of the nape from that of the crown, as
 long as the two go together in the training data. Here a map of each part, trained on part points with
