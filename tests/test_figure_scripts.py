@@ -281,7 +281,7 @@ def test_verdicts_follow_from_the_numbers(change, short):
         assert (
             forced.short == "as the paper says, other request" and "a change other than the paper's" in forced.reasons
         )
-        assert "number 7 of 312" in judge(CASES[0], figure, GOOD | {"rank": 7}, "nape", 312).reasons
+        assert "rank 7 of 312" in judge(CASES[0], figure, GOOD | {"rank": 7}, "nape", 312).reasons
 
 
 def test_the_page_of_figures_and_its_repetition(run_dir, tmp_path, monkeypatch):
