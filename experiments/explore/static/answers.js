@@ -52,7 +52,7 @@ export class Column {
   }
   remark(state) {
     const { changes, ignored } = this.answer;
-    if (ignored.length) return `This model does not know ${ignored.join(", ")}; the answer ignores it.`;
+    if (ignored.length) return `Not known to this model and ignored: ${ignored.join(", ")}.`;
     return changes.length > SHOWN && state.most === null ? "Most of them change only a little. Set “Changing at most” for a short list." : "";
   }
   measure() {
