@@ -1,4 +1,4 @@
-"""How a command ends: a mistake of the user's in one sentence, output that nobody reads on, Ctrl-C."""
+"""How a command ends: a user's mistake in one sentence, a closed output pipe, Ctrl-C."""
 
 import os
 import signal

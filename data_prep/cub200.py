@@ -1,4 +1,4 @@
-"""Prepares CUB-200-2011, or any data set in its layout, once: decoded fast and read by index ever after.
+"""Prepares CUB-200-2011, or any data set in its layout, once; afterwards it is decoded fast and read by index.
 
 `python -m data_prep.cub200 --source CUB_200_2011.tgz --out CACHE_DIR` does it from the command line.
 """

@@ -68,7 +68,7 @@ def make_plan(files: CubFiles, options: CubOptions) -> CubPlan:
         elif layout.crops and path in crops:
             images[row] = (layout.crops / path, True)
     if not images:
-        raise CubError(f"{layout.photos}: none of the {len(files.paths)} images of images.txt is there")
+        raise CubError(f"{layout.photos}: none of the {len(files.paths)} images in images.txt exists")
     training = [row for row in images if files.is_train[row]]
     validation = held_out(files.paths, files.classes, training, fraction=options.validation_fraction, seed=options.seed)
     labels = attribute_labels(

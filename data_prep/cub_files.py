@@ -89,7 +89,7 @@ def locate(folder: Path) -> CubLayout:
         missing.append(f"{attributes_file} (or one of {', '.join(str(p) for p in places if p != attributes_file)})")
     parts = [name for name in _PARTS if (root / name).is_file()]
     if len(parts) == 1:
-        missing += [f"{root / name} (or leave out {parts[0]} as well)" for name in _PARTS if name not in parts]
+        missing += [f"{root / name} (or omit {parts[0]} as well)" for name in _PARTS if name not in parts]
     if not any((root / name).is_file() for name in _LABELS):
         missing.append(f"{root / _LABELS[0]} or {_LABELS[1]}")
     if missing:

@@ -1,4 +1,4 @@
-"""Which attributes are kept, and what an image's attribute label is.
+"""Which attributes are kept, and how an image's attribute labels are chosen.
 
 Two kinds of labels exist. *Image* labels say what annotators saw on one photograph. *Class* labels give every image
 of a class the same answer: the majority vote of its training images, or, where only class percentages are at hand,

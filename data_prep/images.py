@@ -1,4 +1,4 @@
-"""Reads image files of any kind that Pillow knows as upright 8-bit RGB, and encodes what is stored."""
+"""Reads image files of any kind that Pillow supports as upright 8-bit RGB, and encodes what is stored."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is wrong with a source of data, said all at once."""
+"""Everything that is wrong with a source of data, reported at once."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Tells the two layouts that a data set may have apart, and prepares either."""
+"""Distinguishes the two layouts that a data set may have, and prepares either."""
 
 from pathlib import Path
 from typing import Literal
@@ -66,5 +66,5 @@ def prepare_source(
     if table is None:
         return cub200.prepare(source, cache_dir, attributes=attributes, crop=crop, progress=progress)
     if attributes == 112:
-        raise DataError(f"--attributes 112 selects from CUB's attributes; {table} names its own: leave it out")
+        raise DataError(f"--attributes 112 selects from CUB's attributes; {table} has its own: omit the option")
     return own_images.prepare(table, cache_dir, progress=progress)

@@ -61,13 +61,13 @@ def generate(
     Args:
         out_dir: becomes the parent of attributes.txt, CUB_200_2011/ and part_masks/.
         num_classes: number of synthetic species.
-        images_per_class: images of each; 60 % of them are for training.
+        images_per_class: number of images of each; 60 % of them are for training.
         image_size: short side of the frames in pixels; the long side is up to 1.25 times as long.
-        seed: of everything.
+        seed: seed of everything.
         label_noise: probability that a label given as "probably" is wrong, twice that for "guessing"; 0: exact.
         independent: draw every colour, pattern and marking for each bird anew, whatever its class and its other parts
-            have; classes differ in their build alone (`plumage.sample_individual`).
-        workers: number of processes; None: one a CPU, at most 8.
+            have; classes differ only in their build (`plumage.sample_individual`).
+        workers: number of processes; None for one per CPU, at most 8.
         overwrite: replace a synthetic data set with other options instead of raising.
         progress: show a progress bar.
 

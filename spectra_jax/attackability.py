@@ -1,4 +1,4 @@
-"""Attackability: how large an attribute vector is against its distance to a class change (Eq. 5, 6)."""
+"""Attackability: the length of an attribute vector relative to its distance to a class change (Eq. 5, 6)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,28 +34,28 @@ def attackability(
     closed form and "projection" the same one at greater cost. "pinv" is the paper's own; with no bias and
     rank(C W) = n (more classes than attributes) it is 1 whatever the model, see `pinv_perturbation`.
 
-    It is a figure of the feature space: it says nothing on how easily the encoder moves e. A claim of
-    robustness needs an input-space attack beside it.
+    It is measured in feature space and says nothing about how easily the encoder moves e. A claim of
+    robustness also needs an input-space attack.
 
     Args:
         head: weights (c, n), optional bias (c,).
         attributes: (b, n) unnormalised attributes.
         method: "boundary", "projection" or "pinv".
-        block_size: samples taken at once by "boundary", which bounds its memory, see `nearest_class`; the other methods
-            hold a (b, c) table and take none.
+        block_size: samples that "boundary" processes at once, which bounds its memory, see `nearest_class`; the other
+            methods hold a (b, c) table and do not accept it.
 
     Returns:
         (b,) dimensionless, unchanged when e or W is rescaled; inf for a sample on a boundary, 0 where no
         other class can be reached.
 
     Raises:
-        ValueError: shapes do not match, unknown method, block_size below 1 or with another method.
+        ValueError: shapes do not match, unknown method, block_size below 1 or given with another method.
     """
     check_choice("method", method, METHODS)
     if method == "boundary":
         return nearest_class(head, attributes, block_size=block_size).attackability
     if block_size is not None:
-        raise ValueError(f'block_size is {block_size} with method "{method}"; expected None: leave it out')
+        raise ValueError(f'block_size is {block_size} with method "{method}"; expected None: omit it')
     head, attributes = as_problem(head, attributes, ndim=2)
     found = nearest_target(all_pairs_norms(head, attributes, method=method))
     nearest = jnp.where(found.num_unresolved > 0, jnp.nan, found.distance)  # the nearest may be one of those
@@ -68,19 +68,19 @@ def attackability_summary(
     """The paper's Model Attackability (Eq. 6) and the statistics to read beside it, on the host.
 
     The mean has no interval because none would be honest. Margins usually have positive density at 0: values above x
-    are then as frequent as 1 / x, the mean over the population is infinite, and that of N samples grows with log N and
-    hangs on the few that happen to lie next to a boundary. top_1_percent_share and tail_index tell: the mean is
+    are then as frequent as 1 / x, the population mean is infinite, and the mean of N samples grows with log N and
+    depends on the few that happen to lie next to a boundary. top_1_percent_share and tail_index show this: the mean is
     infinite if the tail index is <= 1, the variance if it is <= 2. Compare models by the median or by relative_margin.
 
-    Samples on a boundary have infinite attackability. They are counted in num_infinite and left out of mean, maximum,
+    Samples on a boundary have infinite attackability. They are counted in num_infinite and excluded from mean, maximum,
     tail_index and top_1_percent_share; the quantiles count them as largest and relative_margin as 0. Samples of
-    attackability 0, which nothing can reach, have no finite relative margin: they are counted in num_zero and left out
-    of it.
+    attackability 0, which cannot reach any other class, have no finite relative margin: they are counted in num_zero
+    and excluded from it.
 
     Args:
         values: (N,) from `attackability`, N >= 1.
         num_resamples: bootstrap resamples for each interval.
-        seed: of the resampling; the same seed gives the same intervals.
+        seed: seed of the resampling; the same seed gives the same intervals.
 
     Returns:
         mean (Eq. 6), without an interval; median and relative_margin (mean of 1 / value, i.e. of ||delta|| / ||e||),
@@ -88,7 +88,7 @@ def attackability_summary(
         quantile_05, quantile_25, quantile_75, quantile_95, quantile_99; maximum; top_1_percent_share of the sum, held
         by the ceil(N / 100) largest values; tail_index by Hill's estimator on the largest tenth, k values, with a
         relative standard error of about 1 / sqrt(k), NaN for fewer than 40 values; num_samples, num_infinite and
-        num_zero. Otherwise inf or NaN only where nothing finite is left.
+        num_zero. Other entries are inf or NaN only where nothing finite is left.
 
     Raises:
         ValueError: values not (N,), empty, NaN or negative.
@@ -99,9 +99,7 @@ def attackability_summary(
             f"values has shape {values.shape}; expected (N,), one attackability per sample, N >= 1: flatten it"
         )
     if not (values >= 0).all():
-        raise ValueError(
-            "values contains NaN or negative numbers; expected ratios of norms: leave unresolved samples out"
-        )
+        raise ValueError("values contains NaN or negative numbers; expected ratios of norms: remove unresolved samples")
     finite, positive = values[np.isfinite(values)], values[values > 0]
     ordered = np.sort(finite)[::-1]
     summary = {

@@ -42,9 +42,9 @@ class BatchPlan:
         seed: of the order; needed to shuffle.
         shuffle: a new order each epoch, instead of the stored one.
         num_epochs: None never ends.
-        drop_remainder: leave out an epoch's last batch where it is not full, instead of padding it.
+        drop_remainder: drop an epoch's last batch if it is not full, instead of padding it.
         process_index: which share of each batch is ours.
-        process_count: how many equal shares there are.
+        process_count: the number of equal shares.
     """
 
     num_examples: int
@@ -115,7 +115,7 @@ def _random_bits(seed: int, epoch: int, purpose: int, size: int) -> np.ndarray:
 
 
 class BatchIterator:
-    """Iterates over `Batch`es of NumPy arrays and can stop and go on at any of them.
+    """Iterates over `Batch`es of NumPy arrays and can stop and continue at any of them.
 
     A grain pipeline assembles the next few on other threads while the caller computes.
     """
@@ -224,7 +224,7 @@ def array_batches(
         seed: of the order.
         shuffle: a new order each epoch.
         num_epochs: None never ends.
-        drop_remainder: leave out an epoch's last batch where it is not full, instead of padding it with zeros.
+        drop_remainder: drop an epoch's last batch if it is not full, instead of padding it with zeros.
         process_index: whose share to hand out.
         process_count: number of shares.
         workers: threads that assemble ahead; 0 for none.

@@ -1,15 +1,15 @@
 """CANARY's metrics of an attack and of the model it attacks (Sun et al., Electronics 12(17):3665, 2023).
 
-The publication defines means over the attacked samples, which are those that the model named correctly before. Its
-public code differs, and reading="as coded" gives what that computes:
+The publication defines means over the attacked samples, which are those that the model classified correctly before. Its
+public code differs; reading="as coded" gives what the code computes:
 
-- distances, similarity and cost are averaged over the successful attacks alone; "as defined" keeps the failures;
-- the Euclidean distance is divided by N / 2, for `N ** 1/2`, in place of sqrt(N), N being the number of values;
-- the high- and the low-frequency distance change places, and both are of grey images and of the modulus of each part;
-- changed pixels are counted channel by channel, with values cut to 8 bits; "as defined" counts pixels, rounded;
+- distances, similarity and cost are averaged over only the successful attacks; "as defined" keeps the failures;
+- the Euclidean distance is divided by N / 2, from `N ** 1/2`, instead of sqrt(N), where N is the number of values;
+- the high- and low-frequency distances are swapped, and both use grey images and the modulus of each part;
+- changed pixels are counted channel by channel, with values truncated to 8 bits; "as defined" counts rounded pixels;
 - the score clips the attention on the true class by the threshold on that of the adversarial class.
 
-The means of the code over an empty set are NaN here.
+Where the code takes the mean of an empty set, the result here is NaN.
 """
 
 from collections.abc import Callable
@@ -39,8 +39,8 @@ class Deflection(NamedTuple):
     Attributes:
         mr: misclassification ratio.
         tas: targeted attack success, NaN without targets.
-        aiac: average increase of the confidence in the class named after the attack.
-        artc: average reduction of the confidence in the true class.
+        aiac: average increase in confidence in the class predicted after the attack.
+        artc: average reduction in confidence in the true class.
     """
 
     mr: Float[Array, ""]
@@ -50,13 +50,13 @@ class Deflection(NamedTuple):
 
 
 class Disturbance(NamedTuple):
-    """How visible the change of each image is; (b,) each, in units of the range from black to white.
+    """How visible the change of each image is; each (b,), in units of the range from black to white.
 
     Attributes:
         md: largest absolute change.
         ed: Euclidean length, scaled.
-        ed_hf, ed_lf: the same of its high and its low frequencies.
-        pcr: share of pixels that changed in 8 bits.
+        ed_hf, ed_lf: the same for its high and its low frequencies.
+        pcr: share of pixels that changed after rounding to 8 bits.
         lms: multi-scale gradient magnitude similarity deviation, NaN for images too small for its four scales.
     """
 
@@ -75,7 +75,7 @@ def deflection(
     *,
     targets: Int[Array, " b"] | None = None,
 ) -> Deflection:
-    """MR, TAS, AIAC and ARTC over the samples named correctly before; both readings agree on these.
+    """MR, TAS, AIAC and ARTC over the samples classified correctly before; both readings agree on these.
 
     Args:
         before, after: (b, c) logits of the original and of the attacked images.
@@ -83,7 +83,7 @@ def deflection(
         targets: (b,) classes aimed at, if any.
 
     Returns:
-        Deflection; NaN where no sample was named correctly.
+        Deflection; NaN where no sample was classified correctly.
 
     Raises:
         ValueError: shapes do not match.
@@ -105,7 +105,7 @@ def deflection(
 
 
 def attention_change(before: Float[Array, "b h w"], after: Float[Array, "b h w"]) -> Float[Array, " b"]:
-    """Cosine of two Grad-CAM maps per image: CAMC_A for the class named after the attack, CAMC_T for the true class.
+    """Cosine of two Grad-CAM maps per image: CAMC_A for the class predicted after the attack, CAMC_T for the true one.
 
     The code averages the cosine over the images for which both maps of both classes are not blank, see `average`.
 
@@ -130,7 +130,7 @@ def average_attention_change(
 
     Args:
         adversarial, true: (b,) cosines; NaN where a map is blank.
-        valid: (b,) the samples named correctly before.
+        valid: (b,) the samples classified correctly before.
         reading: "as defined" takes each mean over the samples whose own cosine exists; "as coded" drops a sample from
             both where either is missing.
 
@@ -152,10 +152,11 @@ def transfer_rate(
     Args:
         before, after: (m, b, c) logits that each of m other models gives the original and the attacked images.
         labels: (b,) true classes.
-        valid: (b,) named correctly by the model that was attacked; each other model must have done so as well.
+        valid: (b,) classified correctly by the attacked model; for each other model, only those that it classified
+            correctly too are counted.
 
     Returns:
-        Scalar; a model that named no valid sample correctly is left out.
+        Scalar; a model that classified no valid sample correctly is ignored.
     """
     known = valid[None, :] & (jnp.argmax(before, axis=-1) == labels[None, :])
     rates = jax.vmap(_mean)(jnp.argmax(after, axis=-1) != labels[None, :], known)
@@ -165,11 +166,11 @@ def transfer_rate(
 def average(
     values: Float[Array, " b"], valid: Bool[Array, " b"], success: Bool[Array, " b"], *, reading: Reading = "as defined"
 ) -> Float[Array, ""]:
-    """The mean that makes AMD of MD, AED of ED, ACT of seconds, AQN_F and AQN_B of forward and backward passes.
+    """The mean that turns MD into AMD, ED into AED, seconds into ACT, forward and backward passes into AQN_F and AQN_B.
 
     Args:
         values: (b,) one of `disturbance`, or a cost.
-        valid: (b,) named correctly before.
+        valid: (b,) classified correctly before.
         success: (b,) misclassified afterwards.
         reading: "as defined" averages over the valid samples, "as coded" over the successful ones of them.
 
@@ -186,12 +187,12 @@ def disturbance(
     """MD, ED, its two frequency bands, PCR and LMS of each image.
 
     The bands are split in the Fourier domain by the Gaussian exp(-r^2 / (2 D^2)), D = 5 cycles per image. ADMS, the
-    mean of DISTS, needs VGG weights that no installable package ships, and is not here. The code also stretches each
-    band to the range of 8 bits in a helper that we did not have before us; "as coded" does not.
+    mean of DISTS, is missing because it needs VGG weights that no installable package ships. The code also stretches
+    each band to the range of 8 bits, in a helper that we could not inspect; "as coded" does not.
 
     Args:
         images, reference: (b, h, w, 3) in [0, 1], changed and original.
-        reading: see the module.
+        reading: see the module's docstring.
 
     Returns:
         Disturbance, in float32 for images of half precision.

@@ -63,7 +63,7 @@ def scaled(table: Float[np.ndarray, "a m"]) -> Float[np.ndarray, "a m"]:
     """Each metric of several attacks from its smallest value to its largest; one that never varies stays as it is.
 
     Args:
-        table: (attacks, metrics). The code also rounds to two digits, which loses order and is left out.
+        table: (attacks, metrics). The code also rounds to two digits, which loses the order and is omitted here.
 
     Returns:
         The same shape, in [0, 1].
@@ -77,15 +77,15 @@ def irt_ability(table: Float[np.ndarray, "a m"], *, seed: int = 0) -> tuple[Floa
     """Posterior mean ability of each attack by the three-parameter logistic model, by NumPyro's NUTS.
 
     P = c + (1 - c) sigmoid(a theta + b) with theta, b ~ N(0, 1), log a ~ N(0, 1) and c ~ Beta(5, 17), the priors
-    that CANARY's code has; its scores in [0, 1] enter the Bernoulli likelihood as they are. Its Metropolis chain of
-    60,000 steps is replaced by a sampler that says whether it has converged.
+    of CANARY's code; as there, scores in [0, 1] enter the Bernoulli likelihood as they are. Its Metropolis chain of
+    60,000 steps is replaced by a sampler that reports whether it has converged.
 
     Args:
         table: (attacks, metrics) in [0, 1], from `scaled`.
-        seed: of the sampler.
+        seed: seed of the sampler.
 
     Returns:
-        (attacks,) abilities, and the largest split R-hat of them: at most about 1.01 where the two chains agree.
+        (attacks,) abilities, and their largest split R-hat: at most about 1.01 where the two chains agree.
 
     Raises:
         ValueError: the table is not two-dimensional or leaves [0, 1].
@@ -93,7 +93,7 @@ def irt_ability(table: Float[np.ndarray, "a m"], *, seed: int = 0) -> tuple[Floa
     """
     table = np.asarray(table, np.float32)
     if table.ndim != 2 or not ((table >= 0) & (table <= 1)).all():
-        raise ValueError(f"table is {table.shape}; expected (attacks, metrics) in [0, 1]: leave out columns with NaN")
+        raise ValueError(f"table is {table.shape}; expected (attacks, metrics) in [0, 1]: remove columns with NaN")
     with extra("canary"):
         import numpyro
         from numpyro import distributions as dist
@@ -122,13 +122,13 @@ def irt_ability(table: Float[np.ndarray, "a m"], *, seed: int = 0) -> tuple[Floa
 
 def canary_score(attacks: Mapping[str, Mapping[str, float]], groups: Sequence[Sequence[str]], *, seed: int = 0,
                  reading: Reading = "as defined") -> dict[str, float]:  # fmt: skip
-    """CANARY's score of attacks side by side: abilities by group of metrics, and the ability over those.
+    """CANARY's score of several attacks: abilities per group of metrics, then the ability over the groups.
 
     Args:
         attacks: name -> metrics, the same ones for all, none of them NaN.
         groups: names of the metrics of each group: effect, visibility, cost.
-        seed: of the samplers.
-        reading: of the clipping.
+        seed: seed of the samplers.
+        reading: reading of the clipping.
 
     Returns:
         name -> score in [0, 1]; 0 for the worst of these attacks and 1 for the best.

@@ -1,9 +1,9 @@
 """From distances between attributes to distances between images: what an encoder of known Lipschitz constant proves.
 
-If ||phi(x) - phi(x')|| <= L ||x - x'|| for all images, whatever needs a change of the attributes by d needs a change of
-the image by d / L (Euclidean, over the pixels that the encoder is given; what was done to a photograph before, resizing
-or JPEG, is not covered). A certificate is a proof about numbers, so it is computed on the host, in float64, and
-everything that rounding may have done, in the encoder, in the logits and here, is taken off.
+If ||phi(x) - phi(x')|| <= L ||x - x'|| for all images, whatever needs an attribute change of d needs an image change
+of d / L (Euclidean, over the pixels that the encoder is given; earlier processing of a photograph, such as resizing or
+JPEG, is not covered). A certificate is a proof about numbers, so it is computed on the host, in float64, and all
+possible rounding errors, in the encoder, in the logits and here, are subtracted.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,9 @@ class Certificate(NamedTuple):
     """Changes of an image that provably leave an answer as it is.
 
     Attributes:
-        radius: (b,), (b, t) or (b, n): no image at a smaller Euclidean distance has another answer, or is named as that
-            target. 0 where nothing is proven; inf where a bias of -inf masks that target, or all others.
-        answer: (b,) the class, or (b, n) whether each attribute is present; of an abstention -1.
+        radius: (b,), (b, t) or (b, n): no image at a smaller Euclidean distance has another answer, or is classified as
+            that target. 0 where nothing is proven; inf where a bias of -inf masks that target, or all others.
+        answer: (b,) the class, or (b, n) whether each attribute is present; -1 for an abstention.
         confidence: the probability with which a radius holds; 1 for a proof.
         how: in words.
     """
@@ -67,13 +67,13 @@ def certify(
     targets: Int[Array | np.ndarray, "b ..."] | None = None,
     batch_size: int = 32,
 ) -> Certificate:
-    """`certified_radius` of a model's images: encodes them in float64 and takes off what rounding may have done.
+    """`certified_radius` of a model's images: encodes them in float64 and subtracts possible rounding errors.
 
-    The certificate is about the network with these parameters, evaluated in float64. What float32 makes of it was never
-    seen to differ by more than some 1e-6, but is proven only to within `encoder_rounding`.
+    The certificate is about the network with these parameters, evaluated in float64. In float32 the network was never
+    seen to differ by more than about 1e-6, but this is proven only to within `encoder_rounding`.
 
     Args:
-        model: one that `lipschitz_bound` knows.
+        model: one that `lipschitz_bound` supports.
         params: its parameters.
         images: (b, h, w, 3) in [0, 1].
         targets: (b,) or (b, t) classes that are not to be reached; None for "any but the predicted one".
@@ -83,7 +83,7 @@ def certify(
         Certificate: radius (b,) or of the shape of `targets`, Euclidean, in units of [0, 1].
 
     Raises:
-        ValueError: nothing is proven of this architecture, or shapes do not match.
+        ValueError: nothing is proven about this architecture, or shapes do not match.
     """
     proven = encode_exactly(model, params, images, batch_size=batch_size)
     return certified_radius(
@@ -155,7 +155,7 @@ def in_float64(model: Any, params: Any) -> Any:
 def certified_accuracy(
     certificate: Certificate, labels: Int[Array | np.ndarray, " b"], radii: Sequence[float]
 ) -> Float[np.ndarray, " r"]:
-    """The share of images that are named correctly, and provably so at every image within each radius.
+    """The share of images that are classified correctly, and provably stay so for every image within each radius.
 
     Args:
         certificate: of the predicted class.
@@ -173,7 +173,7 @@ def certified_accuracy(
 
 @public(on_host=True)
 def lipschitz_bound(model: Any, params: Any) -> LipschitzBound:
-    """The Lipschitz constant that is proven of a model's encoder with these parameters.
+    """The proven Lipschitz constant of a model's encoder with these parameters.
 
     Args:
         model: from `build_model`.
@@ -183,7 +183,7 @@ def lipschitz_bound(model: Any, params: Any) -> LipschitzBound:
         LipschitzBound.
 
     Raises:
-        ValueError: nothing is proven of this architecture.
+        ValueError: nothing is proven about this architecture.
     """
     _expect_numbers(params=params)
     return LipschitzBound(*_controlled(model).lipschitz_bound(params))
@@ -191,9 +191,9 @@ def lipschitz_bound(model: Any, params: Any) -> LipschitzBound:
 
 @public(on_host=True)
 def encoder_rounding(model: Any, params: Any, image_shape: tuple[int, int, int]) -> float:
-    """How far rounding can take a model's attributes from those of exact arithmetic, whatever the image in [0, 1].
+    """How far rounding can take a model's attributes from those of exact arithmetic, for any image in [0, 1].
 
-    Rounding errors of a network whose layers enlarge nothing add up instead of multiplying: the bound is the sum of
+    In a network whose layers enlarge nothing, rounding errors add up instead of multiplying: the bound is the sum of
     gamma_m || |K| |x| || over the layers, gamma_m = m u / (1 - m u) (Higham 2002, 3.5). It is a worst case, and in
     float32 a large one (tenths, where errors of 1e-6 are seen); in float64 it is 1e-9, which is why `certify` computes
     in float64.
@@ -207,7 +207,7 @@ def encoder_rounding(model: Any, params: Any, image_shape: tuple[int, int, int])
         The largest Euclidean length of the error.
 
     Raises:
-        ValueError: nothing is proven of this architecture.
+        ValueError: nothing is proven about this architecture.
     """
     _expect_numbers(params=params)
     return _controlled(model).encoder_rounding(params, image_shape)
@@ -218,7 +218,7 @@ def _controlled(model: Any) -> Any:
         name = getattr(model, "name", type(model).__name__)
         raise ValueError(
             f"model {name!r} has no proven Lipschitz bound; expected one that is built to have it: "
-            "build_model('lipschitz_cnn'). For any other encoder smoothed_certificate gives a probabilistic one"
+            "build_model('lipschitz_cnn'). For any other encoder, smoothed_certificate gives a probabilistic one"
         )
     return model
 
@@ -243,12 +243,11 @@ def certified_radius(
         attributes: (b, n) of the images, in the type in which the classifier computes its logits.
         lipschitz: L of the encoder, see `lipschitz_bound`.
         targets: (b,) or (b, t) classes that are not to be reached; None for "any but the predicted one".
-        rounding: (b,) or one number for all, how far the computed attributes of any image near by may be from the exact
+        rounding: (b,) or one number for all, how far the computed attributes of any nearby image may be from the exact
             ones, see `encoder_rounding`.
 
     Returns:
-        Certificate: radius (b,) or of the shape of `targets`. A tie is certified for nothing, and so are attributes
-        that are NaN or infinite.
+        Certificate: radius (b,) or of the shape of `targets`; 0 for a tie and for attributes that are NaN or infinite.
 
     Raises:
         ValueError: shapes do not match, lipschitz is not a positive number, rounding is negative, or a value is being
@@ -344,7 +343,7 @@ def _expect_numbers(**arguments: Any) -> None:
     for name, value in arguments.items():
         if not all(is_concrete(leaf) for leaf in jax.tree.leaves(value)):
             raise ValueError(
-                f"{name} is traced; expected numbers, which a proof is about: call it outside jit, vmap and grad"
+                f"{name} is traced; expected numbers, because a proof is about numbers: call it outside jit, vmap, grad"
             )
 
 

@@ -1,4 +1,4 @@
-"""Validation at the public edge: what was given, what was expected, what to do.
+"""Validation in public functions: what was given, what was expected, what to do.
 
 Shapes are static and always checked. Values are checked only when they are concrete, so that every
 public function stays usable under jit, vmap and grad.
@@ -113,7 +113,7 @@ def check_problem(head: Head, attributes: Any, *, ndim: int) -> None:
             )
     check_finite_head(head)
     if is_concrete(attributes) and attributes.size and not np.isfinite(_span(attributes)).all():
-        raise ValueError("attributes contains NaN or infinite values; leave those samples out or repair them")
+        raise ValueError("attributes contains NaN or infinite values; remove or repair these samples")
 
 
 def _working_type(array: Any) -> Any:
@@ -308,7 +308,7 @@ def check_scale(head: Head, scale: Any) -> None:
     if jnp.shape(scale) != wanted:
         raise ValueError(f"scale has shape {jnp.shape(scale)}; expected {wanted}, one unit per attribute")
     if is_concrete(scale) and not (np.all(np.isfinite(scale)) and np.all(np.asarray(scale) > 0)):
-        raise ValueError("scale has entries that are not positive and finite; leave constant attributes out by mutable")
+        raise ValueError("scale has entries that are not positive and finite; exclude constant attributes by mutable")
 
 
 def check_ranges(head: Head, lower: Any, upper: Any) -> tuple[jax.Array, jax.Array]:

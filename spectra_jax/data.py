@@ -46,7 +46,7 @@ class DatasetInfo:
         part_names: (p,) such as "left wing"; none where the source has no part points.
         image_kind: "box" where images are cut to the box around the object, "full" for whole images.
         num_images: split -> images.
-        num_missing_images: images that the source lists without having them.
+        num_missing_images: images that the source lists but does not contain.
         notes: sentences on what was decided for the user, such as how the splits were drawn.
     """
 
@@ -239,7 +239,7 @@ class Dataset:
                 stay, so none of them may tell left from right; none of CUB's does.
             parts: hand out the part points too, mirrored with their image; a left wing stays one by name.
             num_epochs: None never ends.
-            drop_remainder: leave out an epoch's last batch where it is not full, instead of padding it with zeros.
+            drop_remainder: drop an epoch's last batch if it is not full, instead of padding it with zeros.
             process_index: whose share to hand out.
             process_count: number of shares.
             workers: threads that decode ahead; 0 for none. The batches do not depend on it.

@@ -1,4 +1,4 @@
-"""Libraries that come with an extra: what is missing is named together with the command that installs it."""
+"""Libraries that come with an extra; a missing one is reported together with the command that installs it."""
 
 import contextlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, computed once for a split and kept on disk."""
+"""Features of a frozen backbone, computed once per split and kept on disk."""
 
 import hashlib
 import json

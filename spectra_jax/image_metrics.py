@@ -18,7 +18,7 @@ class ImageDistances(NamedTuple):
     """Size of the change of each image, with values in [0, 1].
 
     Attributes:
-        l0: (b,) pixels that changed, of h * w; a pixel with one changed channel counts.
+        l0: (b,) number of changed pixels, out of h * w; a pixel counts if any of its channels changed.
         l1: (b,) sum of absolute changes over pixels and channels.
         l2: (b,) Euclidean length of the change.
         linf: (b,) largest change of a channel.
@@ -43,12 +43,12 @@ class FrequencySplit(NamedTuple):
 
 
 class ClassChange(NamedTuple):
-    """What the classifier says before and after.
+    """What the classifier predicts before and after.
 
     Attributes:
         before, after: (b,) int32 class with the largest logit.
         changed: (b,) whether they differ.
-        source_before, source_after: (b,) softmax probability of the class named before.
+        source_before, source_after: (b,) softmax probability of the class predicted before.
         target_before, target_after: (b,) softmax probability of the target.
     """
 
@@ -62,11 +62,12 @@ class ClassChange(NamedTuple):
 
 
 class AttributeSelectivity(NamedTuple):
-    """How well the realised change of the attributes keeps to the requested one.
+    """How well the realised attribute change matches the requested one.
 
     Attributes:
-        share: (b,) sum of |realised_f| over the chosen attributes, over the sum over all; 1 if nothing else moved.
-        cosine: (b,) of realised and requested change; 1 if the direction is exactly as requested.
+        share: (b,) sum of |realised_f| over the chosen attributes, divided by the sum over all; 1 if nothing else
+            moved.
+        cosine: (b,) cosine of realised and requested change; 1 if the direction is exactly as requested.
     """
 
     share: Float[Array, " b"]
@@ -79,8 +80,9 @@ def image_distances(
 ) -> ImageDistances:
     """L0, L1, L2 and Linf norm of the change of each image.
 
-    L0 depends on when a pixel counts as changed: here from `threshold` on, one 8-bit level by default, because less
-    may not survive in an image file. Values that are not finite count as changed; the other norms are not finite then.
+    L0 depends on when a pixel counts as changed: here from `threshold` on, one 8-bit level by default, because smaller
+    changes may not survive in an image file. Values that are not finite count as changed; the other norms are then not
+    finite.
 
     Args:
         images, reference: (b, h, w, channels) in [0, 1].
@@ -117,9 +119,9 @@ def frequency_split(
 ) -> FrequencySplit:
     """L2 norm of the change of each image below and above a spatial frequency, by the Fourier transform.
 
-    The frequency of a Fourier coefficient is the length of its wave vector in cycles per pixel: 0.5 is black and white
-    in turn along an axis, the default 0.125 a period of 8 pixels. White noise has 1 - pi cutoff^2, 95 % by default,
-    of its energy (the squared norm) above the cut-off, which is what to compare high^2 / (low^2 + high^2) with.
+    The frequency of a Fourier coefficient is the length of its wave vector in cycles per pixel: 0.5 means alternating
+    black and white along an axis, the default 0.125 a period of 8 pixels. White noise has 1 - pi cutoff^2, 95 % by
+    default, of its energy (the squared norm) above the cut-off; compare high^2 / (low^2 + high^2) with that.
 
     Args:
         images, reference: (b, h, w, channels) in [0, 1].
@@ -147,11 +149,11 @@ def frequency_split(
 def class_change(
     logits_before: Float[Array, "b c"], logits_after: Float[Array, "b c"], targets: Int[Array, " b"]
 ) -> ClassChange:
-    """Change of the named class, and of the confidence in the old class and in the target.
+    """Change of the predicted class, and of the confidence in the old class and in the target.
 
     Args:
         logits_before, logits_after: (b, c) of the original images and of the changed ones.
-        targets: (b,) class asked for. Where it is the class named before, source and target are the same.
+        targets: (b,) requested class. Where it is the class predicted before, source and target are the same.
 
     Returns:
         ClassChange; probabilities in [0, 1], NaN for logits that are NaN.
@@ -195,13 +197,13 @@ def attribute_selectivity(
     scale: Float[Array, " n"] | None = None,
     chosen: Bool[Array, "b n"] | None = None,
 ) -> AttributeSelectivity:
-    """Whether the attributes that were to change are the ones that did.
+    """Whether the attributes that were meant to change are the ones that did.
 
     Args:
         realised: (b, n) phi(x') - phi(x).
-        requested: (b, n) the delta that was asked for.
+        requested: (b, n) the requested delta.
         scale: (n,) standard deviation of each attribute over a data set; both changes are divided by it, so that
-            attributes of large spread do not decide alone. An attribute that never varies (scale 0) is left out. None
+            attributes of large spread do not dominate. An attribute that never varies (scale 0) is ignored. None
             takes the changes as they are.
         chosen: (b, n) the attributes that count as requested; by default those where `requested` is not 0. Give it for
             a dense request, whose share would always be 1.

@@ -1,4 +1,4 @@
-"""Packages whose names are imported at their first use: nobody waits for, or needs, what is not used.
+"""Packages whose names are imported on first use, so that nothing unused is waited for or required.
 
 The names stand in the package's `__init__.py` as imports under `if TYPE_CHECKING:`, where type checkers and editors
 read them, and so does `import_on_use`.

@@ -1,4 +1,4 @@
-"""Is the change of an image where the attribute's part is, and does the part carry it (Section 5.2.2)."""
+"""Whether the change of an image lies on the attribute's part, and whether that part causes it (Section 5.2.2)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ class EnergyLift(NamedTuple):
     Attributes:
         share: (b,) energy of the change inside the region over its energy everywhere, in [0, 1].
         area: (b,) pixels of the region over all pixels, in [0, 1].
-        lift: (b,) share / area: 1 is what a change scattered evenly has, 1 / area the most there can be.
+        lift: (b,) share / area: 1 for a change scattered evenly, at most 1 / area.
     """
 
     share: Float[Array, " b"]
@@ -37,12 +37,12 @@ class EnergyLift(NamedTuple):
 
 
 class CausalSplit(NamedTuple):
-    """What the change inside a region does alone, and what the rest of it does alone.
+    """What the change inside a region does alone, and what the change outside it does alone.
 
     Attributes:
-        flips_inside: (b,) whether the change inside the region alone makes the classifier name the target.
-        flips_outside: (b,) whether the change outside of it alone does.
-        share_inside: (b,) the attribute's change by the inside alone over its change by all of it.
+        flips_inside: (b,) whether the change inside the region alone makes the classifier predict the target.
+        flips_outside: (b,) whether the change outside the region alone does.
+        share_inside: (b,) the attribute's change from the inside alone over its change from the whole.
         share_outside: (b,) the same for the outside alone. The two need not add up to 1: encoders are not linear.
     """
 
@@ -106,7 +106,7 @@ def draw_discs(centres: Any, visible: Any, radius: Any, *, height: int, width: i
 def region_maps(
     parts: Float[Array, "b p 3"], regions: Sequence[Sequence[int]], *, height: int, width: int
 ) -> Float[Array, "b r h w"]:
-    """Where each region is on a coarse map: its visible part points, each shared among the four nearest places.
+    """Where each region is on a coarse map: its visible part points, each spread over the four nearest cells.
 
     Args:
         parts: (b, p, 3) x and y of each part point, from 0 to 1 of the image's sides, and 1 where it is visible.
@@ -117,7 +117,7 @@ def region_maps(
         (b, r, h, w) weights that sum to 1 over a map, or to 0 where none of a region's parts is visible.
 
     Raises:
-        ValueError: parts has another shape, or a region names a part that is not there.
+        ValueError: parts has another shape, or a region names a part that does not exist.
     """
     shape = jnp.shape(parts)
     if len(shape) != 3 or shape[2] != 3:
@@ -147,8 +147,8 @@ def energy_lift(
     """Share of the energy of images - reference inside a region, over the region's share of the area.
 
     The energy of a pixel is the sum of its squared changes over the channels. A lift says where a change is, not that
-    it matters there: see `causal_split`. Networks favour places such as heads whatever they are asked for, so compare
-    with the lift at the same place of a change that was asked of another part.
+    it matters there: see `causal_split`. Networks favour places such as heads whatever the request, so compare with the
+    lift, at the same place, of a change that was requested for another part.
 
     Args:
         images: (b, h, w, channels) changed, in [0, 1].
@@ -179,8 +179,8 @@ def pointing_hit(
 ) -> Bool[Array, " b"]:
     """Whether the pixel that changed most lies in the region: the pointing game.
 
-    By chance it does as often as the region's share of the area says. Of several pixels that changed equally, the first
-    one in reading order counts.
+    By chance it does so with a frequency equal to the region's share of the area. Of several pixels that changed
+    equally, the first one in reading order counts.
 
     Args:
         images: (b, h, w, channels) changed, in [0, 1].
@@ -209,9 +209,9 @@ def causal_split(
     targets: Int[Array, " b"],
     attributes: Int[Array, " b"],
 ) -> CausalSplit:
-    """Applies only the change inside a region, then only the change outside of it, and asks the model again.
+    """Applies only the change inside a region, then only the change outside it, and runs the model again.
 
-    Four passes of the encoder. Unlike `energy_lift` this says which pixels matter, not which ones moved.
+    It takes four passes of the encoder. Unlike `energy_lift`, it says which pixels matter, not which ones moved.
 
     Args:
         encode_fn: images -> attributes (b, n).
@@ -219,8 +219,8 @@ def causal_split(
         images: (b, h, w, channels) changed, in [0, 1].
         reference: same shape, the originals.
         region: (b, h, w) booleans.
-        targets: (b,) class that the change is to reach.
-        attributes: (b,) index f of the attribute whose change is divided up.
+        targets: (b,) class that the change should reach.
+        attributes: (b,) index f of the attribute whose change is split.
 
     Returns:
         CausalSplit; NaN shares where the whole change does not move the attribute.

@@ -1,4 +1,4 @@
-"""What a run leaves behind and shows: metrics as JSON lines, JSON files, and progress on the console."""
+"""What a run writes and shows: metrics as JSON lines, JSON files, and progress on the console."""
 
 import json
 import math

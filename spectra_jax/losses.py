@@ -100,18 +100,18 @@ def margin_logits(
     radius: float,
     temperature: float = 0.15,
 ) -> Float[Array, "b c"]:
-    """What the cross-entropy gets in place of the logits when every class is to be `radius` away from its rivals.
+    """What the cross-entropy gets in place of the logits when every class should be `radius` away from its rivals.
 
     (radius - (l_y - l_k) / ||w_y - w_k||) / temperature for each rival k of the true class y, and 0 for y: each rival's
     logit is raised by radius * ||w_y - w_k||, as in EMMA (Hu et al. 2023), and all are in units of the distance to the
     boundary. Behind an encoder of Lipschitz constant 1 these are distances between images, so that
-    the loss asks for a certified radius. Behind any other the attributes need only grow.
+    the loss asks for a certified radius. Behind any other encoder the attributes only need to grow.
 
     Args:
         head: weights (c, n), optional bias (c,).
         attributes: (b, n).
         labels: (b,) true classes.
-        radius: the distance asked for, in units of the attributes.
+        radius: the required distance, in units of the attributes.
         temperature: how far from it a sample still counts, in the same units.
 
     Returns:
@@ -138,8 +138,8 @@ def consistency_loss(
 ) -> Float[Array, ""]:
     """How far an attack moved the class probabilities: mean KL(softmax(logits) || softmax(attacked_logits)).
 
-    The second term of TRADES (Zhang et al., 2019), which asks that images near each other are named alike, whatever
-    their name. The gradient reaches both arguments.
+    The second term of TRADES (Zhang et al., 2019), which asks for the same class on images near each other, whatever
+    that class is. The gradient reaches both arguments.
 
     Args:
         logits: (b, c) of the images.
@@ -175,9 +175,9 @@ def stability_loss(
     """Loss that pushes class boundaries away from the samples (Sections 3.1, 3.2).
 
     form="squared" is the paper's -||delta||^2. It is unbounded below: scaling e scales delta, so training can lower
-    it for ever without any robustness gained. The other two see only the relative distance r = ||delta|| / ||e||,
-    which no rescaling changes: "log_relative" is -log r, "hinge" is max(0, required_distance - r) and leaves samples
-    that are far enough alone.
+    it forever without any gain in robustness. The other two depend only on the relative distance r = ||delta|| / ||e||,
+    which no rescaling changes: "log_relative" is -log r; "hinge" is max(0, required_distance - r) and ignores samples
+    that are far enough away.
 
     Args:
         head: weights (c, n), optional bias (c,).
@@ -185,11 +185,11 @@ def stability_loss(
         method: which delta: "boundary", "projection" or "pinv". For the nearest class the first two agree, and
             "boundary" is much cheaper. "pinv" without bias at rank(C W) = n has no gradient with respect to W.
         form: "squared", "log_relative" or "hinge".
-        required_distance: r from which the hinge is content.
+        required_distance: r from which the hinge is 0.
         nearest: use the nearest class only; otherwise the mean over all classes that can be reached.
         logits: (b, c) in place of W e + b: the paper's "l_global can be treated as a learnable parameter".
-        detach_logits: stop the gradient through the logits and ||e||, so that only the geometry of W learns. Against
-            fixed logits smaller weights count as larger distances: pair it with a term that holds W's scale.
+        detach_logits: stop the gradient through the logits and ||e||, so that only the geometry of W learns. With
+            fixed logits, smaller weights count as larger distances: combine it with a term that fixes W's scale.
         valid: (b,) rows to count.
 
     Returns:
@@ -272,7 +272,7 @@ def loss_terms(
 ) -> LossTerms:
     """All training terms and their weighted sum (Section 3.3, Eq. 7); optional terms of weight 0 are not computed.
 
-    This is the one place where the loss is composed: `total_loss` and the training step both come here.
+    This is the only place where the loss is composed: `total_loss` and the training step both call it.
 
     Args:
         head: weights (c, n), optional bias (c,).
@@ -290,8 +290,8 @@ def loss_terms(
         reconstructions: (b, h, w, channels), a decoder's output, for the reconstruction term.
         attacked_logits: (b, c) of the same images under attack, for the consistency term.
         log_places: (b, r, h, w) where a model sees each region, for the part term.
-        places: (b, r, h, w) where it is, for the part term.
-        attribute_logits: (b, n) what `attribute_loss` gets; the attributes by default.
+        places: (b, r, h, w) where each region is, for the part term.
+        attribute_logits: (b, n) the input of `attribute_loss`; the attributes by default.
         positive_weight: see `attribute_loss`.
         label_smoothing: see `classification_loss`.
         certified_radius: `radius` of `margin_logits`, which `classification_loss` gets in place of the logits. 0: off.
@@ -307,7 +307,7 @@ def loss_terms(
         LossTerms: scalars.
 
     Raises:
-        ValueError: attributes do not match the head, a reconstruction is asked for without images and
+        ValueError: attributes do not match the head, or a term lacks its input: reconstruction without images and
             reconstructions, consistency without attacked_logits, or parts without log_places and places.
     """
     check_attributes(head, attributes, ndim=2)

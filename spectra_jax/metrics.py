@@ -14,9 +14,9 @@ def attack_success_rate(success: Bool[Array, " b"], *, attempted: Bool[Array, " 
     """Share of attempted samples whose attack succeeded (the paper's ASR, Section 4).
 
     Args:
-        success: (b,) whether the classifier names the target on the final image.
-        attempted: (b,) which rows are attempts; padding only. A failed or infeasible attempt is
-            still an attempt: leaving it out inflates the rate.
+        success: (b,) whether the classifier predicts the target on the final image.
+        attempted: (b,) False only for padding rows. A failed or infeasible attempt is
+            still an attempt: excluding it inflates the rate.
 
     Returns:
         Scalar in [0, 1]; NaN when nothing was attempted.
@@ -29,7 +29,7 @@ def attack_success_rate(success: Bool[Array, " b"], *, attempted: Bool[Array, " 
 def psnr(images: Float[Array, "b ..."], reference: Float[Array, "b ..."]) -> Float[Array, " b"]:
     """Peak signal-to-noise ratio 10 log10(1 / MSE) per image, in dB, for values in [0, 1].
 
-    Identical images give +inf, on purpose: average over the finite values and count the rest. NaN pixels give NaN.
+    Identical images deliberately give +inf: average over the finite values and count the rest. NaN pixels give NaN.
 
     Args:
         images, reference: (b, ...) of the same shape.
@@ -54,7 +54,7 @@ def perturbation_noise_ratio(
 ) -> Float[Array, " b"]:
     """Size of the image change over the size of the attribute change, ||delta_input|| / ||delta_latent|| (Section 4).
 
-    Report it with the REALISED latent change phi(x') - phi(x), and beside it with the requested one.
+    Report it with the REALISED latent change phi(x') - phi(x) and, next to it, with the requested one.
 
     Args:
         delta_input: (b, ...) change of the image, in [0, 1] pixel units.

@@ -147,7 +147,7 @@ def _values(column: pa.Array, title: str, row: int, width: tuple[int, ...]) -> n
     """(k,) or (k, n) of a batch that begins with `row`; n of lists is `width`."""
     lists = pa.types.is_nested(column.type)
     if column.null_count or (lists and column.flatten().null_count):
-        raise SourceError(f"{title} holds nulls in rows {row} to {row + len(column)}; leave those rows out.")
+        raise SourceError(f"{title} holds nulls in rows {row} to {row + len(column)}; remove those rows.")
     if not lists:
         return column.to_numpy(zero_copy_only=False)
     values = column.flatten()

@@ -1,4 +1,4 @@
-"""Which pixels an attribute looks at (Section 2.4)."""
+"""Which pixels an attribute depends on (Section 2.4)."""
 
 from collections.abc import Callable
 
@@ -20,8 +20,8 @@ def activation_map(
 ) -> Float[Array, "b h w"]:
     """Magnitude of d e_f / d x at each pixel, kept for the `top_k` strongest pixels (Section 2.4).
 
-    A gradient says where an infinitesimal change acts, not where the evidence is: read it beside a measure that
-    really changes pixels.
+    A gradient says where an infinitesimal change acts, not where the evidence is: read it together with a measure that
+    actually changes pixels.
 
     Args:
         encode_fn: images -> attributes (b, n).

@@ -20,13 +20,13 @@ def ssim(images: Float[Array, "b h w k"], reference: Float[Array, "b h w k"]) ->
     Gaussian window of 11 pixels and sigma 1.5, population covariance, averaged over channels: scikit-image's
     structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False). dm-pix computes it; only
     the window filter is replaced, by matrix products that are several times faster than its convolutions. In float32 it
-    agrees to 1e-6 on photographs and to 3e-5 on images without texture, whose tiny variances drown in rounding.
+    agrees to 1e-6 on photographs and to 3e-5 on images without texture, whose tiny variances are lost in rounding.
 
     Args:
         images, reference: (b, h, w, channels) in [0, 1], at least 11 pixels per side.
 
     Returns:
-        (b,) in [-1, 1]; 1 for identical images. The gradient is finite there too. In float32 for images of half
+        (b,) in [-1, 1]; 1 for identical images, where the gradient is finite too. In float32 for images of half
         precision.
 
     Raises:

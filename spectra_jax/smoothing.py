@@ -1,10 +1,10 @@
 """Certificates for any encoder, by vote under Gaussian noise: randomised smoothing.
 
-An encoder whose Lipschitz constant is unknown, a pretrained one for instance, is asked about noisy copies of an image
-and the majority answers. Where p is the share of all noise of deviation sigma with which an answer is given, Phi^-1(p)
+An encoder whose Lipschitz constant is unknown, for instance a pretrained one, is evaluated on noisy copies of an image,
+and the majority gives the answer. If p is the probability of an answer under noise of deviation sigma, Phi^-1(p)
 changes by at most d / sigma when the image moves by d (Cohen, Rosenfeld and Kolter 2019; Salman et al. 2019): whatever
-the encoder, the majority stays within sigma Phi^-1(p). The share is bounded from a count, so that the certificate holds
-with a probability; it is about the vote, not about the encoder's answer to the image without noise.
+the encoder, the majority stays within sigma Phi^-1(p). The probability is bounded from a count, so the certificate
+holds only with a certain confidence; it is about the vote, not about the encoder's answer to the image without noise.
 """
 
 from dataclasses import dataclass
@@ -50,30 +50,31 @@ def smoothed_certificate(
     targets: Int[Array | np.ndarray, "b ..."] | None = None,
     batch_size: int = 128,
 ) -> Certificate:
-    """The image change below which the class that is most frequent under noise stays, or a target class is not reached.
+    """The image change below which the most frequent class under noise stays, or a target class is not reached.
 
-    100 noisy copies choose the class A, num_samples others bound its share p_A from below (Clopper and Pearson 1934).
+    100 noisy copies choose the class A; num_samples others bound its share p_A from below (Clopper and Pearson 1934).
     No other class is the most frequent within sigma Phi^-1(p_A). A target j, whose share is bounded from above, is not
     within sigma / 2 (Phi^-1(p_A) - Phi^-1(p_j)). No radius exceeds sigma Phi^-1((1 - confidence)^(1 / num_samples)).
 
     Args:
-        encode_fn: as `invert` takes it: images -> attributes (b, n), a row from its image alone and without chance of
-            its own. It is shown the noisy images as they are, with pixels below 0 and above 1; it may clip them.
+        encode_fn: as in `invert`: images -> attributes (b, n), where each row depends only on its own image and not on
+            chance. It gets the noisy images as they are, with pixels below 0 and above 1, and may clip them.
         head: classifier on the attributes.
         images: (b, h, w, channels) in [0, 1]. Noise is added in float32 at least, and the encoder gets their own type.
         key: random key. Sample s of image i has the same noise whatever num_samples and batch_size are.
-        sigma: standard deviation of the noise, in units of [0, 1]. More certifies farther where the vote stays clear.
+        sigma: standard deviation of the noise, in units of [0, 1]. A larger one gives larger radii while the vote stays
+            clear.
         num_samples: noisy copies of each image that are counted.
-        confidence: the probability, for each image by itself, that all of its radii hold. Among many images a share of
-            1 - confidence may be wrong.
+        confidence: the probability, for each image separately, that all of its radii hold. Among many images, a share
+            of 1 - confidence may be wrong.
         targets: (b,) or (b, t) classes that are not to be reached, chosen without looking at this key's noise; None for
             "any but the most frequent one".
         batch_size: noisy copies in memory at a time.
 
     Returns:
-        Certificate: radius (b,) or of the shape of `targets`. The answer is -1 where no class is proven to have more
-        than half of the noise; without targets the radius is then 0, while a radius to a target holds all the same.
-        Noise under which attributes are not finite votes for no class.
+        Certificate: radius (b,) or of the shape of `targets`. The answer is -1 where no class is proven to get more
+        than half of the votes; without targets the radius is then 0, while a radius to a target still holds. Noise
+        under which attributes are not finite votes for no class.
 
     Raises:
         ValueError: shapes do not match (the encoder's included), images not in [0, 1], a setting out of range, or a
@@ -120,7 +121,7 @@ def smoothed_attribute_certificate(
 
     An attribute is present where scale_f e_f + offset_f > 0. Each is a vote between two answers, bounded from both
     sides: it stays within sigma Phi^-1 of the majority's share. The mean of sigmoid(scale_f e_f + offset_f) would prove
-    less, as a sigmoid is the share of a vote under logistic noise besides.
+    less, because a sigmoid is the share of a vote under additional logistic noise.
 
     Args:
         encode_fn: as in `smoothed_certificate`.
@@ -128,14 +129,14 @@ def smoothed_attribute_certificate(
         key: random key.
         sigma: standard deviation of the noise, in units of [0, 1].
         num_samples: noisy copies of each image.
-        confidence: the probability, for each image by itself, that the radii of all its n attributes hold together.
+        confidence: the probability, for each image separately, that the radii of all its n attributes hold together.
         scale: (n,) positive; 1 by default.
         offset: (n,); 0 by default.
         batch_size: noisy copies in memory at a time.
 
     Returns:
-        Certificate: radius (b, n) and whether each attribute is present (b, n), as most noisy copies have it; the
-        answer is proven where the radius is not 0. NaN is neither present nor absent.
+        Certificate: radius (b, n) and whether each attribute is present (b, n) in most noisy copies; the answer is
+        proven where the radius is not 0. NaN counts as neither present nor absent.
 
     Raises:
         ValueError: as `smoothed_certificate`; scale or offset does not match the attributes.

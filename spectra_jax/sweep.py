@@ -31,12 +31,12 @@ _HELD = 1 << 24
 
 
 class PairAnswers(NamedTuple):
-    """What one method says on every (sample, target) pair of a block.
+    """The answers of one method for every (sample, target) pair of a block.
 
     Attributes:
         norm: (b, c) length of the change; 0 at the predicted class, inf where the target cannot be reached, NaN where
-            nothing can be told.
-        active_constraints: (b, c) rivals that the change is held back by; -1 where the method has no such notion.
+            it is unresolved.
+        active_constraints: (b, c) number of active rivals at the change; -1 where the method has no such notion.
         feasible: (b, c) whether the method has an answer; False where it is inf and where it is NaN.
         residual: (b, c) largest violation of the optimality conditions, relative to ||e|| + ||delta||; NaN for closed
             forms.
@@ -51,18 +51,18 @@ class PairAnswers(NamedTuple):
 
 
 class SampleAnswers(NamedTuple):
-    """What is said about each sample.
+    """The answers for each sample.
 
     Attributes:
         predicted: (b,) class with the largest logit.
         length: (b,) ||e||.
-        nearest: (b,) the other class that is nearest, -1 where none can be reached or it is not known.
-        distance: (b,) to it, inf where there is none, NaN where the method asked for leaves a class unresolved that
-            may be nearer; by the projection if it is among the methods, else the boundary.
+        nearest: (b,) the nearest other class, -1 where none can be reached or it is not known.
+        distance: (b,) distance to it, inf where there is none, NaN where the method leaves a class unresolved that may
+            be nearer; by the projection if it is among the methods, else by the boundary.
         attackability: (b,) ||e|| / distance (Eq. 5); inf on a boundary, 0 where no class can be reached, NaN where the
             distance is.
-        single_attribute: (b,) the attribute that reaches the nearest class alone with the smallest change in units of
-            its spread, -1 where none does.
+        single_attribute: (b,) the attribute that alone reaches the nearest class with the smallest change, in units of
+            its spread; -1 where none does.
         single_delta: (b,) that change, NaN where there is none.
         largest_attribute: (b,) the attribute that changes most on the shortest way to the nearest class, in attribute
             units; -1 where there is none.
@@ -102,7 +102,7 @@ def sweep_block(
     spread: Float[Array, " n"] | None = None,
     deltas: bool = False,
 ) -> SweepAnswers:
-    """All methods on all pairs of some samples, and what they say on each sample.
+    """All methods on all pairs of some samples, and the answers for each sample.
 
     Args:
         head: weights (c, n), optional bias (c,).
@@ -145,7 +145,7 @@ def check_methods(methods: Sequence[str], mutable: object) -> None:
     for method in methods:
         check_choice("methods", method, METHODS)
     if "pinv" in methods and mutable is not None:
-        raise ValueError('mutable is given with the method "pinv"; expected None there: leave one of the two out')
+        raise ValueError('mutable is given with the method "pinv"; expected None there: omit one of the two')
 
 
 def _projection(head, attributes, predicted, margin, mutable, deltas) -> PairAnswers:

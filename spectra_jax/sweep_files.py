@@ -1,7 +1,7 @@
-"""What a sweep leaves behind: Parquet files of pairs and of samples, one of each a partition of the samples.
+"""The output of a sweep: Parquet files of pairs and of samples, one of each per partition of the samples.
 
-A file appears whole or not at all, and says in its metadata which problem and which samples it belongs to. The file of
-pairs is written last: where it is there, the partition is finished.
+A file appears whole or not at all, and its metadata records the problem and the samples it belongs to. The file of
+pairs is written last: if it exists, the partition is finished.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What a sweep reads: rows of features and labels, some at a time, and the linear head.
 
-Which array of a file is meant follows from a name given, a usual name, or the shape. Where that leaves a doubt, the
-answer is a question to the user, never a guess.
+The array of a file is chosen by a given name, a usual name, or the shape. If that is ambiguous, the user is asked;
+nothing is guessed.
 """
 
 import math
@@ -192,7 +192,7 @@ def _choose_weights(path: Path, arrays: Mapping[str, Rows], name: str | None, wi
         remedy = ""
         if shape[:1] == (width,) and len(shape) == 2:
             remedy = " It looks transposed, as Flax and Keras keep a kernel: " + (
-                "leave --head-transposed out."
+                "omit --head-transposed."
                 if transposed
                 else "save its transpose as weights; experiments.sweep_attackability takes it by --head-transposed."
             )
@@ -286,8 +286,8 @@ def check_floats(rows: NDArray[Any], *, start: int, dtype: DTypeLike, title: str
         number = int(bad.reshape(len(bad), -1).any(axis=1).sum()) - 1
         more = f" ({number} more of the {len(rows)} rows read with it hold such)" if number else ""
         raise SourceError(
-            f"{title} holds {rows[(row, *column)]} in {where} (counted from 0), where {np.dtype(dtype)} needs a finite "
-            f"number{more}. Leave those samples out or repair them."
+            f"{title} holds {rows[(row, *column)]} in {where} (counted from 0); expected a finite {np.dtype(dtype)} "
+            f"number{more}. Remove or repair those samples."
         )
     return values
 

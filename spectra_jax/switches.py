@@ -1,4 +1,4 @@
-"""What public functions do about JAX's global switches and explicit meshes, so that their insides need not know."""
+"""How public functions handle JAX's global switches and explicit meshes, so that their internals need not."""
 
 import functools
 import inspect

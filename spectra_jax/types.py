@@ -75,5 +75,5 @@ class Status(enum.IntEnum):
             Status.UNRESOLVED: "rounding errors hide whether there is an answer",
             Status.BUDGET: "the budget ran out before an answer was found, though one may exist",
             Status.NOT_FINITE: "an input, or a number computed from it, is NaN or infinite",
-            Status.STALLED: "the search came to rest before it found an answer, though one may exist",
+            Status.STALLED: "the search stalled before it found an answer, though one may exist",
         }[self]

@@ -268,5 +268,5 @@ def test_a_head_of_a_linear_layer_and_a_transposed_one(tmp_path):
     np.testing.assert_array_equal(head.weights, weights)
     np.testing.assert_array_equal(head.bias, bias)
     save_file({"fc.weight": weights}, tmp_path / "head.safetensors")
-    with pytest.raises(SourceError, match="leave --head-transposed out"):
+    with pytest.raises(SourceError, match="omit --head-transposed"):
         read_head(tmp_path / "head.safetensors", width=WIDTH, dtype=np.float32, transposed=True)

@@ -166,8 +166,8 @@ def test_intervals_cover_what_they_claim_where_margins_are_uniform_at_zero():
 def test_pages_say_what_the_mean_hangs_on():
     summary = {"test/attackability_top_1_percent_share": 0.42, "test/attackability_tail_index": 1.043}
     assert mean_note(summary, "test") == (
-        "mean, as the paper defines it; the top 1 % of the samples hold 42% of it; tail index 1.04: over all samples "
-        "the mean is infinite if it is <= 1"
+        "mean, as the paper defines it; the top 1 % of the samples account for 42% of it; tail index 1.04: the "
+        "population mean is infinite if it is <= 1"
     )
     few = {"sweep/attackability_tail_index": None, "sweep/attackability_top_1_percent_share": float("nan")}
     assert mean_note(few, "sweep") == mean_note({}, "test") == "mean, as the paper defines it"

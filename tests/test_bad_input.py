@@ -203,7 +203,7 @@ def test_scripts_suggest_the_nearest_names(run_dir, tmp_path):
 
 def test_scripts_name_a_folder_that_is_no_run(tmp_path):
     for script in (invert, saliency):
-        with pytest.raises(UserError, match=r"is not the folder of a run: there is no config\.json"):
+        with pytest.raises(UserError, match=r"is not a run folder: it has no config\.json"):
             script.main(["--run-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--quiet"])
 
 

@@ -178,7 +178,7 @@ def test_bad_arguments_are_named(change, message):
 
 
 def test_a_proof_is_no_function_to_be_traced():
-    with pytest.raises(ValueError, match="is traced; expected numbers, which a proof is about: call it outside jit"):
+    with pytest.raises(ValueError, match="is traced; expected numbers, because a proof is about numbers: call"):
         jax.jit(lambda rows: sj.certified_radius(head_of(np.float32), rows, lipschitz=1.0).radius)(samples(np.float32))
 
 

@@ -68,7 +68,7 @@ def test_a_flip_nearer_than_its_certificate_is_said_to_be_one_where_float64_agre
     run, _, _, found = flips
     images, original = np.asarray(found.results), found.images.astype(np.float32) / 255
     near, far, flipped = np.full(len(images), 0.5), np.full(len(images), 0.7), np.asarray(found.success)
-    with pytest.raises(RuntimeError, match=r"found at 0.5 although none nearer than 0.7 was said to exist"):
+    with pytest.raises(RuntimeError, match=r"found at distance 0.5, but the certificate excludes any nearer than 0.7"):
         check_sandwich(run, far, near, images, found.target, flipped)
     check_sandwich(run, far, near, images, found.target, np.zeros_like(flipped))
     check_sandwich(run, far, near, original, found.target, flipped)  # of float32's making: these are no flips
@@ -88,5 +88,5 @@ def test_the_same_flips_are_shown_on_both_models(flips, run_dir):
 def test_other_models_are_refused_a_radius(run_dir, tmp_path):
     data = str(run_dir.parent / "birds")
     command = ["--model", "linear", "--data-dir", data, "--certified-radius", "1", "--run-dir", str(tmp_path / "run")]
-    with pytest.raises(UserError, match="certified_radius is 1, but nothing is proven of model 'linear'"):
+    with pytest.raises(UserError, match="certified_radius is 1, but nothing is proven about model 'linear'"):
         train(command)

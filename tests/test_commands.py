@@ -86,7 +86,7 @@ def test_a_home_that_cannot_be_made_is_said_in_one_line(tmp_path, monkeypatch):
 def test_seeds_that_no_generator_takes_are_refused(script, seed, capsys):
     with pytest.raises(SystemExit) as ending:
         script.main(["--run-dir", "run", "--out", "out", "--seed", seed])
-    assert ending.value.code == 2 and f"{seed} is no seed" in capsys.readouterr().err
+    assert ending.value.code == 2 and f"{seed} is not a seed" in capsys.readouterr().err
 
 
 def test_the_largest_seed_is_taken(capsys):

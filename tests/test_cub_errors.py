@@ -198,7 +198,7 @@ def test_a_data_set_without_training_or_test_images_is_said_before_training(fold
     monkeypatch.setenv("SPECTRA_JAX_CACHE", str(tmp_path / "cache"))
     lines = [f"{number} {mark}" for number in range(1, 19)]
     write_lines(folder / "CUB_200_2011" / "train_test_split.txt", lines)
-    with pytest.raises(UserError, match=f"has no images of the {split} split: train_test_split.txt says {1 - mark}"):
+    with pytest.raises(UserError, match=f"has no images in the {split} split: train_test_split.txt says {1 - mark}"):
         prepare_data(DataConfig(folder), console=Console(quiet=True))
 
 

@@ -53,7 +53,7 @@ def test_run_folder_is_complete_and_its_figures_agree(finished):
     for name in ("attackability_median", "relative_margin_mean"):
         assert summary[f"test/{name}_low"] <= summary[f"test/{name}"] <= summary[f"test/{name}_high"]
     page = (run_dir / "report.html").read_text()
-    assert page.count("95 % interval") >= 2 and "the top 1 % of the samples hold" in page
+    assert page.count("95 % interval") >= 2 and "the top 1 % of the samples account for" in page
     with np.load(run_dir / "norms.npz") as norms:
         boundary, projection = norms["boundary"], norms["projection"]
     assert np.all(boundary <= projection * (1 + 1e-5) + 1e-6)
@@ -220,5 +220,5 @@ def test_none_of_something_is_refused(tmp_path):
 
 
 def test_a_request_that_the_search_would_not_look_at_is_refused():
-    with pytest.raises(UserError, match="looks at the class alone"):
+    with pytest.raises(UserError, match="only considers the class"):
         PairConfig(request="single", inversion=InversionConfig(method="nearest"))

@@ -161,7 +161,7 @@ def test_images_go_through_the_encoder_and_answers_into_images(problem, tmp_path
     images = jnp.asarray(rng.uniform(0.3, 0.7, size=(70, 16, 16, 3)), jnp.float32)
     answers = sj.explain(head, images, encoder=encode, margin=0.05)
     np.testing.assert_allclose(answers.attributes, encode(images), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="inputs contains NaN or infinite values; leave those images out"):
+    with pytest.raises(ValueError, match="inputs contains NaN or infinite values; remove or repair these images"):
         sj.explain(head, images.at[0, 0, 0].set(jnp.nan), encoder=lambda x: jax.nn.relu(encode(x)))
     with pytest.raises(ValueError, match=r"of images; expected attributes \(b, n\), or encoder=..."):
         sj.explain(head, images)
@@ -174,7 +174,7 @@ def test_images_go_through_the_encoder_and_answers_into_images(problem, tmp_path
     assert "Mine" in page and all(str(answer) in page for answer in realised)
     with pytest.raises(ValueError, match="images has 2 rows"):
         realised.to_html(tmp_path / "answers.html", images=images[:2])
-    assert "is classified so" in str(realised) and "achieved" in realised.table("arrow").column_names
+    assert "is classified as such" in str(realised) and "achieved" in realised.table("arrow").column_names
 
 
 @pytest.mark.parametrize(

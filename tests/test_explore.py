@@ -366,9 +366,9 @@ def test_a_run_is_opened_and_compiled(run_dir):
 
 
 def test_the_command_explains_what_is_wrong(tmp_path):
-    with pytest.raises(UserError, match="not the folder of a run"):
+    with pytest.raises(UserError, match="not a run folder"):
         main(["--run-dir", str(tmp_path), "--port", "0", "--no-browser"])
-    with listen(0) as taken, pytest.raises(UserError, match="choose another one, or 0"):
+    with listen(0) as taken, pytest.raises(UserError, match="choose another port, or 0"):
         listen(taken.getsockname()[1])
     with pytest.raises(UserError, match="--port 99999"):
         listen(99999)

@@ -120,7 +120,7 @@ def test_a_person_picks_locks_drags_undoes_and_makes_a_picture(browser, server):
     tab.wait("document.querySelector('.shots figure')")  # the nearest real picture comes by itself
     click(tab, ".start")
     tab.wait("document.querySelector('.made').textContent")
-    assert "The picture is now called Some Bee" in tab.run("document.querySelector('.made').textContent")
+    assert "The picture is now classified as Some Bee" in tab.run("document.querySelector('.made').textContent")
     tab.wait("[...document.querySelector('.answer').querySelectorAll('.shots img')].every((i) => i.naturalWidth > 0)")
     assert tab.run("document.querySelector('.answer').querySelectorAll('.shots figure').length") == 4
     assert not tab.errors

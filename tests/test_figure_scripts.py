@@ -279,9 +279,9 @@ def test_verdicts_follow_from_the_numbers(change, short):
         assert judge(few, figure, GOOD | {"pixels_changed": 0.2}, "", 312).short == "not few"
         forced = judge(CASES[0], figure._replace(kind="forced"), GOOD, "nape", 312)
         assert (
-            forced.short == "as the paper says, other request" and "another change than the paper's" in forced.reasons
+            forced.short == "as the paper says, other request" and "a change other than the paper's" in forced.reasons
         )
-        assert "number 7 of 312" in judge(CASES[0], figure, GOOD | {"rank": 7}, "nape", 312).reasons
+        assert "rank 7 of 312" in judge(CASES[0], figure, GOOD | {"rank": 7}, "nape", 312).reasons
 
 
 def test_the_page_of_figures_and_its_repetition(run_dir, tmp_path, monkeypatch):
@@ -322,7 +322,7 @@ def test_the_page_of_figures_and_its_repetition(run_dir, tmp_path, monkeypatch):
 def test_figures_explain_what_is_missing(run_dir, tmp_path):
     base = ["--out", str(tmp_path / "out"), "--quiet"]
     for arguments, message in (
-        ([], "give --run-dir, a trained run, or --data-dir"),
+        ([], "Give --run-dir, a trained run, or --data-dir"),
         (["--run-dir", str(run_dir), "--data-dir", "x"], "either --run-dir or --data-dir"),
         (["--run-dir", str(run_dir), "--figures", "wing"], "--figures wing: expected some of nape, breast"),
         (["--run-dir", str(run_dir), "--max-steps", "0"], "--max-steps 0"),

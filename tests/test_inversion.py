@@ -275,7 +275,7 @@ def whole_numbers(images):
         ({"max_steps": np.asarray([1, 2, -1, 3])}, "max_steps contains -1"),
         ({"region": np.zeros((4, 2, 2), bool)}, "one flag per pixel"),
         ({"region": np.ones((4, 12, 13))}, "True where a pixel may change"),
-        ({"mutable": np.ones(ATTRIBUTES, bool), "method": "nearest"}, "looks at no single attribute"),
+        ({"mutable": np.ones(ATTRIBUTES, bool), "method": "nearest"}, "does not consider single attributes"),
         ({"mutable": np.ones(ATTRIBUTES + 1, bool)}, "mutable"),
     ],
 )

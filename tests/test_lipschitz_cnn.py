@@ -239,5 +239,5 @@ def test_training_raises_what_is_certified():
 def test_radii_are_not_asked_of_models_without_a_proof():
     config = TrainConfig(model="linear", image_size=tools.SIDE, certified_radius=0.5)
     model, optimizer, _ = tools.make_problem(config)
-    with pytest.raises(ValueError, match=r"certified_radius is 0.5, but nothing is proven of model 'linear'"):
+    with pytest.raises(ValueError, match=r"certified_radius is 0.5, but nothing is proven about model 'linear'"):
         make_train_step(model, optimizer, config)

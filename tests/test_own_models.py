@@ -181,7 +181,7 @@ def test_invert_and_saliency_take_the_same_options(own):
         ({"--encoder": "nowhere:encode"}, "cannot be imported"),
         ({"--encoder": "math:nothing"}, "there is no 'nothing'"),
         ({"--encoder": "math:pi"}, "of type float"),
-        ({"--encoder": "jax.numpy:sum"}, "a row of attributes for each image"),
+        ({"--encoder": "jax.numpy:sum"}, "a row of attributes per image"),
         ({"--encoder": "broken:encode"}, "SyntaxError"),
         ({"--head": "nothing.npz"}, "no such file"),
         ({"--attribute-names": "c.txt"}, "has 5 names; expected 40"),

@@ -145,7 +145,7 @@ def test_tables_agree_with_the_summary(finished):
     for row in rows[:4]:
         assert float(row["class_accuracy"]) == summary[f"{row['model']}/{row['variant']}/class_accuracy"]
     page = (out / "report.html").read_text()
-    assert page.count("<table") >= 3 and "No claim that a model is robust" in page and 'src="http' not in page
+    assert page.count("<table") >= 3 and "They do not show that a model is robust" in page and 'src="http' not in page
 
 
 def test_repeating_the_command_computes_nothing(finished, monkeypatch):
@@ -226,5 +226,5 @@ def test_the_table_says_which_targets_were_asked_for(options, said):
     "words", (["--models", "vgg"], ["--seeds", "0"], ["--epochs-scale", "0"], ["--foolbox-images", "-1"])
 )
 def test_impossible_options_are_refused(words, tmp_path):
-    with pytest.raises(UserError, match=r"choose among linear, cnn|--seeds is 1 or more"):
+    with pytest.raises(UserError, match=r"choose among linear, cnn|--seeds 1 or more"):
         paper_table.main([*words, "--out", str(tmp_path)])

@@ -178,5 +178,5 @@ def test_the_words_say_where_an_attribute_is_read(birds):
     assert options["regions"][read("has_nape_color::purple")] == (nape,)
     assert belly in options["regions"][read("has_underparts_color::red")]
     assert read("has_size::small_(5_-_9_in)") == -1
-    with pytest.raises(ValueError, match=r"model 'part_cnn' needs part points, and .* has none"):
+    with pytest.raises(ValueError, match=r"model 'part_cnn' needs part points, but .* has none"):
         regions_of(birds.info.__class__(**{**vars(birds.info), "part_names": ()}))

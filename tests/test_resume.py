@@ -76,7 +76,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, cache, birds, monke
         )
         expected = -signal.SIGKILL if number == 9 else 130
         assert died.returncode == expected, (died.returncode, died.stderr)
-    assert "repeat the command to go on" in died.stderr
+    assert "repeat the command to continue" in died.stderr
     assert not (tmp_path / "killed" / run_folder.SUMMARY).exists()
     resumed = launch(cache, tmp_path / "killed", birds)
     assert resumed.returncode == 0 and "resuming" in resumed.stderr, resumed.stderr
@@ -110,7 +110,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, cache, birds, monke
 
 def test_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"not empty .thesis.tex.*not the folder of a run"):
+    with pytest.raises(UserError, match=r"not empty .thesis.tex.*not a run folder"):
         run_folder.RunFolder(tmp_path, {"seed": 0})
     with pytest.raises(UserError, match="is a file"):
         run_folder.RunFolder(tmp_path / "thesis.tex", {"seed": 0})

@@ -199,7 +199,7 @@ def test_the_nearest_classes_come_without_pairs(tmp_path, source, monkeypatch, c
     out = tmp_path / "out"
     assert sweep(Args(out, given)) == 0
     shown = capsys.readouterr().err
-    assert "All 215 (sample, target) pairs would take about" in shown and "GB: --all-pairs solves them" in shown
+    assert "Solving all 215 (sample, target) pairs would take" in shown and "Use --all-pairs to solve them" in shown
     assert "Grey bird 1" in " ".join(shown.split()) and "Grey_bird" not in shown
     assert "█" in shown and "…" not in shown  # a terminal of 80 columns shows all of it
     assert sorted(os.listdir(out)) == sorted(

@@ -86,7 +86,7 @@ def test_processes_that_disagree_or_fail_all_end(tmp_path):
     missing = [str(tmp_path / "none.npz") if part.endswith("features.npz") else part for part in line]
     fail = together([line, missing])
     assert [code for code, _ in fail] == [2, 2]
-    assert "Another process cannot go on" in fail[0][1] and "there is no such file" in fail[1][1], fail
+    assert "Another process cannot continue" in fail[0][1] and "there is no such file" in fail[1][1], fail
     assert not (tmp_path / "out").exists()
 
 
@@ -110,7 +110,7 @@ def test_ctrl_c_finishes_the_partition(tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 130 and "repeat the command to go on" in messages, messages
+    assert process.returncode == 130 and "repeat the command to continue" in messages, messages
     assert not list(tmp_path.glob("out/**/*.tmp")) and not (tmp_path / "out" / "summary.json").exists()
 
 

@@ -22,7 +22,7 @@ SHARDS = 6
 
 
 def test_one_way_to_ask_for_shards():
-    with pytest.raises(UserError, match="leave --shard and --merge out"):
+    with pytest.raises(UserError, match="omit --shard and --merge"):
         ShardConfig(shard="0/2", ray=2).check()
     with pytest.raises(UserError, match="--ray -1: expected a number of shards"):
         ShardConfig(ray=-1).check()

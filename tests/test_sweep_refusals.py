@@ -77,7 +77,7 @@ def test_pairs_are_not_replaced_by_the_nearest_classes_and_the_refusal_comes_fir
         sweep(Args(out, source, SolveConfig(nearest_only=True), quiet=True))
     assert "\n  input: " not in str(refused.value)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; expected a folder"):
+    with pytest.raises(UserError, match="is a file; expected a new folder"):
         sweep(Args(tmp_path / "file", source, quiet=True))
 
 
@@ -103,7 +103,7 @@ def test_bad_features_and_labels_are_found_before_any_work(tmp_path, source):
     with pytest.raises(UserError, match=r"expected .classes, 3.: the features have 3 attributes"):
         run(tmp_path / "out", source)
     np.savez(source.features, attributes=attributes, labels=labels[:-1])
-    with pytest.raises(UserError, match="42 labels for the 43 samples"):
+    with pytest.raises(UserError, match="42 labels; expected 43, one per sample"):
         run(tmp_path / "out", source)
     np.savez(source.features, attributes=attributes[:0])
     with pytest.raises(UserError, match="holds no samples"):
@@ -116,7 +116,7 @@ def test_bad_features_and_labels_are_found_before_any_work(tmp_path, source):
     [
         ({"margin": -1.0}, "--margin -1: expected"),
         ({"methods": ("pinv",), "immutable": ("1",)}, "--methods: mutable is given with"),
-        ({"immutable": ("wing_colour::blu",)}, r"no such attribute, nor an index from 0 to 3.*wing_colour::blue"),
+        ({"immutable": ("wing_colour::blu",)}, r"expected an attribute or an index from 0 to 3.*wing_colour::blue"),
         ({"immutable": ("0", "1", "2", "3")}, "leaves no attribute"),
         ({"samples_per_partition": -1}, "--samples-per-partition -1"),
         ({"nearest_only": True}, "--nearest-only solves no pairs, but another option asks for them"),
@@ -137,7 +137,7 @@ def test_the_input_must_be_one_thing(tmp_path, source):
                   dataclasses.replace(source, run_dir=tmp_path)):  # fmt: skip
         with pytest.raises(UserError, match="Name either --run-dir, or --features and --head"):
             run(tmp_path / "out", given)
-    with pytest.raises(UserError, match="is not the folder of a run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         run(tmp_path / "out", InputConfig(run_dir=tmp_path))
 
 

@@ -170,7 +170,7 @@ def test_parquet_files_of_half_precision_and_their_ids(tmp_path, source):
     [
         (ShardConfig("4/4"), "--shard 4/4: expected i/n with i from 0 to n - 1"),
         (ShardConfig("1"), "--shard 1: expected i/n"),
-        (ShardConfig("0/2", merge=True), "give one of them"),
+        (ShardConfig("0/2", merge=True), "give only one of them"),
         (ShardConfig(merge=True), "holds no finished shard of this input. Run --shard first"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Foolbox and SPECTRA, both ways: our classifiers as Foolbox models, our search for images as a Foolbox attack."""
+"""Foolbox and SPECTRA, in both directions: our classifiers as Foolbox models, our image search as a Foolbox attack."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""The options of attacks; light imports only."""
+"""The options of attacks; imports nothing heavy."""
 
 from dataclasses import dataclass
 
@@ -14,17 +14,17 @@ class AttackConfig:
     """What is attacked, and how hard.
 
     Attributes:
-        num_images: test images, the same for all runs; those named wrongly count as lost and are not attacked.
-        l2_radii: for L2 projected gradient descent, Euclidean over all pixels and channels in [0, 1].
-        linf_levels: for L-infinity projected gradient descent, in grey levels of 255.
-        pgd_steps: of both.
-        ddn_steps: of DDN (Rony et al., 2019), which looks for the smallest L2 change.
-        carlini_steps: in each of 5 searches of Carlini and Wagner's L2 attack; 0 leaves it out.
-        nearest: attack with this library's own search too.
-        boundary_steps: of the Boundary attack (Brendel et al., 2018), which sees nothing but the class and is not
-            led astray by meaningless gradients; 0 leaves it out, and 2,000 say something.
-        batch_size: images attacked together.
-        image_seed: of the choice of images.
+        num_images: number of test images, the same for all runs; misclassified ones count as lost and are not attacked.
+        l2_radii: radii of L2 projected gradient descent, Euclidean over all pixels and channels in [0, 1].
+        linf_levels: radii of L-infinity projected gradient descent, in grey levels of 255.
+        pgd_steps: steps of either projected gradient descent.
+        ddn_steps: steps of DDN (Rony et al., 2019), which looks for the smallest L2 change.
+        carlini_steps: steps in each of the 5 searches of Carlini and Wagner's L2 attack; 0 skips the attack.
+        nearest: also attack with this library's own search.
+        boundary_steps: steps of the Boundary attack (Brendel et al., 2018), which sees only the predicted class and
+            is not misled by meaningless gradients; 0 skips the attack, and about 2,000 give a meaningful result.
+        batch_size: number of images attacked together.
+        image_seed: seed of the choice of images.
     """
 
     num_images: int = 128
@@ -48,4 +48,4 @@ class AttackConfig:
         for name in ("l2_radii", "linf_levels"):
             radii = getattr(self, name)
             if not radii or min(radii) <= 0 or list(radii) != sorted(set(radii)):
-                raise UserError(f"--{name.replace('_', '-')} {radii}: expected positive numbers in rising order")
+                raise UserError(f"--{name.replace('_', '-')} {radii}: expected positive numbers in increasing order")

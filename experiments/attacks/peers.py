@@ -1,4 +1,4 @@
-"""Minimum-norm attacks of other libraries under short names, all on one JAX classifier, their passes counted alike."""
+"""Minimum-norm attacks of other libraries by short name, all on one JAX classifier, with passes counted alike."""
 
 import functools
 import re
@@ -87,7 +87,7 @@ def find_peer(name: str) -> Peer:
         raise ValueError(f"attack is {name!r}; expected one of {known}")
     if parts[3] and not kind.rounds:
         rounding = ", ".join(each for each, k in _KINDS.items() if k.rounds)
-        raise ValueError(f"attack is {name!r}; only {rounding} can keep to levels; leave @{parts[3]} out")
+        raise ValueError(f"attack is {name!r}; only {rounding} can keep to levels; omit @{parts[3]}")
     settings = {**kind.settings, **({"levels": int(parts[3])} if parts[3] else {})}
     run = _run_foolbox if kind.library == "Foolbox" else _run_advlib
 

@@ -28,8 +28,8 @@ class Args:
         the table of README; about 12 minutes on 2 free CPU cores. Nothing else should run meanwhile.
 
     Attributes:
-        out: the folder to write.
-        run_dir: a run folder of experiments.train, for the rows on a trained head; left out if not given.
+        out: the folder to write to.
+        run_dir: a run folder of experiments.train, for the rows on a trained head; without it there are no such rows.
     """
 
     out: Path

@@ -1,4 +1,4 @@
-"""Attackability of many samples against one matrix product of the same size."""
+"""The attackability of many samples, compared with one matrix product of the same size."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from experiments.cli.options import Seed
 
 @dataclass(frozen=True)
 class Args:
-    """Times attackability beside the product of samples and weights alone, which any prediction needs.
+    """Times attackability against the bare product of samples and weights, which any prediction needs.
 
     python -m experiments.benchmarks.attackability
         50,000 samples x 1,000 classes x 2,048 features, 1 GB of memory; half a minute on 2 CPU cores.
 
-    Prints seconds, median (smallest - largest), in the same process, on the same arrays, taking turns.
+    Prints seconds, median (smallest - largest), timed in turns in the same process, on the same arrays.
 
     Attributes:
-        samples: how many.
-        classes: of the head.
+        samples: number of samples.
+        classes: number of classes of the head.
         features: width of the head.
         repeats: timed calls of each.
-        seed: of the random head and samples.
+        seed: seed of the random head and samples.
         out: also write the figures to this JSON file.
     """
 

@@ -1,4 +1,4 @@
-"""What certificates cost, and whether anything gets below them."""
+"""The cost of certificates, and whether any attack gets below them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Args:
-    """Costs of a certified run's training step and certificates, and attacks within the certified distances.
+    """Times a certified run's training step and certificates, and attacks it within the certified distances.
 
     python -m experiments.benchmarks.certificates --run-dir runs/lipschitz_cnn-synthetic-seed0
         half an hour on 2 CPU cores.
@@ -35,11 +35,11 @@ class Args:
     target, in float32 or in float64.
 
     Attributes:
-        run_dir: of a finished training of lipschitz_cnn.
-        num_images: test images that are attacked, towards every class.
+        run_dir: the run folder of a finished training of lipschitz_cnn.
+        num_images: number of test images to attack, towards every class.
         steps: gradient steps of each attack.
         repeats: timings of each kind.
-        seed: of the random starts.
+        seed: seed of the random starts.
         out: also write the figures to this JSON file.
     """
 

@@ -1,4 +1,4 @@
-"""The cheap answers of experiments.sweep_attackability beside a script of NumPy, both from process start to end."""
+"""The cheap answers of experiments.sweep_attackability against a NumPy script, both from process start to end."""
 
 import os
 import statistics
@@ -35,21 +35,21 @@ np.savez("numpy.npz", predicted=predicted, nearest=nearest, distance=distance[sa
 
 @dataclass(frozen=True)
 class Args:
-    """Times `python -m experiments.sweep_attackability` without all pairs beside ten lines of NumPy.
+    """Times `python -m experiments.sweep_attackability` without all pairs against ten lines of NumPy.
 
     python -m experiments.benchmarks.cheap_sweep
         50,000 samples x 768 attributes in float16 x 1,000 classes; a minute or two on 2 CPU cores.
 
-    Each is a process of its own; they take turns, so that a busy machine slows both alike. Compilation is included in
+    Each is its own process; they take turns, so that a busy machine slows both alike. Compilation is included in
     the first sweep; the later ones find its programs in the cache. Prints seconds, median (smallest - largest), and
     how far the answers agree.
 
     Attributes:
-        samples: how many.
-        attributes: how wide.
-        classes: how many.
+        samples: number of samples.
+        attributes: number of attributes.
+        classes: number of classes.
         repeats: runs of each.
-        seed: of the features and the head.
+        seed: seed of the features and the head.
         out: also write the figures to this JSON file.
     """
 

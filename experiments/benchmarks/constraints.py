@@ -1,4 +1,4 @@
-"""What counterfactuals under constraints cost: ranges, few changes and one-hot groups, one (sample, target) a call."""
+"""The cost of counterfactuals under constraints: ranges, few changes, one-hot groups; one (sample, target) per call."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class Args:
     """Times box_perturbation, sparse_perturbation and one_hot_perturbation, compiled, one pair after another.
 
     python -m experiments.benchmarks.constraints --run-dir runs/efficientnet_lite0-cub-seed0
-        the head of a trained run, its attributes within what the test split shows and in CUB's 28 groups; a minute on
-        2 CPU cores.
+        the head of a trained run, with its attributes within their range on the test split and in CUB's 28 groups; a
+        minute on 2 CPU cores.
 
     Prints seconds per call, median (smallest - largest) over the pairs, how much longer the change is than the
     projection without constraints, and how far it can be from the best one by its own lower bound.
 
     Attributes:
         run_dir: a run folder of experiments.train; a random head of 106 classes and 312 attributes if not given.
-        pairs: random pairs.
-        max_changes: attributes that sparse_perturbation may change.
+        pairs: number of random pairs.
+        max_changes: number of attributes that sparse_perturbation may change.
         margin: required lead, in logits.
-        seed: of the choice of pairs, and of the random head.
+        seed: seed of the choice of pairs and of the random head.
         out: also write the figures to this JSON file.
     """
 

@@ -23,19 +23,19 @@ OUT_OF_REACH = 100.0
 
 @dataclass(frozen=True)
 class Args:
-    """Compares projections, and projections into ranges, with an oracle in fractions, pair by pair.
+    """Compares projections, and projections into ranges, with an oracle in rational arithmetic, pair by pair.
 
     python -m experiments.benchmarks.exactness --pairs 2900
-        every family in float32 and float64; a minute or two a thousand pairs of one family in one precision on 2 CPU
-        cores, most of it for the fractions. Nothing but zeros is expected in the columns after the pairs.
+        every family in float32 and float64; a minute or two per thousand pairs of one family in one precision on 2 CPU
+        cores, most of it for the rational arithmetic. The columns after the pairs should contain only zeros.
 
     Prints one row per family and precision.
 
     Attributes:
-        pairs: of each family.
+        pairs: number of pairs per family.
         families: names of families to run; all of them if none is given.
-        seed: of heads and samples.
-        case: a .npz of weights and attributes to run as a family of its own.
+        seed: seed of heads and samples.
+        case: a .npz of weights and attributes to run as a separate family.
         out: also write the figures to this JSON file.
     """
 

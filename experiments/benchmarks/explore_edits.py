@@ -1,4 +1,4 @@
-"""How long an edit on the live page takes, from the person's action to the answer on the screen."""
+"""How long an edit on the live page takes, from the user's action to the answer on the screen."""
 
 import contextlib
 import random
@@ -36,15 +36,15 @@ class Args:
     """Makes random edits on the live page of a run, in headless Chromium, and times each.
 
     python -m experiments.benchmarks.explore_edits --run-dir runs/quickstart-synthetic-cnn-seed0
-        200 edits, three minutes after the page has started. Prints a row for each kind of edit, then of all.
+        200 edits, three minutes once the page has started. Prints a row for each kind of edit, then one for all.
 
-    Rules pile up as they would for a person: every answer is to all of them together. The pause between two edits is
-    short or long by chance, so that thorough searches that run in the pauses stand in the way as they do in use.
+    Rules accumulate as they would for a user: every answer obeys all of them. The pause between two edits is randomly
+    short or long, so that the thorough searches that run in the pauses get in the way as they do in real use.
 
     Attributes:
         run_dir: the run folder of experiments.train or experiments.quickstart.
-        edits: how many are timed.
-        seed: of the edits.
+        edits: number of timed edits.
+        seed: seed of the edits.
     """
 
     run_dir: Path

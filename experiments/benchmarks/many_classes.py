@@ -1,4 +1,4 @@
-"""The nearest class of every sample among tens of thousands, beside one product of the features with the head."""
+"""The nearest class of every sample among tens of thousands, against one product of the features with the head."""
 
 import resource
 import statistics
@@ -17,21 +17,21 @@ from experiments.cli.options import Seed
 
 @dataclass(frozen=True)
 class Args:
-    """Times `attackability` beside `jnp.matmul` of the same features and head, in turns, and its peak memory.
+    """Times `attackability` against `jnp.matmul` of the same features and head, in turns, and its peak memory.
 
     python -m experiments.benchmarks.many_classes
         2,000 samples x 256 attributes x 21,841 classes; half a minute on 2 CPU cores.
 
-    Features are random, or random around the row of a class times --confidence: far within their class all rivals are
-    about as near, so that few are told apart by the cheap bound and a second product is needed.
+    Features are random, or random around the row of a class times --confidence: far within their class, all rivals are
+    about equally near, so the cheap bound separates only a few of them and a second product is needed.
 
     Attributes:
-        samples: how many.
-        attributes: how wide.
-        classes: how many.
-        confidences: of the features, each a row of the table.
+        samples: number of samples.
+        attributes: number of attributes.
+        classes: number of classes.
+        confidences: confidences of the features, one row of the table each.
         repeats: timed calls of each.
-        seed: of the features and the head.
+        seed: seed of the features and the head.
         out: also write the figures to this JSON file.
     """
 

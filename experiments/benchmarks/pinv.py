@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Args:
-    """Times the norms of pinv_perturbation for all pairs beside factorising each pair's own matrix.
+    """Times the norms of pinv_perturbation for all pairs against factorising each pair's own matrix.
 
     python -m experiments.benchmarks.pinv
         random head, 5,794 samples x 200 classes, 312 attributes; half a minute on 2 CPU cores.
@@ -27,11 +27,11 @@ class Args:
     Prints microseconds per pair, median (smallest - largest), and how far the norms are apart.
 
     Attributes:
-        samples: how many.
-        pairs: pairs for the slow ways; their time counts per pair.
+        samples: number of samples.
+        pairs: number of pairs for the slow methods; their time is per pair.
         margin: required lead, in logits.
         repeats: timed calls of each.
-        seed: of the random head and samples, and of the choice of pairs.
+        seed: seed of the random head and samples, and of the choice of pairs.
         out: also write the figures to this JSON file.
     """
 

@@ -24,7 +24,7 @@ ONE, ALL = "spectra_jax, one device", "spectra_jax, all devices"
 
 @dataclass(frozen=True)
 class Args:
-    """Times all_pairs_projection beside other solvers and checks its norms against theirs.
+    """Times all_pairs_projection against other solvers and checks its norms against theirs.
 
     python -m experiments.benchmarks.projection
         random head, 1,024 samples x 200 classes, 312 attributes; 2 minutes on 2 CPU cores.
@@ -38,10 +38,10 @@ class Args:
 
     Attributes:
         run_dir: a run folder of experiments.train; a random head if not given.
-        samples: how many random samples.
-        pairs: pairs for the other solvers.
+        samples: number of random samples.
+        pairs: number of pairs for the other solvers.
         repeats: timed calls of each.
-        seed: of the random head and samples, and of the choice of pairs.
+        seed: seed of the random head and samples, and of the choice of pairs.
         out: also write the figures to this JSON file.
     """
 

@@ -1,4 +1,4 @@
-"""Shards of a sweep killed at random moments must leave, once repeated and merged, what one command leaves."""
+"""Shards of a sweep killed at random moments must give, once repeated and merged, the same tables as one command."""
 
 import contextlib
 import os
@@ -31,17 +31,17 @@ class Args:
         20 kills over 8 shards of 60,000 samples x 1,000 classes, two shards at a time; about 5 minutes on 2 CPU cores.
 
     python -m experiments.benchmarks.shard_kills --ray
-        the workers of a local Ray cluster instead, which starts their shards again (extra "ray").
-        Prints "identical", or in which columns a merged table differs.
+        the workers of a local Ray cluster instead, which restarts their shards (extra "ray").
+        Prints "identical", or the columns in which a merged table differs.
 
     Attributes:
-        kills: how many, or one more where two processes are killed at once.
+        kills: number of kills, or one more if two processes are killed at once.
         ray: kill workers of Ray.
-        shards: of the samples.
-        samples: random samples.
-        classes: of the random head.
-        attributes: of the samples.
-        seed: of the samples, the head and the moments.
+        shards: number of shards of the samples.
+        samples: number of random samples.
+        classes: number of classes of the random head.
+        attributes: number of attributes of the samples.
+        seed: seed of the samples, the head and the moments of the kills.
         out: also write the figures to this JSON file.
     """
 

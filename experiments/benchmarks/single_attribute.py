@@ -33,11 +33,11 @@ class Args:
 
     Attributes:
         run_dir: a run folder of experiments.train; a random head if not given.
-        samples: how many random samples.
-        slice: samples for the slow ways; their time counts per sample.
+        samples: number of random samples.
+        slice: number of samples for the slow methods; their time is per sample.
         margin: required lead, in logits.
         repeats: timed calls of each.
-        seed: of the random head and samples.
+        seed: seed of the random head and samples.
         out: also write the figures to this JSON file.
     """
 

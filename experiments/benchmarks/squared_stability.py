@@ -1,4 +1,4 @@
-"""What the paper's -||delta||^2 buys: the attackability by every formula, and the images that flip all the same."""
+"""What the paper's -||delta||^2 gains: the attackability by every formula, and the images that flip all the same."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Args:
     """Trains the small network on the synthetic birds plainly and with the paper's stability loss, and compares.
 
     python -m experiments.benchmarks.squared_stability --out runs/squared_stability
-        14 trainings of a minute or two each, on one core. What is finished is kept; repeat the command to go on.
+        14 trainings of a minute or two each, on one core. Finished ones are kept; repeat the command to continue.
 
     The stability loss is -||delta||^2 with delta by the pseudoinverse, from the head's own logits or from logits
     that are learned beside the model, with several weights. Each model is judged on the same test images: table.md has
-    a row per training, with medians over the test split, and the median of the smallest L2 change of the image that was
-    found to reach the nearest class (`invert`, method "nearest").
+    a row per training, with medians over the test split and the median of the smallest L2 image change found to reach
+    the nearest class (`invert`, method "nearest").
 
     Attributes:
-        out: the folder to write; the trainings are in its runs/.
-        epochs: of each training.
-        num_seeds: trainings of each kind.
-        num_images: whose smallest change is searched.
-        quiet: show errors only.
+        out: the folder to write to; the trainings are in its runs/.
+        epochs: epochs of each training.
+        num_seeds: number of trainings of each kind.
+        num_images: number of images whose smallest change is searched for.
+        quiet: show only errors.
     """
 
     out: Path

@@ -1,4 +1,4 @@
-"""The cheap answers of a sweep from files, beside NumPy reading the same file and one matrix product."""
+"""The cheap answers of a sweep from files, against NumPy reading the same file and one matrix product."""
 
 import contextlib
 import os
@@ -44,21 +44,21 @@ for batch in pq.ParquetFile("features.parquet").iter_batches(8192):
 
 @dataclass(frozen=True)
 class Args:
-    """Times a sweep of float16 features in .npy and Parquet, whole processes, beside NumPy reading and one product.
+    """Times a sweep of float16 features in .npy and Parquet, whole processes, against NumPy reading and one product.
 
     python -m experiments.benchmarks.storage_sweep
-        100,000 and 1,000,000 samples x 512 attributes x 100 classes, 1 GB a file; about 5 minutes on 2 CPU cores.
+        100,000 and 1,000,000 samples x 512 attributes x 100 classes, 1 GB per file; about 5 minutes on 2 CPU cores.
 
-    Each is a process of its own; they take turns. Prints seconds, median (smallest - largest), and the peak memory of
-    each process, which must not grow with the samples but for the answers.
+    Each is its own process; they take turns. Prints seconds, median (smallest - largest), and the peak memory of
+    each process, which must not grow with the samples except for the answers.
 
     Attributes:
-        samples: how many, each a row of the table.
-        attributes: how wide.
-        classes: how many.
-        kinds: of files.
+        samples: numbers of samples, one row of the table each.
+        attributes: number of attributes.
+        classes: number of classes.
+        kinds: kinds of files.
         repeats: runs of each.
-        seed: of the features and the head.
+        seed: seed of the features and the head.
         out: also write the figures to this JSON file.
     """
 

@@ -1,4 +1,4 @@
-"""Sweeps on two devices, and batched searches for few changes, while every core is busy: they must end."""
+"""Sweeps on two devices, and batched sparse searches, while every core is busy: they must all finish."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ assert not np.isnan(np.asarray(norms)).any()
 
 @dataclass(frozen=True)
 class Args:
-    """Runs sweeps, and vmap(vmap(sparse_perturbation)), each in a process of its own with a time limit.
+    """Runs sweeps and vmap(vmap(sparse_perturbation)), each in its own process with a time limit.
 
     python -m experiments.benchmarks.stress
-        30 of each on a machine whose cores all have other work; about half an hour on 2 CPU cores. Prints how many
-        ended and ends with 1 unless all did.
+        30 of each on a machine whose cores are all busy with other work; about half an hour on 2 CPU cores. Prints how
+        many finished; the exit code is 1 unless all did.
 
     Attributes:
-        runs: of each.
-        samples: of a sweep, 24 wide, with 20 classes and margin .5.
+        runs: number of runs of each.
+        samples: number of samples of a sweep, with 24 attributes, 20 classes and margin .5.
         limit: seconds after which a process counts as hanging.
-        seed: of the data.
+        seed: seed of the data.
     """
 
     runs: int = 30

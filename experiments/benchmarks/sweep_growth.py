@@ -1,4 +1,4 @@
-"""How a sweep grows: memory and time against the number of samples and of classes."""
+"""How the memory and time of a sweep grow with the number of samples and of classes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _WRITTEN_AT_ONCE = 10_000
 
 @dataclass(frozen=True)
 class Args:
-    """Sweeps random features in processes of their own and prints peak memory, time and how both grow.
+    """Sweeps random features in separate processes and prints peak memory, time and how both grow.
 
     python -m experiments.benchmarks.sweep_growth
         20,000 and 200,000 samples x 64 attributes x 20 classes, then 20,000 x 40 and x 80 classes; about 5 minutes on
         2 free CPU cores. Expected: the same peak memory, ten times the time, an exponent in classes below 3.
 
     Attributes:
-        samples: the smaller number; the larger one is ten times it.
-        attributes: of the samples.
-        classes: the smallest number; then two and four times it.
+        samples: the smaller number of samples; the larger one is ten times that.
+        attributes: number of attributes.
+        classes: the smallest number of classes; the others are two and four times that.
         methods: see experiments.sweep_attackability.
-        seed: of samples and heads.
+        seed: seed of samples and heads.
         out: also write the figures to this JSON file.
     """
 

@@ -1,4 +1,4 @@
-"""A sweep killed at random moments must leave, once repeated, what an uninterrupted one leaves."""
+"""A sweep killed at random moments must give, once repeated, the same tables as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class Args:
 
     python -m experiments.benchmarks.sweep_kills
         20 kills of a sweep of 3,000 samples and 30 classes in 60 files; about 3 minutes on 2 CPU cores. Prints
-        "identical" and ends with 0, or names the tables that differ and ends with 1.
+        "identical" with exit code 0, or the tables that differ with exit code 1.
 
     Attributes:
-        kills: how many.
-        samples: random samples.
-        classes: of the random head.
-        attributes: of the samples.
-        files: partitions the samples are cut into.
+        kills: number of kills.
+        samples: number of random samples.
+        classes: number of classes of the random head.
+        attributes: number of attributes of the samples.
+        files: number of partitions that the samples are cut into.
         methods: see experiments.sweep_attackability.
-        seed: of the samples, the head and the moments.
+        seed: seed of the samples, the head and the moments of the kills.
     """
 
     kills: int = 20

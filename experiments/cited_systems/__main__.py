@@ -1,4 +1,4 @@
-"""The systems that the paper cites beside its own and ours: the same birds, the same classifier, the same measures."""
+"""The systems that the paper cites, next to its own and ours: same birds, same classifier, same measures."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class Args:
     """Asks every system for the same counterfactuals of a trained run and compares their answers.
 
     python -m experiments.cited_systems --run-dir runs/cnn-synthetic-seed0 --witness-dir OTHER_SEED --out DIR
-        synthetic birds at 64 pixels; the auto-encoder takes ten minutes of two cores and is kept in the cache.
+        synthetic birds at 64 pixels; training the auto-encoder takes ten minutes on two cores, and it is cached.
 
-    Middle-level explanations (Apicella et al.), ante-hoc concepts (Sarkar et al.), latent adversarial images (Shukla
-    and Banerjee), the paper's loop, the smallest change, and the search on the manifold of the auto-encoder that they
-    share; and, of concepts without images, counterfactual concept bottlenecks (Dominici et al.). Leaves table.md,
-    summary.json and report.html. Stop it at any moment and repeat the command: an image that was searched is not
-    searched again.
+    The systems are middle-level explanations (Apicella et al.), ante-hoc concepts (Sarkar et al.), latent adversarial
+    images (Shukla and Banerjee), the paper's loop, the smallest change, and the search on the manifold of the
+    auto-encoder that they share; and, for concepts without images, counterfactual concept bottlenecks (Dominici et
+    al.). Writes table.md, summary.json and report.html. An interrupted command can be repeated: finished searches are
+    kept.
 
     Attributes:
         run_dir: the run folder of experiments.train whose classifier is explained.
-        out: the folder to write.
-        witness_dir: a run of the same data, trained independently (another seed or model): whether it agrees, and how
-            far answers are from real images in its features. Without it those columns are missing.
-        seed: of all choices and of what is trained.
-        quiet: show errors only.
+        out: the folder to write to.
+        witness_dir: an independently trained run on the same data (another seed or model), which tells whether it
+            agrees and how far the answers are from real images in its features. Without it, these columns are missing.
+        seed: seed of all choices and of all trainings.
+        quiet: show only errors.
     """
 
     run_dir: Path

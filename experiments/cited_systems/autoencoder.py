@@ -1,4 +1,4 @@
-"""The auto-encoder that the cited systems share: trained once for a data set, whichever model is explained."""
+"""The auto-encoder that the cited systems share: trained once per data set, whichever model is explained."""
 
 import dataclasses
 import hashlib

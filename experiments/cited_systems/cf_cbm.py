@@ -216,7 +216,7 @@ def train(
         lambda params, *batch: losses(params, *batch).total, params, draw, steps=STEPS, learning_rate=LEARNING_RATE
     )
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(learnt)):
-        raise UserError(f"The training of CF-CBM diverged with --seed {seed}: choose another one.")
+        raise UserError(f"The training of CF-CBM diverged with --seed {seed}; choose another seed.")
     return learnt
 
 

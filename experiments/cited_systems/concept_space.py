@@ -1,4 +1,4 @@
-"""Counterfactuals of concepts alone: what CF-CBM says beside our answers for the same bottleneck and the same targets.
+"""Counterfactuals of concepts alone: CF-CBM compared with our answers for the same bottleneck and targets.
 
 The bottleneck is CF-CBM's own, so that all systems start from the same concepts and are judged by the same linear task
 predictor: the comparison is of how the change is found, not of two classifiers.

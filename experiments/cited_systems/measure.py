@@ -1,4 +1,4 @@
-"""Every system asked the same questions once, and its answers measured by the same rules."""
+"""Measures the answers of every system to the same questions by the same rules."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The small networks of the cited systems are trained in one way."""
+"""The common training loop for the small networks of the cited systems."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What decides the comparison of the cited systems; light imports only."""
+"""The options of the comparison of the cited systems; imports nothing heavy."""
 
 from dataclasses import dataclass, field
 
@@ -7,13 +7,13 @@ from experiments.cli.command import UserError
 
 @dataclass(frozen=True)
 class AutoEncoderConfig:
-    """How the auto-encoder is trained that the systems share.
+    """How the auto-encoder that the systems share is trained.
 
     Attributes:
-        channels: latents at each place of a grid of an eighth of the image's side.
-        steps: of training.
-        batch_size: images in one step.
-        learning_rate: the peak, reached after a twentieth of the steps and followed by a cosine to 0.
+        channels: latents at each position of a grid with an eighth of the image's side.
+        steps: training steps.
+        batch_size: images per step.
+        learning_rate: the peak, reached after a twentieth of the steps and followed by a cosine decay to 0.
     """
 
     channels: int = 8
@@ -25,21 +25,22 @@ class AutoEncoderConfig:
         for name in ("channels", "steps", "batch_size", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 option = f"--autoencoder.{name.replace('_', '-')}"
-                raise UserError(f"{option} must be positive and finite, got {getattr(self, name)}")
+                raise UserError(f"{option} {getattr(self, name)}: expected a positive finite number")
 
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """Which counterfactuals every system is asked for.
+    """The counterfactuals that every system is asked for.
 
     Attributes:
-        num_pairs: (image, target) pairs, the same for all systems.
-        targets: "nearest" asks for the class closest in attribute space, "random" for any other class, "mixed" for
-            both in turn.
-        margin: lead of the target, in logits, at which a search may stop, so that 8 bits do not undo the flip.
+        num_pairs: number of (image, target) pairs, the same for all systems.
+        targets: "nearest" requests the class closest in attribute space, "random" any other class, "mixed" both in
+            turn.
+        margin: lead of the target, in logits, at which a search may stop, so that rounding to 8 bits does not undo the
+            flip.
         requested_margin: lead of the target at the attributes that SPECTRA's loops aim at.
         max_steps: updates before a search gives up.
-        batch_size: images searched together.
+        batch_size: number of images searched together.
         autoencoder: the generator that the systems share.
     """
 

@@ -22,39 +22,39 @@ from spectra_jax.reporting.page import write_atomically
 TABLE = "table.md"
 SHOWN = 8  # pairs
 COLUMNS = (
-    ("valid", Column("Valid", "%", "Share of all pairs for which the classifier names the target, in 8 bits.", 0)),
-    ("realised", Column("Realised / asked", "", "Length of the change of the attributes over that of delta.", 2)),
-    ("cosine", Column("Cosine to the request", "", "Of the realised to the requested change of the attributes.", 2)),
-    ("selectivity", Column("Selectivity", "%", "Share of the realised change, in standard deviations, that is in the "
-                           "ten attributes asked for most.", 0)),
-    ("l2", Column("L2", "", "Length of the change of the image, values from 0 to 1.", 2)),
-    ("ssim", Column("SSIM", "", "To the original.", 3)),
+    ("valid", Column("Valid", "%", "Share of all pairs whose 8-bit answer the classifier assigns to the target.", 0)),
+    ("realised", Column("Realised / asked", "", "Length of the realised over the requested attribute change.", 2)),
+    ("cosine", Column("Cosine to the request", "", "Cosine of the realised and the requested attribute change.", 2)),
+    ("selectivity", Column("Selectivity", "%", "Share of the realised change, in standard deviations, that falls on "
+                           "the ten attributes with the largest requested change.", 0)),
+    ("l2", Column("L2", "", "Length of the image change; pixel values are in [0, 1].", 2)),
+    ("ssim", Column("SSIM", "", "SSIM to the original.", 3)),
     ("on_manifold", Column("To the nearest real image", "", "Distance to the nearest training image of the target "
-                           "class, between features of the witness, another network.", 2)),
-    ("witness_agrees", Column("Witness agrees", "%", "Share of all pairs for which the witness names the target.", 0)),
-    ("lift", Column("At the named part", "", "Energy of the change on the part of the attribute asked for most, over "
-                    "the part's share of the area; 1 is chance.", 2)),
-    ("seconds", Column("Seconds", "", "For one image of a batch; the first batch includes compilation.", 3)),
+                           "class, in features of the witness, another network.", 2)),
+    ("witness_agrees", Column("Witness agrees", "%", "Share of all pairs that the witness assigns to the target.", 0)),
+    ("lift", Column("At the named part", "", "Share of the change's energy on the part of the attribute with the "
+                    "largest requested change, over the part's share of the area; 1 is chance.", 2)),
+    ("seconds", Column("Seconds", "", "Seconds per image of a batch; the first batch includes compilation.", 3)),
 )  # fmt: skip
 CONCEPT_COLUMNS = (
-    ("valid", Column("Valid", "%", "Share of the pairs for which the task predictor names the target.", 0)),
+    ("valid", Column("Valid", "%", "Share of the pairs for which the task predictor predicts the target.", 0)),
     ("inside", Column("Inside 0 to 1", "%", "Share of the pairs whose concepts are all probabilities.", 0)),
-    ("length", Column("L2", "", "Length of the change of the concepts, probabilities.", 2)),
-    ("changed", Column("Changed", "", f"Concepts moved by more than {SEEN:g}.", 0)),
-    ("flipped", Column("Flipped", "", "Concepts that cross one half.", 0)),
-    ("off_manifold", Column("From real ones", "", "Concepts in which the answer, rounded, differs from the nearest "
-                            "training example of the target.", 0)),
+    ("length", Column("L2", "", "Length of the change of the concepts, as probabilities.", 2)),
+    ("changed", Column("Changed", "", f"Number of concepts that move by more than {SEEN:g}.", 0)),
+    ("flipped", Column("Flipped", "", "Number of concepts that cross one half.", 0)),
+    ("off_manifold", Column("From real ones", "", "Number of concepts in which the rounded answer differs from the "
+                            "nearest training example of the target.", 0)),
 )  # fmt: skip
 CONCEPT_NOTE = (
-    "Concepts without images: all start from the concepts that CF-CBM (Dominici et al.) sees and are "
-    "judged by its linear task predictor. Pairs that it names as the target already are left out. Shares with Wilson "
-    "intervals, medians over the valid answers with bootstrap intervals (95 % each)."
+    "Concepts without images: all systems start from the concepts that CF-CBM (Dominici et al.) sees and are judged by "
+    "its linear task predictor. Pairs that it already assigns to the target are omitted. Shares have Wilson intervals; "
+    "medians are over the valid answers, with bootstrap intervals (95 % each)."
 )
 NOTE = (
-    "Shares are of all pairs, with Wilson intervals; the others are medians over the valid answers, of the two "
-    "controls over all, with bootstrap intervals (95 % each). A system that draws its answer anew also pays, in L2 and "
-    "SSIM, for what the auto-encoder cannot draw: compare it with the reconstruction. A real image of the target shows "
-    "what the last columns can reach."
+    "Shares are over all pairs, with Wilson intervals. The other numbers are medians over the valid answers (over all "
+    "answers for the two controls), with bootstrap intervals (95 % each). A system that redraws the whole image also "
+    "pays, in L2 and SSIM, for what the auto-encoder cannot draw: compare it with the reconstruction. A real image of "
+    "the target shows what the last columns can reach."
 )
 Figures = Mapping[str, Mapping[str, float]]
 
@@ -115,10 +115,10 @@ def write_page(
         caption=CONCEPT_NOTE,
     )  # fmt: skip
     report.text(
-        f"Auto-encoder: {extra['autoencoder/psnr']:.1f} dB and SSIM {extra['autoencoder/ssim']:.2f} on held-out "
-        f"images. The classifier on the concepts of [2] agrees with the classifier itself on "
-        f"{100 * extra['sarkar/fidelity']:.0f} % of the originals by the losses as defined and on "
-        f"{100 * extra['sarkar/fidelity_as_coded']:.0f} % by those as coded. CF-CBM names "
+        f"The auto-encoder reaches {extra['autoencoder/psnr']:.1f} dB and SSIM {extra['autoencoder/ssim']:.2f} on "
+        f"held-out images. The classifier on the concepts of [2] agrees with the classifier itself on "
+        f"{100 * extra['sarkar/fidelity']:.0f} % of the originals with the losses as defined and on "
+        f"{100 * extra['sarkar/fidelity_as_coded']:.0f} % with the losses as coded. CF-CBM is right on "
         f"{100 * extra['cf_cbm/class_accuracy']:.0f} % of the test images' classes and "
         f"{100 * extra['cf_cbm/concept_accuracy']:.0f} % of their concepts.",
         title="What the systems rest on",
@@ -147,8 +147,8 @@ def _add_pictures(report: Report, rows: Mapping[str, Row], pairs: Pairs, places:
         "Side by side",
         figure,
         alt=f"{len(chosen)} birds, each beside its answers: {', '.join(shown)}.",
-        caption="A row for each pair; at its left the class asked for and, of the attributes that are to change most, "
-        "the first whose part is visible.",
+        caption="A row per pair. On the left: the target class and, among the attributes with the largest requested "
+        "change, the first whose part is visible.",
         format="png",
     )
 
@@ -160,15 +160,15 @@ def _add_deletion(report: Report, deletion: Mapping[str, np.ndarray]) -> None:
         axes = figure.subplots()
         for marker, (name, mean) in zip("os", means.items(), strict=True):
             axes.plot([100 * share for share in DELETED], mean, marker=marker, label=f"by {name}")
-        axes.set(xlabel="latents taken away, %", ylabel="probability of the class, %", ylim=(0, None))
+        axes.set(xlabel="latents removed, %", ylabel="probability of the class, %", ylim=(0, None))
         axes.legend()
     words = "; ".join(f"by {name} {', '.join(f'{value:.0f} %' for value in mean)}" for name, mean in means.items())
     report.figure(
         "[1] Are the relevant latents the ones that matter?",
         figure,
-        alt=f"Mean probability of the class over the share of latents taken away: {words}.",
-        caption="Mean probability of the class that the classifier gives the reconstruction, as latents are set to "
-        "their mean: those of the largest z df/dz first, or in a random order.",
+        alt=f"Mean probability of the class over the share of latents removed: {words}.",
+        caption="Mean probability of the class that the classifier predicts for the reconstruction, as latents are set "
+        "to their mean, either in order of decreasing z df/dz or in a random order.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Each system's answers to the same questions, searched once and kept: a stopped run goes on where it stopped."""
+"""Each system's answers to the same questions, searched once and kept: a stopped run continues where it stopped."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""This project's own searches beside the cited systems: the paper's loop, the smallest change, and the manifold."""
+"""This project's own searches, next to the cited systems: the paper's loop, the smallest change, and the manifold."""
 
 import jax
 import jax.numpy as jnp

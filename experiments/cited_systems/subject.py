@@ -1,4 +1,4 @@
-"""What all systems are asked about: one classifier, one auto-encoder, the same pairs of an image and a target."""
+"""The subject of all systems: one classifier, one auto-encoder, the same pairs of an image and a target."""
 
 import functools
 from collections.abc import Callable

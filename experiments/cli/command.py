@@ -1,4 +1,4 @@
-"""How every command begins and ends: its arguments are read and checked before anything heavy is imported."""
+"""How every command begins and ends: arguments are read and checked before anything heavy is imported."""
 
 import dataclasses
 import inspect
@@ -90,7 +90,7 @@ def _check(options: Any) -> None:
 def check_run_folder(run_dir: Path) -> None:
     """Raises UserError unless there is a run folder."""
     if not (run_dir / "config.json").exists():
-        raise UserError(f"{run_dir} is not the folder of a run: there is no config.json. Train one: experiments.train.")
+        raise UserError(f"{run_dir} is not a run folder: it has no config.json. Train a run with experiments.train.")
 
 
 def check_file(option: str, path: Path | None) -> None:

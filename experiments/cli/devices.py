@@ -1,4 +1,4 @@
-"""What JAX is told before it starts: other hosts, the cores of a CPU, and where compiled programs are kept."""
+"""Settings of JAX before it starts: other hosts, the cores of a CPU, and where compiled programs are kept."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""Groups of options that commands share; light imports only, since arguments are read before anything else is."""
+"""Groups of options that commands share; imports nothing heavy, because arguments are read before anything else."""
 
 import dataclasses
 import os
@@ -16,7 +16,7 @@ from spectra_jax.training import MAX_SEED, PRESETS, TrainConfig
 def _seed(words: list[str]) -> int:
     value = int(words[0])
     if not 0 <= value <= MAX_SEED:
-        raise ValueError(f"{value} is no seed; expected a number from 0 to {MAX_SEED}")
+        raise ValueError(f"{value} is not a seed; expected a number from 0 to {MAX_SEED}")
     return value
 
 
@@ -35,14 +35,14 @@ Seed = Annotated[
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set.
+    """The data set.
 
     Attributes:
         data_dir: your own images: a folder with one table of classes and attributes (docs/own-data.md), or a folder or
             archive in CUB-200-2011's layout; drawn images if not given.
-        attributes: "all" that the data have (312 means the same); 112 for those of the concept-bottleneck literature,
-            in CUB's layout only.
-        crop: "box" cuts every image to the box around its object where the data have boxes, "full" takes it whole.
+        attributes: "all" for every attribute of the data (312 means the same); 112 for those of the concept-bottleneck
+            literature, in CUB's layout only.
+        crop: "box" crops every image to the box around its object if the data have boxes, "full" takes it whole.
     """
 
     data_dir: Path | None = None
@@ -53,7 +53,7 @@ class DataConfig:
         """Raises UserError where the data set is not there."""
         if self.data_dir is not None and not self.data_dir.exists():
             raise UserError(
-                f"--data-dir {self.data_dir}: there is no such folder or file. Leave it out for the synthetic birds."
+                f"--data-dir {self.data_dir}: there is no such folder or file. Omit it to use the synthetic birds."
             )
 
     @property
@@ -69,12 +69,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class HostsConfig:
-    """How several hosts find each other. SLURM and TPU pods are recognised without it.
+    """How several hosts find each other. SLURM and TPU pods are recognised without these options.
 
     Attributes:
         coordinator_address: host:port of process 0.
-        num_processes: how many processes there are.
-        process_id: which of them this is.
+        num_processes: the number of processes.
+        process_id: the number of this process, counted from 0.
     """
 
     coordinator_address: str | None = None
@@ -125,10 +125,10 @@ class OwnModel:
     """Your own model and images, in place of a run.
 
     Attributes:
-        encoder: package.module:function, which maps images (b, h, w, 3) in [0, 1] to attributes (b, n); looked for in
-            the current folder too.
+        encoder: package.module:function, which maps images (b, h, w, 3) in [0, 1] to attributes (b, n); the current
+            folder is searched too.
         head: the linear layer from attributes to classes: .npz or .safetensors with weights (c, n) and a bias, also as
-            torch.nn.Linear or a Hugging Face classifier saves them.
+            saved by torch.nn.Linear or a Hugging Face classifier.
         images: .npz with `images` (N, h, w, 3), 8-bit or floats in [0, 1], and if known `labels` (N,).
         attribute_names: text file, one name per line; `group::value` makes groups.
         class_names: text file, one name per line.
@@ -156,7 +156,7 @@ class OwnModel:
 def check_subject(run_dir: Path | None, own: OwnModel, *, option: str = "--run-dir") -> None:
     """Raises UserError unless there is either a run or an own model, and all of it."""
     if (run_dir is None) != own.given:
-        raise UserError(f"Give either {option}, or your own model by --encoder, --head and --images.")
+        raise UserError(f"Give either {option}, or your own model with --encoder, --head and --images.")
     if run_dir is not None:
         check_run_folder(run_dir)
     elif own.head is None or own.encoder is None or own.images is None:

@@ -1,4 +1,4 @@
-"""Counterfactuals of test images: which pairs, the four attribute-space answers, and the images that realise one."""
+"""Counterfactuals of test images: the pairs, the four attribute-space answers, and the images that realise one."""
 
 import dataclasses
 import functools
@@ -152,7 +152,7 @@ def choose_pairs(
         order = order[logits[order].argmax(axis=-1) != fixed]
         such += f" that are not classified as {run.info.class_names[fixed]} already"
     if not len(order):
-        raise UserError(f"There are no {such} in the test split; choose another --source or other --targets.")
+        raise UserError(f"There are no {such} in the test split; choose another --source or --targets.")
     if len(order) < config.num_pairs:
         raise UserError(f"--num-pairs {config.num_pairs}: there are only {len(order)} {such}; ask for as many or fewer")
     index = order[: config.num_pairs]
@@ -279,8 +279,8 @@ def check_sandwich(
     if broken.size:
         row = broken[0]
         raise RuntimeError(
-            f"An image was found at {reached[row]:.6g} although none nearer than {certified[row]:.6g} was said to "
-            "exist: the certificate is wrong. Please report this with the run folder."
+            f"An image was found at distance {reached[row]:.6g}, but the certificate excludes any nearer than "
+            f"{certified[row]:.6g}: the certificate is wrong. Please report this with the run folder."
         )
 
 

@@ -1,4 +1,4 @@
-"""Which counterfactuals are asked for, and how their images are searched; light imports only."""
+"""Which counterfactuals are requested, and how their images are searched; imports nothing heavy."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from spectra_jax.logging import Console
 
 @dataclass(frozen=True)
 class InversionOptions(InversionConfig):
-    """The same with the settings of the methods beside it, for command lines.
+    """`InversionConfig` with the settings of the methods beside it, for command lines.
 
     Attributes:
-        method: "gradient_descent" is the paper's loop. "adam" and "gauss_newton" want the same attributes, by better
-            steps. "nearest" wants the class alone, by the smallest change of the image.
+        method: "gradient_descent" is the paper's loop. "adam" and "gauss_newton" aim at the same attributes with better
+            steps. "nearest" aims at the class alone, by the smallest change of the image.
         step_size: learning rate of "gradient_descent" and "adam", in units of [0, 1].
-        refine_steps: image updates "nearest" may spend on shortening the change once the target is reached.
+        refine_steps: image updates that "nearest" may spend on shortening the change once the target is reached.
     """
 
     method: Literal["adam", "gradient_descent", "gauss_newton", "nearest"] = "adam"
@@ -46,14 +46,14 @@ class PairConfig:
     """Which counterfactuals to look for.
 
     Attributes:
-        num_pairs: how many (image, target) pairs.
-        targets: "nearest" asks for the class closest in attribute space, "random" for any other class, "mixed" for
-            both in turn, anything else for the class of that name or 0-based id.
-        source: only images of this class (name or 0-based id); images of all classes in turn if not given.
-        request: whose change of the attributes the images shall realise.
-        margin: lead of the target that is asked for, in logits.
-        batch_size: images inverted together.
-        inversion: how to search for the images; "nearest", the smallest change that reaches the class, if not given.
+        num_pairs: number of (image, target) pairs.
+        targets: "nearest" requests the class closest in attribute space, "random" any other class, "mixed" both in
+            turn, anything else the class of that name or 0-based id.
+        source: only use images of this class (name or 0-based id); images of all classes in turn if not given.
+        request: the method whose attribute change the images should realise.
+        margin: requested lead of the target, in logits.
+        batch_size: number of images inverted together.
+        inversion: how to search for the images; by default "nearest", the smallest change that reaches the class.
     """
 
     num_pairs: int = 24
@@ -72,7 +72,7 @@ class PairConfig:
             raise UserError(f"--margin {self.margin:g}: expected a number of logits, 0 or more")
         if self.inversion.method == "nearest" and self.request != "projection":
             raise UserError(
-                f"--request {self.request}: --inversion.method nearest, the default, looks at the class alone; "
+                f"--request {self.request}: --inversion.method nearest, the default, only considers the class; "
                 "add --inversion.method gauss_newton or adam"
             )
 
@@ -82,5 +82,5 @@ class PairConfig:
 
         if image_size >= WINDOW or self.inversion.ssim_weight == 0:
             return self
-        console.say(f"Images of {image_size} pixels are smaller than the window of SSIM, {WINDOW}: it is left out.")
+        console.say(f"Images of {image_size} pixels are smaller than SSIM's window of {WINDOW}; SSIM is not used.")
         return dataclasses.replace(self, inversion=dataclasses.replace(self.inversion, ssim_weight=0.0))

@@ -1,4 +1,4 @@
-"""What would have to change: named answers under rules, for a run or for somebody's own model."""
+"""What would have to change: named answers under rules, for a run or for your own model."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from spectra_jax.logging import Console, MetricsFile, duration, write_json
 
 @dataclass(frozen=True)
 class Args:
-    """Says what would have to change for images to be of another class, and searches images that show it.
+    """Shows what would have to change for images to be of another class, and searches for images that show it.
 
     python -m experiments.explain --run-dir RUN --out DIR --max-changes 3 --immutable "has_size::*"
     python -m experiments.explain --encoder my_model:encode --head head.safetensors --images x.npz \\
         --attribute-names a.txt --class-names c.txt --immutable Male Young --observed-range --max-changes 3 --out DIR
 
     python -m experiments.explain --attributes features.npz --head head.safetensors --out DIR
-        of attributes that are there already, without images.
+        explains attributes that you have already, without images.
 
-    Leaves answers.csv (a row for each change), answers.npz, images.npz and images/ (PNG), summary.json and report.html.
+    Writes answers.csv (a row per change), answers.npz, images.npz, images/ (PNG), summary.json and report.html.
 
     Attributes:
-        out: the folder to write.
+        out: the folder to write to.
         run_dir: the run folder of experiments.train or experiments.quickstart.
         attributes: (N, n) in .npz, .npy or .safetensors, in place of --run-dir or of --encoder and --images.
-        rows: positions of the images in the test split or the file; the first ones if not given. Answers number them
-            from 0 in this order.
-        num_images: how many, if no rows are given.
+        rows: positions of the images in the test split or the file; the first ones if not given. The answers number
+            them from 0 in this order.
+        num_images: number of images, if no rows are given.
         targets: "nearest", "all", or names of classes.
         margin: lead of the target over every other class, in logits.
-        num_answers: different answers for each image and target.
-        realise: search an image for each answer, by the smallest change that reaches the class.
-        quiet: show errors only.
+        num_answers: number of different answers per image and target.
+        realise: search for an image of each answer, by the smallest change that reaches the class.
+        quiet: show only errors.
     """
 
     out: Path
@@ -62,7 +62,7 @@ class Args:
         if self.attributes is None:
             check_subject(self.run_dir, self.own)
         elif self.run_dir or self.own.encoder or self.own.images or self.own.head is None:
-            raise UserError("--attributes needs --head, and goes without --run-dir, --encoder and --images.")
+            raise UserError("--attributes needs --head and excludes --run-dir, --encoder and --images.")
         check_file("attributes", self.attributes)
         if self.num_images < 1:
             raise UserError(f"--num-images {self.num_images}: expected 1 or more")
@@ -84,7 +84,7 @@ def explain_run(args: Args) -> Path:
     head, attributes = subject.head, subject.attributes
     rows = np.array(args.rows or range(min(args.num_images, len(attributes))), int)
     if rows.min() < 0 or rows.max() >= len(attributes):
-        raise UserError(f"--rows: there are the rows 0 to {len(attributes) - 1}")
+        raise UserError(f"--rows: expected numbers from 0 to {len(attributes) - 1}")
     targets = args.targets[0] if args.targets in (("nearest",), ("all",)) else list(args.targets)
     try:
         answers = explain(
@@ -128,9 +128,9 @@ def explain_run(args: Args) -> Path:
         for place in np.argwhere(~solved & (answers.targets != answers.predicted[:, None]))[:5].tolist():
             console.say(f"Sample {place[0]}: {answers.reason(*place)}")
         left = len(attributes) - len(rows)
-        others = f"; {left} other samples were not asked about (--num-images, --rows)" if left else ""
+        others = f"; {left} other samples were not chosen (--num-images, --rows)" if left else ""
         took = duration(time.monotonic() - began)
-        console.say(f"{solved.sum()} of {solved.size} pairs have an answer, {took}{others}")
+        console.say(f"{solved.sum()} of {solved.size} pairs have an answer, found in {took}{others}")
         return answers.to_html(
             out / "report.html",
             images=None if images is None else np.asarray(images),

@@ -9,19 +9,19 @@ from experiments.cli.command import UserError
 
 @dataclass(frozen=True)
 class Rules:
-    """What a change must keep to; all rules hold together. Attributes are named by patterns such as "size::*".
+    """The rules that a change must obey, all at once. Attributes are named by patterns such as "size::*".
 
     Attributes:
         immutable: attributes that may not change.
         only_rise: attributes that may only get larger.
         only_fall: attributes that may only get smaller.
-        range: lowest and highest value of all attributes after the change.
-        observed_range: keep every attribute within what the images show.
-        one_hot: groups `group::value` of which exactly one value is on; "*" for all.
-        on_level: from where a value of a group is on: 0 for logits, 0.5 for probabilities.
-        relations: such as "bill <= head".
+        range: lowest and highest value that any attribute may have after the change.
+        observed_range: keep every attribute within the range observed over the images.
+        one_hot: groups `group::value` of which exactly one value is on; "*" for all groups.
+        on_level: level from which a value of a group is on: 0 for logits, 0.5 for probabilities.
+        relations: relations between attributes, such as "bill <= head".
         costs: "spread" measures changes in standard deviations over the images.
-        max_changes: how many attributes may change.
+        max_changes: how many attributes may change at most.
     """
 
     immutable: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Rules:
     def check(self) -> None:
         """Raises UserError for two ranges."""
         if self.range is not None and self.observed_range:
-            raise UserError("--range and --observed-range contradict each other: give one of them.")
+            raise UserError("--range and --observed-range contradict each other: give only one of them.")
 
     def as_arguments(self) -> dict[str, Any]:
         """Those of `spectra_jax.explain`."""

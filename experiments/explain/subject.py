@@ -1,4 +1,4 @@
-"""What experiments.explain explains: samples of a run, of somebody's own model, or rows of a file of features."""
+"""What experiments.explain explains: samples of a run or of your own model, or rows of a file of features."""
 
 import functools
 import hashlib

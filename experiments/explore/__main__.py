@@ -1,4 +1,4 @@
-"""Opens the live page about a trained run in the browser."""
+"""Opens the live page on a trained run in the browser."""
 
 import socket
 import webbrowser
@@ -14,23 +14,24 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Args:
-    """A page on this machine about a trained run: what would have to change for a picture to be of another class.
+    """Serves a local page on a trained run that shows what would have to change for a picture to be of another class.
 
     python -m experiments.explore --run-dir runs/quickstart-synthetic-cnn-seed0
-        compiles for a minute or two the first time, for some seconds afterwards; then answers take a fraction of one.
+        compiles for a minute or two the first time and for a few seconds later; each answer takes a fraction of a
+        second.
 
     python -m experiments.explore --run-dir RUN --compare-run-dir RUN2
         two models trained on the same data, side by side.
 
-    Pick a picture and a class, lock attributes, set ranges and how many may change, drag an attribute, make the picture
-    of an answer. Ctrl-C ends it.
+    Pick a picture and a class, lock attributes, set ranges, limit how many may change, drag an attribute, and make the
+    picture of an answer. Ctrl-C stops the server.
 
     Attributes:
         run_dir: the run folder of experiments.train or experiments.quickstart.
-        compare_run_dir: another one, on the same data.
-        port: of the address; 0 takes a free one.
+        compare_run_dir: another run folder, on the same data.
+        port: port of the address; 0 takes a free one.
         browser: open the page in the browser.
-        quiet: print the address only.
+        quiet: print only the address.
     """
 
     run_dir: Path
@@ -78,7 +79,7 @@ def _serve(args: Args, listening: socket.socket) -> None:
     port, token = listening.getsockname()[1], kept_token(cache_dir() / "explore.key")
     app = make_app(sessions, token=token, hosts=(f"{HOST}:{port}", f"localhost:{port}"))
     address = f"http://{HOST}:{port}/?token={token}"
-    console.say("The page is open to this machine and to whoever has the key in its address. Ctrl-C ends it.")
+    console.say("The page is served on this machine, to anyone with the key in its address. Ctrl-C stops the server.")
     print(address, flush=True)
     if args.browser:
         webbrowser.open(address)
@@ -100,7 +101,7 @@ def listen(port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listening.close()
         raise UserError(
-            f"--port {port} cannot be used ({error}): choose another one, or 0 for any that is free."
+            f"--port {port} cannot be used ({error}): choose another port, or 0 for any free one."
         ) from error
     return listening
 

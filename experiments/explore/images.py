@@ -1,4 +1,4 @@
-"""Pictures as the page needs them: read when they are looked at, small ones for the grid, PNG for the rest."""
+"""Pictures as the page needs them: read on demand, small ones for the grid, PNG for the rest."""
 
 import functools
 import io

@@ -1,4 +1,4 @@
-"""Makes the picture of an answer in the background, and says how far it is."""
+"""Makes the picture of an answer in the background and reports its progress."""
 
 import functools
 import threading

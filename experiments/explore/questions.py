@@ -1,4 +1,4 @@
-"""What the page asks, read from JSON: every mistake is named in a sentence."""
+"""The page's questions, read from JSON; every mistake is reported in a sentence."""
 
 import math
 from collections.abc import Mapping

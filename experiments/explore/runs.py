@@ -1,4 +1,4 @@
-"""Sessions of trained runs, and everything compiled before somebody waits for it."""
+"""Sessions of trained runs, with everything compiled before a user waits for it."""
 
 import functools
 from pathlib import Path

@@ -34,14 +34,14 @@ def kept_token(path: Path) -> str:
                 file.write(secrets.token_urlsafe(32))
         except FileExistsError:
             if path.stat().st_mode & 0o077:
-                raise UserError(f"{path} can be read by others: delete it, and a new key is made.") from None
+                raise UserError(f"{path} can be read by others; delete it to have a new key made.") from None
         token = path.read_text().strip()
     except OSError as error:
         raise UserError(
-            f"{path} cannot be used ({error.strerror}): set SPECTRA_JAX_CACHE to a folder of yours."
+            f"{path} cannot be used ({error.strerror}): set SPECTRA_JAX_CACHE to a folder that you own."
         ) from error
     if len(token) < 32:
-        raise UserError(f"{path} holds no key: delete it, and a new one is made.")
+        raise UserError(f"{path} holds no key; delete it to have a new one made.")
     return token
 
 

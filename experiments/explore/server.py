@@ -104,7 +104,7 @@ async def _posted(request: Request) -> dict[str, Any]:
     async for piece in request.stream():
         body += piece
         if len(body) > _LARGEST:
-            raise HTTPException(413, f"That is too long: a question has {_LARGEST:,} bytes at most.")
+            raise HTTPException(413, f"That is too long: a question may have at most {_LARGEST:,} bytes.")
     try:
         given = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -158,14 +158,14 @@ async def _job(explorer: Explorer, request: Request) -> Response:
     try:
         job = explorer.maker.job(request.path_params["job"])
     except KeyError:
-        raise HTTPException(404, "That picture is not being made any more: make it again.") from None
+        raise HTTPException(404, "That picture is no longer available: make it again.") from None
     if request.method == "DELETE":
         job.stop.set()
     name = request.query_params.get("image")
     if name is None:
         return JSONResponse(job.as_json(), headers={"Cache-Control": "no-store"})
     if name not in job.images:
-        raise HTTPException(404, f"There is no picture {name!r} yet; there will be {', '.join(_IMAGES)}.")
+        raise HTTPException(404, f"There is no picture {name!r} yet; expected {', '.join(_IMAGES)}.")
     return Response(as_png(job.images[name]), media_type="image/png", headers={"Cache-Control": "no-store"})
 
 

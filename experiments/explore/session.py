@@ -1,4 +1,4 @@
-"""One model and its pictures, and what can be asked about them: plain Python, without HTTP."""
+"""One model, its pictures and the questions about them: plain Python, without HTTP."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Whose turn it is to compute: one thread at a time, and long work lets short work pass."""
+"""Whose turn it is to compute: one thread at a time, and long computations let short ones pass."""
 
 import threading
 import time

@@ -13,7 +13,7 @@ from experiments.counterfactuals.options import InversionOptions
 
 @dataclass(frozen=True)
 class Args:
-    """Attacks test images of a run with SPECTRA and with Foolbox's DDN, through Foolbox's interface, and compares.
+    """Attacks test images of a run with SPECTRA and with Foolbox's DDN, through Foolbox's interface, and compares them.
 
     python -m experiments.foolbox_attack --run-dir RUN
         3 minutes on 2 busy CPU cores.
@@ -22,7 +22,7 @@ class Args:
 
     Attributes:
         run_dir: folder of a trained run.
-        num_images: test images, spread evenly over the test split.
+        num_images: number of test images, spread evenly over the test split.
         epsilon: L2 radius for the last column.
     """
 

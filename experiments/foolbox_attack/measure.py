@@ -1,4 +1,4 @@
-"""Attacks test images of a run with SPECTRA and DDN, and says how far each went."""
+"""Attacks test images of a run with SPECTRA and DDN, and reports how far each went."""
 
 import time
 from pathlib import Path

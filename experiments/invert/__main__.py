@@ -25,19 +25,19 @@ class Args:
     """Finds images that realise counterfactuals of a trained run's test images.
 
     python -m experiments.invert --run-dir runs/quickstart-synthetic-cnn-seed0 --out runs/invert
-        24 pairs at 64 pixels; a minute on 2 CPU cores, nearly all reach their target.
+        24 pairs at 64 pixels; takes a minute on 2 CPU cores, and nearly all reach their target.
 
     python -m experiments.invert --run-dir RUN --out DIR --source CLASS --targets CLASS
         images of one class towards another.
 
-    Leaves counterfactuals.npz, summary.json, metrics.jsonl (one record per pair) and report.html. Repeating the command
+    Writes counterfactuals.npz, summary.json, metrics.jsonl (one record per pair) and report.html. Repeating the command
     keeps the pairs already found; other options start afresh.
 
     Attributes:
-        out: the folder to write.
+        out: the folder to write to.
         run_dir: the run folder of experiments.train or experiments.quickstart.
-        seed: of the choice of images and of random targets.
-        quiet: show errors only.
+        seed: seed of the choice of images and of random targets.
+        quiet: show only errors.
     """
 
     out: Path
@@ -75,7 +75,7 @@ def invert_run(args: Args) -> Path:
     run, attributes, labels = open_subject(args.run_dir, args.own)
     pairs = args.pairs.fitting(run.config.image_size, console=console)
     if args.run_dir is None and len(labels) < pairs.num_pairs:  # somebody's handful of images
-        console.say(f"There are {len(labels)} images: as many pairs are searched in place of {pairs.num_pairs}.")
+        console.say(f"There are only {len(labels)} images; {len(labels)} pairs are searched, not {pairs.num_pairs}.")
         pairs = dataclasses.replace(pairs, num_pairs=len(labels))
     index, target = choose_pairs(run, attributes, labels, pairs, seed=args.seed)
     options = pair_options(run, pairs, args.seed, attributes, labels)

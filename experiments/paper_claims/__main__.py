@@ -1,4 +1,4 @@
-"""The claims of the paper as numbers: every one with its controls, intervals and a verdict, for runs side by side."""
+"""The claims of the paper as numbers: each with its controls, intervals and a verdict, for several runs."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class Args:
     """Measures the claims of Sections 5.2 and 5.3 on trained runs, for example a standard and a robust one.
 
     python -m experiments.paper_claims --run-dirs STANDARD ROBUST --witness-dirs OTHER_SEED --out runs/claims
-        500 class flips and, for all 312 attributes, 2 pictures in which it rises and falls, for each run.
+        for each run, 500 class flips and, for each of the 312 attributes, 2 images in which it is raised and lowered.
 
-    For every run: class flips towards the nearest and towards random classes, and pictures in which a single attribute
-    was to move. Each claim is compared with its controls; the page says by which rule it holds, fails or is undecided.
-    Leaves claims.csv, atlas.csv and atlas.parquet (one row per run and attribute), summary.json and report.html, and
-    below runs/ the pictures: repeating the command, also with more runs, makes nothing twice.
+    Every run gets class flips towards the nearest and towards random classes, and pictures in which a single attribute
+    is meant to move. Each claim is compared with its controls; the page states the rule by which it holds, fails or is
+    undecided. Writes claims.csv, atlas.csv and atlas.parquet (one row per run and attribute), summary.json and
+    report.html, and the pictures under runs/. Repeating the command, even with more runs, computes nothing twice.
 
     Attributes:
         run_dirs: run folders of experiments.train, to be compared side by side.
-        out: the folder to write.
-        witness_dirs: runs of the same data, trained independently (another seed), that are asked whether they see an
-            attribute move as well; without one that control of 5.2.1 is reported as missing.
-        masks: folder of data_prep.synthetic_birds that the runs' pictures are from, with their exact parts; without it
-            the cached one if it fits, else discs around CUB's part points.
-        seed: of all choices.
-        quiet: show errors only.
+        out: the folder to write to.
+        witness_dirs: independently trained runs on the same data (another seed), which judge whether an attribute
+            moves; without one, this control of 5.2.1 is reported as missing.
+        masks: folder of data_prep.synthetic_birds that the runs' pictures come from, with their exact parts; by default
+            the cached folder if it fits, else discs around CUB's part points.
+        seed: seed of all choices.
+        quiet: show only errors.
     """
 
     run_dirs: tuple[Path, ...]

@@ -1,4 +1,4 @@
-"""The atlas of attributes: how far each can be moved, at which price, where, and whether its sign means something."""
+"""The atlas of attributes: how far each can be moved, at what cost, where, and whether its sign is meaningful."""
 
 from typing import Any
 

@@ -48,11 +48,11 @@ SHAPES = ("has_size", "has_shape", "has_bill_shape", "has_bill_length", "has_tai
 
 
 SIGN = {
-    "class flips": "The attribute that a flip's request changes most (of those that tell source and target class apart "
-    "by 10 points of the annotators' percentages) moves as the target class differs from the source in it, more often "
-    "than as they differ in a random one of them.",
-    "single-attribute answers": "The same for the best single attributes of correctly classified test images and the "
-    "targets that one attribute can reach, as far as they tell the classes apart; no pictures are needed.",
+    "class flips": "Among the attributes that tell source and target class apart by 10 points of the annotators' "
+    "percentages, take the one that a flip's request changes most. It moves from the source's value towards the "
+    "target's more often than the classes differ in that direction in a random one of these attributes.",
+    "single-attribute answers": "The same for the best single attributes of correctly classified test images, for "
+    "targets that one attribute can reach, if the attribute tells the classes apart; no pictures are needed.",
 }
 APART = {
     "class flips": "The attribute that a flip's request changes most tells the two classes apart more often than a "
@@ -156,7 +156,7 @@ def meaning(material: Material, spread: np.ndarray, *, margin: float, seed: int)
         control = agreement(moved[each, drawn], zero + 1)
         value = np.where(singles.success, value, np.nan)
     statement = (
-        "In a picture made for one attribute, another network, trained independently, sees that attribute move in the "
+        "In a picture made for one attribute, an independently trained network sees that attribute move in the "
         "requested direction more often than a random attribute."
     )
     cluster = material.labels[singles.index]
@@ -170,11 +170,11 @@ def localisation(material: Material) -> list[Comparison]:
     singles, columns = material.singles, material.columns
     cluster, rows = material.labels[singles.index], np.arange(len(singles.index))
     own = np.where(singles.success, columns["lift"], np.nan)
-    text = "The change's energy at the part, over what chance puts there, exceeds that "
+    text = "The change's energy at the part, relative to chance, exceeds that "
     found = [
         Comparison("5.2.2", f"lift: {name}", text + what, own, control, cluster, LEAST_LIFT, "", rows)
         for name, what, control in (
-            ("elsewhere on the bird", "at a region as large elsewhere on the bird.", columns["lift_elsewhere"]),
+            ("elsewhere on the bird", "in an equally large region elsewhere on the bird.", columns["lift_elsewhere"]),
             ("swapped parts", "at the part of another attribute.", columns["lift_swapped"]),
             (
                 "random weights",
@@ -194,9 +194,9 @@ def localisation(material: Material) -> list[Comparison]:
     inside, elsewhere = (np.where(won, part[:, 1], np.nan) for part in (checks.inside, checks.elsewhere))
     found.append(
         Comparison("5.2.2", "class flips, causal: elsewhere on the bird",
-                   "The change inside the part alone gives more of the attribute's change than the change inside a "
-                   "region as large elsewhere on the bird.", np.clip(inside, -1, 2), np.clip(elsewhere, -1, 2), cluster,
-                   LEAST_SHARE, "%", rows, "flips")
+                   "The change inside the part alone gives more of the attribute's change than the change inside an "
+                   "equally large region elsewhere on the bird.", np.clip(inside, -1, 2), np.clip(elsewhere, -1, 2),
+                   cluster, LEAST_SHARE, "%", rows, "flips")
     )  # fmt: skip
     return found
 
@@ -228,8 +228,8 @@ def pixels(material: Material) -> list[Comparison]:
     return [
         Comparison("5.2.4", "one half", text + "in more than half of the pairs.", few, half, cluster, 0.0, "%", rows,
                    "flips"),
-        Comparison("5.2.4", "random pixels", text + "more often than as many random ones do.", few, few_random, cluster,
-                   LEAST_RATE, "%", rows, "flips"),
+        Comparison("5.2.4", "random pixels", text + "more often than equally many random ones.", few, few_random,
+                   cluster, LEAST_RATE, "%", rows, "flips"),
     ]  # fmt: skip
 
 
@@ -240,7 +240,7 @@ def noise(material: Material, *, seed: int) -> list[Comparison]:
     both = singles.success[up] & singles.success[down]
     fine_up, fine_down = (np.where(both, columns["fine"][rows], np.nan) for rows in (up, down))
     shuffled = (fine_down - fine_up) * np.random.default_rng([seed, 25]).choice([-1.0, 1.0], len(up))
-    cluster, text = material.labels[singles.index[up]], "More of the change is detail finer than 8 pixels "
+    cluster, text = material.labels[singles.index[up]], "A larger share of the change is detail finer than 8 pixels "
     return [
         Comparison("5.2.5", "the same attribute raised", text + "when an attribute is lowered than when it is raised.",
                    fine_down, fine_up, cluster, LEAST_FREQUENCY, "%", down),
@@ -267,15 +267,15 @@ def inexactness(material: Material, spread: np.ndarray) -> list[Comparison]:
     # Its part across the request: a search that stops as soon as the class is reached goes less far, not elsewhere.
     aside = np.sqrt(1 - np.square(np.minimum(towards[0], 1)))
     return [
-        Comparison("5.3.3", "exact to a tenth", "More than a tenth of the realised change of the attributes, by "
-                   "length, goes across the requested one.", aside, np.where(won, INEXACT, np.nan), cluster, 0.0, "%",
+        Comparison("5.3.3", "exact to a tenth", "More than a tenth of the realised attribute change, by length, is "
+                   "perpendicular to the requested one.", aside, np.where(won, INEXACT, np.nan), cluster, 0.0, "%",
                    rows, "flips"),
-        Comparison("5.3.3", "direction: gradient step", "The cosine of realised and requested change exceeds that of a "
-                   "gradient step on the class logits as long.", towards[0], towards[1], cluster, LEAST_COSINE, "",
-                   rows, "flips"),
+        Comparison("5.3.3", "direction: gradient step", "The cosine of realised and requested change exceeds that of "
+                   "an equally long gradient step on the class logits.", towards[0], towards[1], cluster, LEAST_COSINE,
+                   "", rows, "flips"),
         Comparison("5.3.3", "first three: gradient step", "The attribute that the request changes most is among the "
-                   f"{FIRST_RANKS} that move most in its direction more often than after a gradient step on the class "
-                   "logits as long.", first[0], first[1], cluster, LEAST_RATE, "%", rows, "flips"),
+                   f"{FIRST_RANKS} that move most in its direction, more often than after an equally long gradient "
+                   "step on the class logits.", first[0], first[1], cluster, LEAST_RATE, "%", rows, "flips"),
     ]  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def perturbability(material: Material, atlas: dict[str, Any]) -> list[Verdict]:
         ("all pairs", None, ""),
     ):  # fmt: skip
         auroc, low, high, pairs = matched_auroc(*arrays, ratio=ratio)
-        statement = "A colour attribute moves further per length of the image change than one of size or shape does, "
+        statement = "A colour attribute moves further per unit of image change than an attribute of size or shape, "
         statement += f"in more than half of the pairs of attributes{words}; groups of attributes are drawn together."
         base = Comparison("5.3.1", f"AUROC: {name}", statement, np.array([auroc]), np.array([0.5]), np.zeros(1),
                           LEAST_AUROC)  # fmt: skip

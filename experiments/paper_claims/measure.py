@@ -1,4 +1,4 @@
-"""What is measured of each picture: where its change lies, which colour it takes, how fine it is."""
+"""The measurements of each picture: where its change lies, which colour it takes, how fine it is."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the claims are measured on; light imports only."""
+"""What the claims are measured on; imports nothing heavy."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,15 @@ class ClaimConfig:
     """What the claims are measured on.
 
     Attributes:
-        num_pairs: class flips (test image, target), half towards the nearest class and half towards a random one.
-        images_per_attribute: test images for every attribute; each is asked to raise and to lower it.
-        groups: only ask attributes of these groups to move, for example has_nape_color; all if not given.
-        step: by how many standard deviations an attribute is asked to move.
-        few_pixel_pairs: flips of which pixels are left out; as many as there are at most.
+        num_pairs: number of class flips (test image, target), half towards the nearest class, half towards a random
+            one.
+        images_per_attribute: test images per attribute; each is changed to raise and to lower the attribute.
+        groups: only move attributes of these groups, for example has_nape_color; all if not given.
+        step: number of standard deviations that an attribute is asked to move.
+        few_pixel_pairs: number of flips whose changed pixels are pruned, at most.
         random_weights: also make the requests to a network with random weights, a control of 5.2.2.
-        margin: lead of the target that a flip's request has, in logits.
-        batch_size: flips searched together.
+        margin: lead of the target in a flip's request, in logits.
+        batch_size: number of flips searched together.
         inversion: how to search for the pictures of flips.
         single: how to search for the pictures in which one attribute moves.
     """

@@ -26,25 +26,25 @@ from spectra_jax.reporting.images import difference_picture
 PANEL = 192
 EXAMPLES = (("best", 0.0), ("best", 0.0), ("middle", 0.5), ("middle", 0.5), ("worst", 1.0), ("worst", 1.0))
 CHOICE = (
-    "Pictures are chosen by rule, not by eye: all pairs in the order of the first comparison that has pictures (value "
-    "minus control; ties in the order of the pairs), then the two at the top, in the middle and at the bottom. Each "
-    "shows the original, the changed picture, their amplified difference, and where the change is concentrated, with "
-    "the part outlined in white."
+    "Pictures are chosen by rule, not by eye. All pairs are sorted by the first comparison that has pictures (value "
+    "minus control; ties in the order of the pairs), and the two at the top, in the middle and at the bottom are "
+    "shown. Each shows the original, the changed picture, their amplified difference, and where the change is "
+    "concentrated, with the part outlined in white."
 )
 ATLAS = {
     "frequency": Column("in images", "%", "Share of test images that have the attribute."),
-    "reached": Column("reached", "%", "Share of its requests that moved the attribute as far as asked."),
-    "achieved_over_requested": Column("achieved", "", "Achieved over requested change of the attribute, mean."),
+    "reached": Column("reached", "%", "Share of its requests that moved the attribute as far as requested."),
+    "achieved_over_requested": Column("achieved", "", "Mean ratio of the achieved to the requested attribute change."),
     "moved_per_l2": Column("per L2", "sd", "Standard deviations that the attribute moves for an image change of length "
                            "1: its perturbability."),
     "lift": Column("lift", "", "Share of the change's energy in the part over the part's share of the area; 1 is "
                    "chance."),
-    "lift_elsewhere": Column("lift elsewhere", "", "The same for a region as large elsewhere on the bird."),
+    "lift_elsewhere": Column("lift elsewhere", "", "The same for an equally large region elsewhere on the bird."),
     "percentile": Column("ahead of", "%", "Share of the other attributes that moved less in the requested direction, "
                          "in standard deviations."),
     "fine_detail_share": Column("fine detail", "%", "Share of the change's energy in details finer than 8 pixels."),
-    "sign_agreement": Column("sign", "%", "Share of class pairs that the attribute tells apart (by 10 points or more "
-                             "of the annotators) in which the head's weights have the right sign."),
+    "sign_agreement": Column("sign", "%", "Among the class pairs that the attribute tells apart (by 10 points or more "
+                             "of the annotators' percentages), share in which the head's weights have the right sign."),
     "witness_agreement": Column("witness", "%", "Share of the pictures in which an independent network sees the "
                                 "attribute move as requested."),
 }  # fmt: skip
@@ -89,8 +89,8 @@ def write_page(runs: Sequence[RunClaims], path: Path, *, config: ClaimConfig, se
         "Verdicts",
         ["Claim", *(run.name for run in runs)],
         [(f"{claim} {text}", *(word[claim] for word in words)) for claim, text in CLAIMS.items()],
-        caption="Every claim as the paper makes it; “fails” is a result like any other. The sections below have the "
-        "numbers and pictures behind each word, the last one the rule.",
+        caption="Every claim as the paper makes it; “fails” is a result like any other. The sections below show the "
+        "numbers and pictures behind each verdict; the last one states the rule.",
     )
     _add_basis(report, runs, config)
     for claim, text in CLAIMS.items():
@@ -104,18 +104,18 @@ def write_page(runs: Sequence[RunClaims], path: Path, *, config: ClaimConfig, se
 
 def _add_basis(report: Report, runs: Sequence[RunClaims], config: ClaimConfig) -> None:
     report.table(
-        "What they rest on",
+        "What the verdicts rest on",
         [
             "Run",
             "Parts",
             "Witness",
-            Column("flips", "", "Class flips asked for."),
-            Column("reached", "%", "Flips that reached their target."),
-            Column("8 bits", "%", "Flips that are still there when the picture is rounded to 8 bits."),
+            Column("flips", "", "Number of requested class flips."),
+            Column("reached", "%", "Share of flips that reached their target."),
+            Column("8 bits", "%", "Share of flips that survive rounding the picture to 8 bits."),
             Column("L2 of flips", "", "Median length of the image change of the flips that were reached."),
-            Column("singles", "", "Pictures in which one attribute was to move."),
-            Column("moved", "%", "Single-attribute pictures whose attribute moved as far as asked."),
-            Column("L2 of singles", "", "Median length of their image change."),
+            Column("singles", "", "Number of pictures in which one attribute was meant to move."),
+            Column("moved", "%", "Share of single-attribute pictures whose attribute moved as far as requested."),
+            Column("L2 of singles", "", "Median length of the image change in these pictures."),
             Column("pixels", "%", "Median share of pixels that keep a flip after pruning."),
             Column("random pixels", "%", "The same with pixels in random order."),
         ],
@@ -126,10 +126,10 @@ def _add_basis(report: Report, runs: Sequence[RunClaims], config: ClaimConfig) -
              run.figures["few_pixels_median"], run.figures["few_pixels_random_median"])
             for run in runs
         ],
-        caption=f"A flip asks for the smallest attribute change that makes the target win by {config.margin:g} logits; "
-        "its attribute is the one that this changes most, in standard deviations. A single-attribute picture asks one "
-        f"attribute to rise or fall by {config.step:g} standard deviations, with as little change of "
-        "the picture as possible; all others are free.",
+        caption=f"A flip requests the smallest attribute change that makes the target win by {config.margin:g} logits; "
+        "its attribute is the one that changes most, in standard deviations. A single-attribute picture moves one "
+        f"attribute up or down by {config.step:g} standard deviations with the smallest possible change of the "
+        "picture; all other attributes are free.",
     )  # fmt: skip
 
 
@@ -140,11 +140,11 @@ def _add_claim(report: Report, runs: Sequence[RunClaims], claim: str, text: str)
             if verdict.claim == claim:
                 statements[verdict.name] = verdict.statement
                 rows.append(_row(run, verdict))
-    definition = "Value minus control; the 95 % interval draws whole classes."
+    definition = "Value minus control, with a 95 % bootstrap interval that draws whole classes."
     report.table(
         f"{claim} {text}",
         ["Run", "Compared with", "Pairs", "Classes", "Value", "Control", Column("difference", "", definition),
-         Column("at least", "", "Smallest difference that deserves the claim's words."), "Verdict"],
+         Column("at least", "", "Smallest difference that justifies the claim's wording."), "Verdict"],
         rows,
         caption=" ".join(f"{name[0].upper()}{name[1:]}: {words}" for name, words in statements.items()),
     )  # fmt: skip
@@ -278,11 +278,11 @@ def _add_atlas(report: Report, run: RunClaims) -> None:
             note = f"{known.sum()} attributes, median"
             medians.append(Metric(f"{kind[0].upper()}{kind[1:]}", middle, "sd", note=note,
                                   definition="Standard deviations that an attribute of this kind moves for an image "
-                                  "change of length 1, median over the attributes."))  # fmt: skip
+                                  "change of length 1; median over the attributes."))  # fmt: skip
         axes.legend()
     report.headline(medians, title=f"Perturbability atlas, {run.name}")
     alt = "Scatter plot of perturbability over label frequency: " + ", ".join(
-        f"{metric.name} {format_number(metric.value)} in the median" for metric in medians
+        f"median {format_number(metric.value)} for {metric.name.lower()}" for metric in medians
     )
     report.figure(f"Perturbability and label frequency, {run.name}", figure, alt=alt)
     shown = [name for name in ATLAS if name in atlas]

@@ -1,4 +1,4 @@
-"""Where an attribute's part is, where else on the bird a region as large fits, and where other parts are."""
+"""Where an attribute's part is, where else on the bird an equally large region fits, and where other parts are."""
 
 import math
 from pathlib import Path
@@ -136,7 +136,7 @@ def _mask_source(run: LoadedRun, masks: Path | None) -> Path | None:
     folder = cache_dir() / "synthetic_birds" if masks is None else masks
     example = run.dataset.example("test", 0)
     picture = folder / "CUB_200_2011" / "images" / example["path"]
-    wrong = UserError(f"--masks {folder}: its pictures are not those that {run.info.name} was prepared from")
+    wrong = UserError(f"--masks {folder} has other pictures than those that {run.info.name} was prepared from.")
     if not (folder / "part_masks").is_dir() or not picture.exists():
         if masks is not None:
             raise wrong

@@ -11,10 +11,10 @@ RULE = (
     "A claim is compared with each of its controls. The interval of the difference is the middle 95 % of "
     f"{DRAWS:,} bootstrap draws in which whole classes (of the original images) are drawn with replacement, so that "
     "pictures of one class do not count as independent. Holds: the whole interval is above 0 and the difference is at "
-    "least the smallest one that would deserve the claim's words, which the table states. Fails: the whole interval is "
-    f"below that size. Otherwise, or with fewer than {FEWEST_CLUSTERS} classes, undecided.\n\n"
-    "A claim as a whole holds if it holds against every control, fails if it fails against one, and is undecided "
-    "otherwise. A control that was not measured is listed as missing and left out."
+    "least the smallest one that would justify the claim's wording, which the table states. Fails: the whole interval "
+    f"is below that size. Undecided: otherwise, or with fewer than {FEWEST_CLUSTERS} classes.\n\n"
+    "A claim as a whole holds if it holds against every control, fails if it fails against any one, and is undecided "
+    "otherwise. A control that was not measured is listed as missing and ignored."
 )
 
 

@@ -1,4 +1,4 @@
-"""The six figures of the paper, redrawn on real birds with what was asked for, what came out, and a verdict."""
+"""The six figures of the paper, redrawn on real birds with the request, the result and a verdict."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ class Args:
 
     python -m experiments.paper_figures --data-dir ../shared/cub --out runs/paper_figures
         trains efficientnet_lite0 first (6 minutes, features computed once), then about 3 minutes on 2 CPU cores. All
-        six targets are reached; the few pixels (11 of 50,176) hold, the other five turn out to be adversarial noise.
+        six targets are reached; the few-pixels figure (11 of 50,176) holds, the other five turn out to be adversarial
+        noise.
 
     python -m experiments.paper_figures --run-dir runs/efficientnet_lite0-cub-seed0 --out runs/paper_figures
 
-    Each figure asks for exactly the change of the paper: one attribute, on the correctly classified test image of the
-    source class that needs the least of it. Where no change of that attribute alone reaches the target, the page says
-    which classes stand in the way and asks for the next best thing. Every verdict follows from the numbers by the rules
-    at the end of the page. Leaves metrics.jsonl (one record per figure), summary.json and report.html. Repeating the
-    command keeps the figures already found.
+    Each figure requests exactly the change of the paper: one attribute, on the correctly classified test image of the
+    source class that needs the smallest change of it. If no change of that attribute alone reaches the target, the page
+    names the classes that stand in the way and requests the next best change. Every verdict follows from the numbers by
+    the rules at the end of the page. Writes metrics.jsonl (one record per figure), summary.json and report.html.
+    Repeating the command keeps the figures already found.
 
     Attributes:
-        out: the folder to write.
-        run_dir: a run folder of experiments.train; without it one is trained on --data-dir.
+        out: the folder to write to.
+        run_dir: a run folder of experiments.train; without it, a model is trained on --data-dir.
         data_dir: a CUB-200-2011 folder or archive to train on; only used without --run-dir.
-        figures: which ones; all if not given.
-        margin: lead of the target that is asked for, in logits.
-        max_steps: of each search for a picture.
-        quiet: show errors only.
+        figures: names of the figures; all if not given.
+        margin: requested lead of the target, in logits.
+        max_steps: steps of each search for a picture.
+        quiet: show only errors.
     """
 
     out: Path
@@ -62,9 +63,9 @@ class Args:
             if name not in known:
                 raise UserError(f"--figures {name}: expected some of {', '.join(known)}")
         if self.run_dir is None and self.data_dir is None:
-            raise UserError("give --run-dir, a trained run, or --data-dir, a CUB-200-2011 folder to train on")
+            raise UserError("Give --run-dir, a trained run, or --data-dir, a CUB-200-2011 folder to train on.")
         if self.run_dir is not None and self.data_dir is not None:
-            raise UserError("give either --run-dir or --data-dir: a trained run knows its data")
+            raise UserError("Give either --run-dir or --data-dir: a trained run knows its data.")
         if not 0 <= self.margin < float("inf"):
             raise UserError(f"--margin {self.margin:g}: expected a number of logits, 0 or more")
         if self.max_steps < 1:

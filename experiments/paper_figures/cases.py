@@ -1,4 +1,4 @@
-"""The figures of the paper by what they show."""
+"""The figures of the paper, described by what they show."""
 
 from dataclasses import dataclass
 

@@ -31,19 +31,21 @@ VISIBLE_LEVELS = 5.0
 COARSE = 0.5
 FEW_PIXELS = 0.01
 OVERSHOOT = 4.0  # logits of lead before pixels are left out: without it there would be nothing to leave out
-RANK = "Place among all attributes by size of the achieved change in standard deviations; 1 moved most."
+RANK = "Rank among all attributes by the size of the achieved change in standard deviations; 1 moved most."
 LIFT = (
     "Share of the change's energy in discs around the attribute's part over the discs' share of the area; 1 is chance."
 )
 RULES = (
-    f"A figure is asked four questions. Moved: is the requested attribute among the {FIRST_RANKS} that moved most, "
-    "each in its own standard deviations, and in the requested direction? Placed: does the attribute's part hold at "
-    f"least {AT_THE_PART:g} times the share of the change's energy that its area would have by chance? Visible: does "
-    f"the part (the whole picture where there is none) change by {VISIBLE_LEVELS:g} of 255 levels or more on average? "
+    f"Each figure has to answer four questions. Moved: is the requested attribute among the {FIRST_RANKS} that moved "
+    "most, each in its own standard deviations, and did it move in the requested direction? Placed: does the "
+    f"attribute's part hold at least {AT_THE_PART:g} times the share of the change's energy that its area would have "
+    "by chance? Visible: does the part (or the whole picture, if there is no part) change by "
+    f"{VISIBLE_LEVELS:g} of 255 levels or more on average? "
     f"Coarse: is less than {COARSE:.0%} of the energy in details finer than 8 pixels?\n\n"
-    "All answers yes: as the paper says. At least half of them no: adversarial noise. Otherwise: partly. Where the "
-    "attribute alone cannot reach the target, the change asked for is not the paper's, and the verdict says so. A "
-    f"figure whose target is not reached is called that. Few pixels are at most {FEW_PIXELS:.0%} of them."
+    "If all answers are yes, the verdict is “as the paper says”; if at least half are no, “adversarial noise”; "
+    "otherwise “partly”. If the attribute alone cannot reach the target, the requested change is not the paper's, and "
+    "the verdict says so. A figure that misses its target is called “not reached”. “Few pixels” means at most "
+    f"{FEW_PIXELS:.0%} of them."
 )
 
 
@@ -197,17 +199,17 @@ def judge(case: Case, figure: Figure, numbers: dict[str, Any], place: str, num_a
     if not numbers["reached"]:
         reason = Status(int(figure.reason)).description
         if figure.reason == Status.SOLVED:
-            reason = "the flip is lost when the image is rounded to 8 bits"
+            reason = "the flip does not survive rounding the image to 8 bits"
         return Verdict("not reached", f"Not reached: {reason}.")
     if case.few_pixels:
         share = f"{numbers['l0']:,} of {figure.image[..., 0].size:,} pixels ({numbers['pixels_changed']:.2%})"
-        small = "; none of them can be left out" if figure.minimal else ""
+        small = "; none of them can be omitted" if figure.minimal else ""
         if numbers["pixels_changed"] <= FEW_PIXELS:
             return Verdict("as the paper says", f"As the paper says: {share} are enough{small}.")
-        return Verdict("not few", f"Not few pixels: it takes {share}{small}.")
+        return Verdict("not few", f"Not few pixels: the flip takes {share}{small}.")
     moved = numbers["rank"] <= FIRST_RANKS and numbers["achieved_delta"] * case.direction > 0
     what = f"the attribute moved by {numbers['achieved_spreads']:+.2f} standard deviations"
-    answers = [(moved, f"{what}, as number {numbers['rank']} of {num_attributes}")]
+    answers = [(moved, f"{what}, rank {numbers['rank']} of {num_attributes}")]
     if place:
         at = "is" if numbers["lift"] >= AT_THE_PART else "is not"
         answers.append((numbers["lift"] >= AT_THE_PART, f"the change {at} at the {place} (lift {numbers['lift']:.2f})"))
@@ -221,10 +223,10 @@ def judge(case: Case, figure: Figure, numbers: dict[str, Any], place: str, num_a
     # The paper changes one attribute; "group" and "forced" are other questions, whose answers prove nothing on its own.
     other = "" if figure.kind == "single" else ", other request"
     if not against:
-        said = "As the paper says" if not other else "As the paper says, but for another change than the paper's"
+        said = "As the paper says" if not other else "As the paper says, but for a change other than the paper's"
         return Verdict(f"as the paper says{other}", f"{said}: {'; '.join(for_it)}.")
     short = "adversarial noise" if 2 * len(against) >= len(answers) else "partly"
-    rest = f" For it: {'; '.join(for_it)}." if for_it else ""
+    rest = f" In favour: {'; '.join(for_it)}." if for_it else ""
     return Verdict(f"{short}{other}", f"{short.capitalize()}: {'; '.join(against)}.{rest}")
 
 
@@ -240,7 +242,7 @@ def write_page(
     report.headline(
         [
             Metric("Targets reached", f"{sum(n['reached'] for n in numbers)} of {len(figures)}", definition="Figures "
-                   "whose picture, rounded to 8 bits, the classifier assigns to the target."),
+                   "whose picture, rounded to 8 bits, is classified as the target."),
             Metric("As the paper says", f"{sum(v.short == 'as the paper says' for v in verdicts)} of {len(figures)}",
                    definition=RULES.replace("\n\n", " ")),
             Metric("One attribute is enough", f"{sum(f.kind == 'single' for f in wanted)} of {len(wanted)}",
@@ -254,12 +256,12 @@ def write_page(
             "Figure",
             "Request",
             "Reached",
-            Column("asked", "sd", "Requested change of the attribute in its standard deviations over test images."),
-            Column("achieved", "sd", "Achieved change of the attribute in its standard deviations over test images."),
+            Column("asked", "sd", "Requested attribute change in its standard deviations over the test images."),
+            Column("achieved", "sd", "Achieved attribute change in its standard deviations over the test images."),
             Column("rank", definition=RANK),
             Column("lift", definition=LIFT),
-            Column("levels", definition="Mean absolute change at the part, or of the whole picture without one, in "
-                   "levels of 255."),
+            Column("levels", definition="Mean absolute change at the part, or of the whole picture if there is no "
+                   "part, in levels of 255."),
             Column("PSNR", "dB"),
             Column("SSIM"),
             Column("Pixels changed", "%"),
@@ -309,10 +311,10 @@ def _add_figure(
         Picture(
             where,
             f"The {found['l0']:,} changed pixels" if case.few_pixels else f"Where the change lies{ring}",
-            f"Dimmed picture with the places of the change in bright colours{ring}",
+            f"Dimmed picture with the changed places in bright colours{ring}",
         ),
     ]
-    caption = f"{verdict.reasons} What was asked of {source} → {target}: {figure.explanation}"
+    caption = f"{verdict.reasons} Request for {source} → {target}: {figure.explanation}"
     report.gallery(f"{case.title} ({case.section})", pictures, caption=caption, large=True)
     metrics = []
     if figure.attribute >= 0:

@@ -169,36 +169,33 @@ def request(
     if f < 0:
         found = _project(head, e, choice.target, margin, jnp.ones(e.shape, bool))
         text = f"the smallest change of all attributes that makes {target} win, ‖δ‖ = {float(found.norm):.3g}. Of the "
-        text += f"{choice.candidates} images that could be used this one is nearest to another class."
+        text += f"{choice.candidates} candidate images, this one is nearest to another class."
         return Request("projection", np.asarray(found.delta), text)
     single = single_attribute_perturbations(head, e, choice.target, margin=margin)
     delta = float(single.delta[f])
     if bool(single.feasible[f]) and np.sign(delta) == case.direction:
         alone = np.zeros_like(before)
         alone[f] = delta
-        text = f"{name} alone, by {_signed(delta)}, that is {_signed(delta / spread[f])} standard deviations. Feasible "
-        text += f"for {choice.feasible} of {choice.candidates} images; this is the one that needs the least."
+        text = f"{name} alone, by {_signed(delta)}, or {_signed(delta / spread[f])} standard deviations. Feasible "
+        text += f"for {choice.feasible} of {choice.candidates} images; this one needs the smallest change."
         return Request("single", alone, text)
     reason = _certificate(run, head, choice, e, spread[f], margin)
     group = np.array([group_of(other) == group_of(run.info.attribute_names[f]) for other in run.info.attribute_names])
     found = _project(head, e, choice.target, margin, jnp.asarray(group))
     largest = float(np.abs(np.asarray(found.delta) / spread).max()) if bool(found.feasible) else np.inf
     if largest <= FARTHEST:
-        text = f"{reason} Asked for instead: the smallest change of the {group.sum()} attributes of its group, at most "
+        text = f"{reason} Requested instead: the smallest change of the {group.sum()} attributes of its group, at most "
         return Request("group", np.asarray(found.delta), f"{text}{largest:.1f} standard deviations each.")
     why = (
-        "can not do it either"
-        if np.isinf(largest)
-        else f"would have to move by up to {largest:.0f} standard deviations"
+        "cannot do it either" if np.isinf(largest) else f"would have to move by up to {largest:.0f} standard deviations"
     )
     forced = np.zeros_like(before)
     forced[f] = case.direction * FORCED * spread[f]
     others = jnp.asarray(np.arange(len(before)) != f)
     rest = _project(head, e + forced, choice.target, margin, others)
-    text = f"{reason} All {group.sum()} attributes of its group {why}. Asked for instead: {name} by "
-    text += (
-        f"{_signed(case.direction * FORCED)} standard deviations, and as little of the others as makes {target} win."
-    )
+    text = f"{reason} All {group.sum()} attributes of its group {why}. Requested instead: {name} by "
+    text += f"{_signed(case.direction * FORCED)} standard deviations, and the smallest change of the others that makes "
+    text += f"{target} win."
     return Request("forced", forced + np.asarray(rest.delta), text)
 
 
@@ -208,7 +205,7 @@ def _project(head: Head, e: jax.Array, target: jax.Array, margin: jax.Array, mut
 
 
 def _certificate(run: LoadedRun, head: Head, choice: Choice, e: jax.Array, spread: float, margin: float) -> str:
-    """Why the attribute alone can not do it: the two rivals that leave no room between them."""
+    """Why the attribute alone cannot do it: the two rivals that leave no room between them."""
     names = [readable_class(name) for name in run.info.class_names]
     j, name = choice.target, readable_attribute(run.info.attribute_names[choice.attribute])
     logits = np.asarray(head_logits(head, e), np.float64)
@@ -217,9 +214,9 @@ def _certificate(run: LoadedRun, head: Head, choice: Choice, e: jax.Array, sprea
     first, second = names[room.lower_rival[j]], names[room.upper_rival[j]]
     text = f"{name} alone cannot make {names[j]} win"
     if low <= high:  # there is an answer, in the direction that the figure does not show
-        return f"{text} in the direction of the figure: it takes {_signed(room.nearest()[j] / spread)} sd."
+        return f"{text} in the direction of the figure: it would take {_signed(room.nearest()[j] / spread)} sd."
     if low == np.inf:
-        return f"{text}: {first} is ahead and gains as much from the attribute."
+        return f"{text}: {first} is ahead and gains just as much from the attribute."
     parts = []
     if np.isfinite(low):
         parts.append(f"it takes {_signed(low)} standard deviations to overtake {first}")

@@ -1,4 +1,4 @@
-"""The table the paper never printed: five architectures, plain and stability-trained, measured alike."""
+"""The table that the paper never printed: five architectures, plain and stability-trained, measured the same way."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from spectra_jax.logging import Console, duration
 
 @dataclass(frozen=True)
 class Args:
-    """Trains every model plain and with the stability loss, attacks each one alike, and writes one table.
+    """Trains every model plain and with the stability loss, attacks all in the same way, and writes one table.
 
     python -m experiments.paper_table --data-dir ../shared/cub --out runs/paper_table
         18 trainings, 10 of them attacked with 200 (image, target) pairs each; about an hour on 2 free CPU cores.
-        class accuracy 0.90 for efficientnet_lite0, 0.43 for cnn, 0.37 for deep_cnn, 0.23 for linear.
+        The class accuracy is 0.90 for efficientnet_lite0, 0.43 for cnn, 0.37 for deep_cnn and 0.23 for linear.
 
     python -m experiments.paper_table --out runs/table --models linear cnn --seeds 1 --num-pairs 24
         synthetic birds, a part of the table; about 4 minutes on 2 free CPU cores.
 
-    Leaves table.md, table.csv, summary.json ("cnn/stability/class_accuracy"), metrics.jsonl (one record per row) and
-    report.html, all of them renewed after each row, and the folder of every training. Stop it at any moment and repeat
-    the command: it goes on from the last checkpoint or the last batch of pairs.
+    Writes table.md, table.csv, summary.json ("cnn/stability/class_accuracy"), metrics.jsonl (one record per row) and
+    report.html, and the folder of every training. The tables and summaries are updated after each row. An interrupted
+    command, when repeated, continues from the last checkpoint or the last batch of pairs.
 
     Attributes:
-        out: the folder to write.
+        out: the folder to write to.
         models: rows of the table.
         variants: plain, stability or both.
-        seeds: trainings with other seeds of the cheap models (linear, efficientnet_lite0); the others have one.
+        seeds: number of training seeds for the cheap models (linear, efficientnet_lite0); the others have one.
         epochs_scale: factor on the epochs of every model.
         lambda_stability: weight of the stability loss; by default each model's own.
-        foolbox_images: test images that Foolbox attacks (extra "bench"); 0: none.
-        pair_seed: of the choice of images and targets, the same for all rows.
-        quiet: show errors only.
+        foolbox_images: number of test images that Foolbox attacks (extra "bench"); 0 for none.
+        pair_seed: seed of the choice of images and targets, the same for all rows.
+        quiet: show only errors.
     """
 
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
@@ -61,9 +61,9 @@ class Args:
     def __post_init__(self) -> None:
         unknown = [name for name in self.models if name not in PLANS]
         if unknown or not self.models or not self.variants:
-            raise UserError(f"--models {' '.join(unknown)}: choose among {', '.join(PLANS)}; --variants: one")
+            raise UserError(f"--models {' '.join(unknown)}: choose among {', '.join(PLANS)}; --variants: at least one")
         if self.seeds < 1 or self.foolbox_images < 0 or not 0 < self.epochs_scale < float("inf"):
-            raise UserError("--seeds is 1 or more, --foolbox-images 0 or more, --epochs-scale positive")
+            raise UserError("expected --seeds 1 or more, --foolbox-images 0 or more and --epochs-scale positive")
 
 
 def paper_table(args: Args) -> tuple[Path, int]:
@@ -90,7 +90,7 @@ def paper_table(args: Args) -> tuple[Path, int]:
     budget = Budget(args.pairs, args.pair_seed, args.foolbox_images, args.epochs_scale, args.lambda_stability)
     rows = list_rows(args.models, args.variants, args.seeds)
     if args.foolbox_images and not has_foolbox():
-        console.say("Foolbox is not installed (pip install '.[bench]'): its columns stay empty")
+        console.say("Foolbox is not installed (pip install '.[bench]'); its columns stay empty")
     options = {
         "rows": [row.folder for row in rows],
         "data": dataset.path.name,

@@ -1,4 +1,4 @@
-"""One row of the paper's table: how its model is trained, which pairs are asked of it, and what is measured."""
+"""One row of the paper's table: how its model is trained, which pairs it is attacked with, and what is measured."""
 
 import dataclasses
 import importlib

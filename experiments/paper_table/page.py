@@ -63,8 +63,8 @@ QUALITY = (
     Figure("relative_margin_mean", "Relative margin", "%", 2),
     Figure(
         "pinv_over_projection_median", "Pinv over exact", "", 2,
-        "Length of the paper's pseudo-inverse change over that of the exact projection: median from the chosen images "
-        "to every class they are not assigned to, without a margin.",
+        "Length of the paper's pseudo-inverse change over that of the exact projection, without a margin; median over "
+        "the chosen images and all classes that they are not assigned to.",
     ),
 )  # fmt: skip
 IMAGES = (
@@ -78,31 +78,31 @@ IMAGES = (
     ),
     Figure(
         "noise_ratio_realised_median", "Noise ratio, realised", "", 3,
-        "Perturbation noise ratio ‖x′ − x‖ / ‖φ(x′) − φ(x)‖: change of the image over the change of the attributes "
-        "that it brought about. Median of the successes.",
+        "Perturbation noise ratio ‖x′ − x‖ / ‖φ(x′) − φ(x)‖: image change over the attribute change that it caused. "
+        "Median of the successes.",
     ),
     Figure(
         "noise_ratio_requested_median", "Noise ratio, requested", "", 3,
-        "Perturbation noise ratio ‖x′ − x‖ / ‖δ‖: change of the image over the change of the attributes that was asked "
-        "for. Median of the successes.",
+        "Perturbation noise ratio ‖x′ − x‖ / ‖δ‖: image change over the requested attribute change. Median of the "
+        "successes.",
     ),
     Figure(
         "foolbox_flip_rate", "Flipped by Foolbox", "%", 1,
-        "Share of test images whose predicted class Foolbox's L∞ projected gradient descent changes, "
-        f"at most {EPSILON * 255:g} of 255 grey levels per pixel and {ATTACK_STEPS} steps.",
+        "Share of test images whose predicted class Foolbox's L∞ projected gradient descent changes, with at most "
+        f"{EPSILON * 255:g} of 255 grey levels per pixel and {ATTACK_STEPS} steps.",
     ),
     Figure(
         "foolbox_robust_accuracy", "Robust accuracy", "%", 1,
-        "Share of the same images that are named correctly before and after Foolbox's attack.",
+        "Share of the same images that are classified correctly both before and after Foolbox's attack.",
     ),
 )  # fmt: skip
 WARNING = (
-    "Attackability, relative margin and the length ratio are figures of the attribute space: they say how far the "
-    "attributes of an image are from another class, not how easily the encoder moves them. No claim that a model is "
-    "robust on images follows from them. The columns on Foolbox, an attack written by others on the image itself, are "
-    "the check: only where they improve is a model harder to flip, and only for that attack at that size. Model "
-    "attackability, the paper's mean, has no interval: a few images next to a boundary decide it, and over all images "
-    "it is infinite if its tail index is 1 or less."
+    "Attackability, relative margin and the length ratio are measured in attribute space: they say how far the "
+    "attributes of an image are from another class, not how easily the encoder moves them. They do not show that a "
+    "model is robust on images. The check is the Foolbox columns, an attack on the image itself that was written by "
+    "others: only if they improve is a model harder to flip, and only for that attack at that size. Model "
+    "attackability, the paper's mean, has no interval: a few images next to a boundary dominate it, and the population "
+    "mean is infinite if the tail index is 1 or less."
 )
 
 
@@ -146,7 +146,7 @@ def over_seeds(results: Results) -> dict[Row, dict[str, float]]:
 
 
 def towards(pairs: PairConfig) -> str:
-    """Which targets the images are asked for, in words."""
+    """The targets of the images, in words."""
     known = {
         "mixed": "half towards the nearest and half towards a random class",
         "nearest": "each towards the nearest class",
@@ -167,7 +167,7 @@ def table_markdown(results: Results, data: DataConfig, pairs: PairConfig) -> str
         f"`{command_line()}`: {len(results)} trainings, {duration(seconds)} in all, {device()}, {os.cpu_count()} "
         f"cores, {versions()}. Data: {data.name}, {one['num_test']:,} test images. Seed 0, 95 % intervals in brackets "
         "(Wilson for shares, bootstrap over images or pairs for the others; none for the mean attackability, which a "
-        "few images decide).",
+        "few images dominate).",
         _markdown(
             [*head, *map(_heading, QUALITY)],
             [
@@ -176,7 +176,7 @@ def table_markdown(results: Results, data: DataConfig, pairs: PairConfig) -> str
             ],
         ),
         f"Counterfactual images of {one['num_pairs']} pairs, {towards(pairs)}; "
-        "failures stay in every rate, medians are over the successes. Foolbox: L∞ projected gradient descent at "
+        "rates include failures, medians are over the successes. Foolbox: L∞ projected gradient descent at "
         f"{EPSILON * 255:g}/255, {ATTACK_STEPS} steps, {one.get('foolbox_num_images', 0)} images.",
         _markdown(
             [*head, *map(_heading, IMAGES)],
@@ -190,7 +190,7 @@ def table_markdown(results: Results, data: DataConfig, pairs: PairConfig) -> str
     if spread:
         ends = ("_lowest", "_highest")
         parts += [
-            f"Mean over {max(int(s['num_seeds']) for s in spread.values())} seeds, lowest and highest in brackets:",
+            f"Mean over {max(int(s['num_seeds']) for s in spread.values())} seeds; lowest and highest in brackets:",
             _markdown(
                 [*head, *map(_heading, QUALITY[:-1])],
                 [[row.model, row.variant, *(_cell(f, s, ends) for f in QUALITY[:-1])] for row, s in spread.items()],
@@ -233,7 +233,7 @@ def write_report(out: Path, results: Results, dataset: Dataset, data: DataConfig
     report.counterfactuals(
         [_card(row, out / row.folder / CARD, dataset) for row in attacked],
         title="One image, every model",
-        caption="The same photograph, and where the model allows it the same target class, for each row of the table: "
+        caption="The same photograph for each row of the table, with the same target class where the model allows it: "
         "original, image found and their amplified difference.",
     )
     _add_comparison(report, attacked)
@@ -244,13 +244,13 @@ def write_report(out: Path, results: Results, dataset: Dataset, data: DataConfig
         "Attacks on images",
         attacked,
         IMAGES,
-        f"{one['num_pairs']} pairs per row, {towards(pairs)}; failures stay "
-        f"in every rate. Foolbox attacks {one.get('foolbox_num_images', 0)} images. Seed 0, 95 % intervals.",
+        f"{one['num_pairs']} pairs per row, {towards(pairs)}; rates include "
+        f"failures. Foolbox attacks {one.get('foolbox_num_images', 0)} images. Seed 0, 95 % intervals.",
     )
     spread = over_seeds(results)
     if spread:
         _add_table(
-            report, "Spread over seeds", spread, QUALITY[:-1], "Mean, with the lowest and highest seed.",
+            report, "Spread over seeds", spread, QUALITY[:-1], "Mean over the seeds, with the lowest and the highest.",
             ("_lowest", "_highest"),
         )  # fmt: skip
     counts = f"{sum(dataset.info.num_images.values()):,} images, labelled per {dataset.info.attribute_source}"
@@ -319,7 +319,7 @@ def _add_comparison(report: Report, attacked: Results) -> None:
         + ".",
         caption="Open circles: plain; filled squares: stability-trained; bars: 95 % intervals. Left to right: how good "
         "the classifier is, its margin in attribute space, how visible the counterfactual images are, and how often an "
-        "attack by others flips the prediction. A wider margin is no robustness unless that last one falls.",
+        "attack by others flips the prediction. A wider margin does not mean robustness unless that last rate falls.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The rows of the paper's table: how each architecture is trained for it, and which pairs are asked."""
+"""The rows of the paper's table: how each architecture is trained for it, and with which pairs it is attacked."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple

@@ -27,7 +27,8 @@ class Args:
     """Trains a classifier, explains it, attacks it, and writes a report.
 
     python -m experiments.quickstart
-        synthetic birds, 64 pixels, cnn; 3 minutes on 2 free CPU cores: class accuracy 0.99, all 24 reach their target.
+        synthetic birds, 64 pixels, cnn; takes 3 minutes on 2 free CPU cores; the class accuracy is 0.99 and all 24
+        images reach their target.
 
     python -m experiments.quickstart --data-dir DIR
         your own images (docs/own-data.md): a frozen EfficientNet-Lite0 at 224 pixels for photographs, cnn for small
@@ -39,14 +40,14 @@ class Args:
         model: linear, cnn, deep_cnn, resnet or efficientnet_lite0; by default cnn for images below 128 pixels and
             efficientnet_lite0 for larger ones. Its training presets are those of experiments.train.
         epochs: passes over the training split; by default those of the model's preset.
-        image_size: side of the square that all images are resized to, in pixels; 0 takes the model's own, 224 for
+        image_size: side in pixels of the square that all images are resized to; 0 uses the model's own size, 224 for
             efficientnet_lite0 and 64 for the others.
         run_dir: the run folder; default runs/quickstart-<data>-<model>-seed<k>.
-        seed: of training and of the choice of images.
-        certified_epochs: epochs of a second model, lipschitz_cnn, on which the first flips are found again, with a
-            proof of how near any such image can be; by default 4 for the synthetic birds and 0, no such model, for your
-            own images.
-        quiet: show errors only.
+        seed: seed of training and of the choice of images.
+        certified_epochs: epochs of a second model, lipschitz_cnn, on which the first flips are searched again, with
+            a proof of how near any such image can be; by default 4 for the synthetic birds and 0 (no such model) for
+            your own images.
+        quiet: show only errors.
     """
 
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)

@@ -1,4 +1,4 @@
-"""The first flips once more, on a model of which it is proven how near any such image can be."""
+"""The first flips once more, on a model that comes with a proof of how near any such image can be."""
 
 import dataclasses
 from pathlib import Path
@@ -59,8 +59,8 @@ def find_again(
     )  # fmt: skip
     pictures = []
     for place, row in enumerate(rows):
-        nearest = f"no such image is nearer than {again.certified[place]:.2f}, which is proven"
-        pictures += _shown(first, name, found, row, "how near others are is not known")
+        nearest = f"proven: no such image is nearer than {again.certified[place]:.2f}"
+        pictures += _shown(first, name, found, row, "whether others are nearer is not known")
         pictures += _shown(run, MODEL, again, place, nearest)
     return pictures
 
@@ -70,7 +70,9 @@ def _shown(run: LoadedRun, name: str, found: Counterfactuals, row: int, known: s
     source, target = (readable_class(run.info.class_names[k]) for k in (found.predicted[row], found.target[row]))
     difference = difference_picture(before, after)
     distance = f"L2 distance {np.linalg.norm(after - before):.2f}; {known}"
-    words = f"{name}: {source} named {target}. {distance}." if found.success[row] else f"{name}: not reached; {known}."
+    words = f"{name}: {source} classified as {target}. {distance}."
+    if not found.success[row]:
+        words = f"{name}: not reached; {known}."
     factor = f"what changed, × {difference.amplification}"
     return [
         Picture(after, words, words),
@@ -84,8 +86,8 @@ def add_certified(report: Report, pictures: list[Picture]) -> None:
         report.gallery(
             "The same flips, with a proof",
             pictures,
-            caption="Each image and target twice: on the model above, and on one whose attributes change no faster "
-            "than its image. There the exact distance between attributes is a proof: no image of the target is nearer. "
-            "A change that has to be large can come to look like something.",
+            caption="Each image and target is shown twice: on the model above, and on a model whose attributes change "
+            "no faster than its image. For the second model, the exact distance between attributes proves that no "
+            "image of the target is nearer. A change that has to be large can come to look like something.",
             large=True,
         )

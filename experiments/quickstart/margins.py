@@ -22,7 +22,7 @@ _BINS = 30
 def write_pairs(
     folder: Path, run: LoadedRun, norms: dict[str, np.ndarray], labels: np.ndarray, predicted: np.ndarray
 ) -> None:
-    """pairs.csv: for every test image and every other class, how long each method's change of the attributes is.
+    """pairs.csv: for every test image and every other class, the length of each method's attribute change.
 
     Args:
         folder: where to write it.
@@ -42,7 +42,7 @@ def write_pairs(
 def add_margins(
     report: Report, run: LoadedRun, norms: np.ndarray, lengths: np.ndarray, labels: np.ndarray, predicted: np.ndarray
 ) -> None:
-    """The relative margin of the test images, the most fragile of them, and how far each class is from each other one.
+    """The relative margin of the test images, the most fragile of them, and how far the classes are from each other.
 
     Args:
         report: to add to; written into the folder of `write_pairs`.
@@ -54,12 +54,12 @@ def add_margins(
     """
     margins = relative_margins(norms, lengths, predicted).astype(np.float64)
     unresolved = int(np.isnan(norms).sum())
-    left_out = f" {unresolved:,} of {norms.size:,} distances are unresolved and left out." if unresolved else ""
+    left_out = f" {unresolved:,} of {norms.size:,} distances are unresolved and omitted." if unresolved else ""
     finite = margins[np.isfinite(margins)]
     if finite.size:
         counts, edges = np.histogram(finite, _BINS)
         report.histogram(
-            "How close to a flip",
+            "How close to flipping",
             counts,
             edges,
             value_name="relative margin",
@@ -68,7 +68,7 @@ def add_margins(
             marks={"median": median(finite)},
             opens=Opens(TEST_IMAGES),
             caption="How much the attributes of an image must change, relative to their own length, before the "
-            f"classifier names another class. Click a bar to list its images.{left_out}",
+            f"classifier predicts another class. Click a bar to list its images.{left_out}",
         )
     _add_images(report, run, norms, margins, labels, predicted)
     report.fold_rest()
@@ -85,8 +85,8 @@ def add_margins(
         column_title="target",
         value_name="median exact distance",
         opens=Opens(TEST_IMAGES),
-        caption="Median length of the smallest change of the attributes that turns images of one class into another: "
-        f"dark means easily confused.{left_out}",
+        caption="Median length of the smallest attribute change that turns images of one class into another; dark "
+        f"means easily confused.{left_out}",
     )
 
 
@@ -121,7 +121,7 @@ def _add_images(
             Column(
                 "nearest class",
                 kind="class",
-                definition="The class that the smallest change of attributes reaches.",
+                definition="The class that the smallest attribute change reaches.",
             ),
             Column("distance", definition="Length of that change, in units of the attributes."),
             Column("relative margin", "%", decimals=2),
@@ -130,5 +130,6 @@ def _add_images(
         thumbnails=dict(enumerate(pictures)),
         shown=_THUMBNAILS,
         files={PAIRS: f"All {others.sum():,} pairs of image and class, as CSV (the file {PAIRS} beside this page)"},
-        caption="The most fragile first: those that the smallest change of the attributes takes to another class.",
+        caption="The most fragile images come first: those that need the smallest attribute change, relative to their "
+        "attributes' length, to reach another class.",
     )

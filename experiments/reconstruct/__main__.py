@@ -1,4 +1,4 @@
-"""Draws the images of a trained run back from their attributes: trains a decoder, measures it, shows its pictures."""
+"""Reconstructs the images of a trained run from their attributes: trains a decoder, measures it, shows its pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spectra_jax.logging import Console, duration, write_json
 
 @dataclass(frozen=True)
 class Args:
-    """Reconstructs test images from nothing but a trained run's attributes (Section 3.3, Eq. 7).
+    """Reconstructs test images from only a trained run's attributes (Section 3.3, Eq. 7).
 
     python -m experiments.reconstruct --run-dir runs/cnn-synthetic-seed0 --out runs/reconstruct --steps 250
         synthetic birds at 64 pixels; a minute of processor time for 250 steps. Held-out PSNR 18.3 dB, mean image 14.0.
@@ -26,16 +26,17 @@ class Args:
         photographs of 106 classes, shrunk to 64 pixels; a minute for 100 steps. Held-out PSNR 13.6 dB, mean image 13.2.
 
     The encoder stays as it is. The decoder starts as the ridge regression from the attributes to the pixels and learns
-    a correction on the training split; what is best on the validation split is kept, and in both examples the
-    correction adds less than 0.01 dB to the regression. A run trained with --lambda-reconstruction
-    brings its own decoder, which is then measured as it is. Repeating the command resumes.
+    a correction on the training split. The version that is best on the validation split is kept; in both examples the
+    correction adds less than 0.01 dB to the regression. A run trained with --lambda-reconstruction has its own
+    decoder, which is then measured as it is. Repeating the command resumes.
 
     Attributes:
         run_dir: the run folder of experiments.train or experiments.quickstart.
-        out: the folder to write.
-        attributes: names or 0-based ids of the attributes to change before decoding; by default those that show most.
-        seed: of initialisation, noise and the order of the examples.
-        quiet: show errors only.
+        out: the folder to write to.
+        attributes: names or 0-based ids of the attributes to change before decoding; by default those with the most
+            visible effect.
+        seed: seed of initialisation, noise and the order of the examples.
+        quiet: show only errors.
     """
 
     run_dir: Path
@@ -88,7 +89,7 @@ def reconstruct(args: Args) -> tuple[Path, int]:
                 decoder, linear, train, held_out, args.decoder, out, seed=args.seed, console=console
             )
             if code:
-                console.say("stopped; repeat the command to go on from there")
+                console.say("stopped; repeat the command to continue from there")
                 return out, code
             best = {"best_step": step}
         figures = pictures.reconstruction_figures(run, decoder, params, linear, train, test)
@@ -99,7 +100,7 @@ def reconstruct(args: Args) -> tuple[Path, int]:
         add_figures(report, figures)
         add_pictures(report, run, decoder, params, test, columns)
         if not brought:
-            kept = f"The decoder of step {step} is shown, the best on the validation split; step 0 is ridge regression."
+            kept = f"Shown is the decoder of step {step}, the best on the validation split; step 0 is ridge regression."
             records = read_records(out)
             names = [n for n in ("loss", "reconstruction_psnr") if any(n in record for record in records)]
             if names:  # not where somebody deleted the records of a finished training

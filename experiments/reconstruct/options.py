@@ -1,4 +1,4 @@
-"""How a decoder is trained; light imports only."""
+"""How a decoder is trained; imports nothing heavy."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ class DecoderConfig:
     """How a decoder is trained on the attributes of a finished run.
 
     Attributes:
-        image_size: side of the decoded images in pixels; a decoder that was trained with its run keeps its own.
-        steps: of training.
-        batch_size: examples in one step.
-        learning_rate: the peak, reached after a twentieth of the steps and followed by a cosine to 0.
+        image_size: side of the decoded images in pixels; a decoder that was trained with its run keeps its own size.
+        steps: training steps.
+        batch_size: examples per step.
+        learning_rate: the peak, reached after a twentieth of the steps and followed by a cosine decay to 0.
     """
 
     image_size: int = 64
@@ -25,4 +25,4 @@ class DecoderConfig:
         for name in ("image_size", "steps", "batch_size", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 option = f"--{name.replace('_', '-')}"
-                raise UserError(f"{option} must be positive and finite, got {getattr(self, name)}")
+                raise UserError(f"{option} {getattr(self, name)}: expected a positive finite number")

@@ -1,4 +1,4 @@
-"""The report on a reconstruction: its figures, held-out images beside their pictures, attributes swept one by one."""
+"""The report on a reconstruction: its figures, held-out images and their reconstructions, and attribute sweeps."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +45,7 @@ def add_figures(report: Report, figures: dict[str, float]) -> None:
     report.define(
         "Reconstruction PSNR",
         "Mean over the held-out images of 10 log10(1 / MSE) between the image, shrunk to the decoder's size, and "
-        "what the decoder draws from the attributes that the model predicts for it.",
+        "the picture that the decoder draws from the attributes predicted for it.",
         equation="Section 3.3",
     )
     report.define(
@@ -53,14 +53,17 @@ def add_figures(report: Report, figures: dict[str, float]) -> None:
         "The same for the best linear map from the attributes to the pixels, its penalty chosen on the validation "
         "split. A decoder trained by this script starts there and learns a correction.",
     )
-    report.define("Mean image PSNR", "The same for one picture, the mean of all training images: knowing nothing.")
     report.define(
-        "Class mean PSNR", "The same for the mean training image of the class that the model names: knowing only that."
+        "Mean image PSNR", "The same for the mean of all training images, which needs no knowledge of the image."
+    )
+    report.define(
+        "Class mean PSNR",
+        "The same for the mean training image of the predicted class, which needs to know only that class.",
     )
     report.define(
         "Recognised reconstructions",
-        "Class accuracy of the run's own model on the decoded pictures; beside it on the images shrunk to the "
-        "same size and enlarged again.",
+        "Class accuracy of the run's own model on the decoded pictures; for comparison, its accuracy on the images "
+        "shrunk to the same size and enlarged again.",
     )
     rows = (
         ("Reconstruction PSNR", "reconstruction_psnr", "dB", "test split"),
@@ -110,11 +113,11 @@ def add_pictures(
         Picture(
             np.concatenate([test.images[row], image], axis=1),
             f"{classes[test.labels[row]]}: original, reconstruction; {value:.1f} dB",
-            f"An image of {classes[test.labels[row]]} and beside it what the decoder draws from its attributes",
+            f"An image of {classes[test.labels[row]]} and, next to it, the picture decoded from its attributes",
         )
         for row, image, value in zip(rows, decoded, quality, strict=True)
     ]
-    caption = "An even choice of the test split, not a selection of good ones. PSNR is of the image shown."
+    caption = "Images spaced evenly over the test split, not a selection of good ones. PSNR is that of the image shown."
     report.gallery("Held-out images and their reconstructions", pictures, caption=caption)
 
     spread = test.attributes.std(axis=0)
@@ -128,15 +131,15 @@ def add_pictures(
                 Picture(
                     np.concatenate(list(images), axis=1),
                     f"{names[column]} of a {classes[test.labels[row]]}",
-                    f"Five decoded pictures of a {classes[test.labels[row]]} with {names[column]} lowered to raised",
+                    f"Five decoded pictures of a {classes[test.labels[row]]}, with {names[column]} from low to high",
                 )
             )
     steps = ", ".join(f"{step:+d}" if step else "unchanged" for step in SWEEP)
     report.gallery(
         "One attribute changed, then decoded",
         strips,
-        caption=f"From left to right the attribute is moved by {steps} of its standard deviations on the test split; "
-        "the other attributes stay. The decoder has seen few such combinations: what moves beyond the named part shows "
-        "what the attribute is entangled with.",
+        caption=f"From left to right, the attribute is moved by {steps} standard deviations on the test split; the "
+        "other attributes stay the same. The decoder has seen few such combinations: changes beyond the named part "
+        "show what the attribute is entangled with.",
         large=True,
     )

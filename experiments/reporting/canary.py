@@ -10,25 +10,26 @@ import numpy as np
 from spectra_jax.canary import READINGS, Reading, average, deflection, disturbance
 from spectra_jax.reporting import Column
 
-VALID = "over the images named correctly before"
+VALID = "over the images classified correctly before"
 EFFECT = (
     ("mr", Column("MR", "%", f"Misclassification ratio {VALID}.", 1)),
-    ("aiac", Column("AIAC", "%", f"Increase of the confidence in the class named after the attack, {VALID}.", 1)),
-    ("artc", Column("ARTC", "%", f"Reduction of the confidence in the true class, {VALID}.", 1)),
+    ("aiac", Column("AIAC", "%", f"Increase in confidence in the class predicted after the attack, {VALID}.", 1)),
+    ("artc", Column("ARTC", "%", f"Reduction in confidence in the true class, {VALID}.", 1)),
 )
-TARGETED = ("tas", Column("TAS", "%", f"Named as the target afterwards, {VALID}.", 1))
+TARGETED = ("tas", Column("TAS", "%", f"Share classified as the target afterwards, {VALID}.", 1))
 VISIBILITY = (
-    ("amd", Column("AMD", "", "Largest change of a channel, values from 0 to 1, averaged.", 4)),
-    ("aed", Column("AED", "", "Euclidean length over the root of the number of values, averaged.", 4)),
-    ("aed_hf", Column("AED_HF", "", "The same of frequencies above 5 cycles per image.", 4)),
-    ("aed_lf", Column("AED_LF", "", "The same of those below.", 4)),
-    ("apcr", Column("APCR", "%", "Share of pixels that changed in 8 bits, averaged.", 1)),
-    ("alms", Column("ALMS", "", "Multi-scale gradient magnitude similarity deviation, averaged.", 4)),
+    ("amd", Column("AMD", "", "Mean of the largest change in any channel; channel values are in [0, 1].", 4)),
+    ("aed", Column("AED", "", "Mean Euclidean length of the change over the root of the number of values.", 4)),
+    ("aed_hf", Column("AED_HF", "", "AED of the frequencies above 5 cycles per image.", 4)),
+    ("aed_lf", Column("AED_LF", "", "AED of the frequencies below 5 cycles per image.", 4)),
+    ("apcr", Column("APCR", "%", "Mean share of pixels that changed after rounding to 8 bits.", 1)),
+    ("alms", Column("ALMS", "", "Mean multi-scale gradient magnitude similarity deviation.", 4)),
 )
 NOTE = (
-    "Averages are over the images named correctly before, failures included, as the publication defines them; its "
-    "public code leaves failures out, exchanges the two frequency bands, divides lengths by N / 2 and counts changed "
-    "channels: second row. DISTS (ADMS) is not here: it needs VGG weights that no installable package ships."
+    "Averages are over the images classified correctly before, failures included, as the publication defines them. The "
+    "second row follows the public code instead, which omits failures, swaps the two frequency bands, divides lengths "
+    "by N / 2 and counts changed channels. DISTS (ADMS) is missing because it needs VGG weights that no installable "
+    "package ships."
 )
 _ROWS_AT_ONCE = 32
 

@@ -1,4 +1,4 @@
-"""The first screen of the reports: what a run found, in sentences made of its own numbers."""
+"""The first screen of the reports: what a run found, in sentences built from its own numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def add_finding(
     figures: Mapping[str, float],
     cards: Sequence[CounterfactualCard],
 ) -> None:
-    """One sentence, what one sees, what it means and what it does not, and the two extreme examples.
+    """Adds one sentence, what it shows, what it means and does not mean, and the two extreme examples.
 
     Args:
         report: to add to.
@@ -38,8 +38,8 @@ def add_finding(
         report.finding(
             f"None of the {pairs} images could be turned into an image of its target class.",
             [
-                ("What you see", "The best image each search came to; every card says why its search ended."),
-                ("What it means", "The changes of the attributes exist, but no image with them was found."),
+                ("What you see", "The best image that each search found; every card says why its search ended."),
+                ("What it means", "The attribute changes exist, but no image that has them was found."),
                 ("What it does not mean", "That there are no such images: another search may find them."),
             ],
             [Example("Not reached", cards[0])],
@@ -57,35 +57,35 @@ def add_finding(
     typical = np.quantile(crossing, 0.5, method="higher")
     crossed = f"{typical} of {found.before.shape[1]}"
     shown = "the smallest and the largest change of all" if won == pairs else "the smallest change and a failed search"
-    flipped = f"{won} of {pairs} images were changed so that the classifier names another class"
+    flipped = f"{won} of {pairs} images were changed so that the classifier predicts another class"
     likeness = f"structural similarity {format_number(similar)}"
     if noise >= _NOISE_SHARE and similar >= _SIMILAR:
-        sentence = f"{flipped}, and to the eye the changes are noise: {share} of a typical one is finer than 8 pixels."
+        sentence = f"{flipped}. To the eye the changes are noise: {share} of a typical one is finer than 8 pixels."
         meaning = (
-            "The classifier is flipped long before the picture looks different: the original and the changed picture "
-            f"still have a {likeness} (1 is identical), while the probability of the target rises from {before} to "
+            "The classifier flips long before the picture looks different: the original and the changed picture "
+            f"still have a {likeness} (1 means identical), while the probability of the target rises from {before} to "
             f"{after}."
         )
     else:
         sentence = f"{flipped}; {share} of a typical change is detail finer than 8 pixels, with a {likeness}."
         meaning = (
-            f"The classifier holds until the picture itself has changed ({likeness}, 1 is identical); the probability "
-            f"of the target rises from {before} to {after}. The difference pictures show what had to change."
+            f"The classifier holds until the picture itself has changed ({likeness}; 1 means identical). The "
+            f"probability of the target rises from {before} to {after}. The difference images show what had to change."
         )
     report.finding(
         sentence,
         [
             (
                 "What you see",
-                "Test images, the same images changed until the classifier names the target class, and the difference, "
-                f"amplified; here {shown}.",
+                "Test images, the same images changed until the classifier predicts the target class, and the "
+                f"amplified difference; here {shown}.",
             ),
             ("What it means", meaning),
             (
                 "What it does not mean",
-                f"That the picture now shows the other class: typically {crossed} attributes turn from absent to "
-                "present or back, as the classifier sees them. Nor that another classifier is flipped by the same "
-                "picture: the search used this one.",
+                f"That the picture now shows the other class: typically, {crossed} attributes switch between absent "
+                "and present, as the classifier sees them. Nor that the same picture flips another classifier: the "
+                "search used this one.",
             ),
         ],
         _examples(found, cards),
@@ -111,18 +111,18 @@ def add_training_finding(report: Report, summary: Mapping[str, Any]) -> None:
         format_number(summary[f"test/{name}"], unit="%") for name in ("class_accuracy", "relative_margin_mean")
     )
     report.finding(
-        f"The classifier names the class of {accuracy} of the test images; on average another class is {margin} of the "
-        "attributes’ length away.",
+        f"The classifier is right on {accuracy} of the test images; on average, the nearest other class is {margin} of "
+        "the attributes’ length away.",
         [
             ("What you see", "How good the classifier is on images it was not trained on, and how training went."),
             (
                 "What it means",
-                "The smaller that distance, the smaller the change of the attributes that makes the classifier name "
+                "The smaller that distance, the smaller the attribute change that makes the classifier predict "
                 "another class.",
             ),
             (
                 "What it does not mean",
-                "How easily a picture is changed that far: the distance is one between attributes, not between pixels.",
+                "How easily a picture can be changed that far: the distance is between attributes, not pixels.",
             ),
         ],
     )

@@ -1,4 +1,4 @@
-"""The reports of the scripts: which figures, tables and cards say what a run found."""
+"""The reports of the scripts: the figures, tables and cards that present what a run found."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def quality(summary: dict[str, Any]) -> list[Metric]:
 
 
 def margins(summary: dict[str, Any]) -> list[Metric]:
-    """How close the samples are to a flip, from summary.json."""
+    """How close the samples are to flipping, from summary.json."""
     return [
         Metric("Model attackability", summary["test/attackability_mean"], note=mean_note(summary, "test")),
         _margin(summary, "Attackability", "attackability_median", note="median"),
@@ -229,9 +229,9 @@ def add_counterfactuals(report: Report, cards: Sequence[CounterfactualCard]) -> 
     report.counterfactuals(
         cards,
         title=COUNTERFACTUALS,
-        caption="A line is a test image, the image found and their amplified difference; open it for its attributes, "
-        "class probabilities and measurements. The distance is the length of the requested change of the attributes. "
-        "(The search “nearest” aims at the class, not at requested attributes.)",
+        caption="Each row shows a test image, the image found and their amplified difference; open it for its "
+        "attributes, class probabilities and measurements. The distance is the length of the requested attribute "
+        "change. (The search “nearest” aims at the class, not at requested attributes.)",
     )
 
 
@@ -250,13 +250,13 @@ def add_answers(report: Report, found: Counterfactuals) -> None:
         "Four answers",
         [
             "Perturbation",
-            Column("median ‖δ‖", definition="Median length of the change of the attributes, over these pairs."),
-            Column("over projection", definition="Median of ‖δ‖ divided by that of the projection, pair by pair."),
+            Column("median ‖δ‖", definition="Median length of the attribute change over these pairs."),
+            Column("over projection", definition="Median ratio of ‖δ‖ to the projection's ‖δ‖ for the same pair."),
             Column("reaches target", "%", definition="Share of pairs where e + δ is classified as the target."),
         ],
         rows,
-        caption="The change of the attribute vector that shall make each image its target class. Only the projection "
-        "both wins against every class and is the smallest such change.",
+        caption="The attribute change that is meant to turn each image into its target class. Only the projection "
+        "both wins against every class and is the smallest change that does.",
     )
 
 
@@ -285,11 +285,11 @@ def _card(
         size = abs(found.single_delta[row]) / max(spread[single], 1e-6)
         name = readable_attribute(names[single])
         moved = format_number(float(found.single_delta[row]), signed=True)
-        note += f" One attribute alone would do: {name} by {moved} ({size:.1f} standard deviations)."
+        note += f" One attribute alone would suffice: {name} by {moved} ({size:.1f} standard deviations)."
     else:
         note += " No single attribute can reach this target."
     if found.success[row] and not found.survives_rounding[row]:
-        note += " The flip is lost when the image is rounded to 8 bits."
+        note += " The flip does not survive rounding the image to 8 bits."
     chosen = {int(found.target[row]), *(int(k) for p in probabilities for k in np.argsort(-p[row])[:SHOWN_CLASSES])}
     shown = sorted(chosen, key=lambda k: -float(probabilities[0][row, k]))
     return pair_card(

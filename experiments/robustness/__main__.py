@@ -1,4 +1,4 @@
-"""What is left of a model's accuracy under attacks written by others: the check on every claim of robustness."""
+"""How much of a model's accuracy survives attacks written by others: the check on every claim of robustness."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Args:
-    """Attacks the test images of trained runs with Foolbox and compares what they still name correctly.
+    """Attacks the test images of trained runs with Foolbox and compares how many the models still classify correctly.
 
     python -m experiments.train --model cnn --run-dir runs/plain
     python -m experiments.train --model cnn --run-dir runs/stability --lambda-stability 1 --stability-form hinge
@@ -30,17 +30,17 @@ class Args:
     python -m experiments.robustness --run-dirs runs/plain runs/stability runs/robust runs/lipschitz --out DIR
     python -m experiments.robustness --encoder my_model:encode --head head.safetensors --images x.npz --out DIR
 
-    Needs the extra "bench". Every run is attacked with L2 and L-infinity projected gradient descent, DDN and Carlini
-    and Wagner's attack on the same images, and with this library's own search; the first run is the one that the others
-    are compared with, and on what DDN made of its images. Certified distances stand beside the attacks where the model
-    has a proof, and CANARY's metrics of DDN's images in a table of their own. Leaves table.md, summary.json,
-    metrics.jsonl and report.html. Stop it at any moment and repeat the command.
+    Needs the extra "bench". Every run is attacked on the same images with L2 and L-infinity projected gradient
+    descent, DDN, Carlini and Wagner's attack, and this library's own search. The other runs are compared with the
+    first one, and also evaluated on the images that DDN found for it. Certified distances appear beside the attacks
+    where the model has a proof; CANARY's metrics of DDN's images have their own table. Writes table.md, summary.json,
+    metrics.jsonl and report.html. An interrupted command continues where it stopped when it is repeated.
 
     Attributes:
-        run_dirs: folders of finished trainings on one data set.
-        names: what to call them; by default their folders' names.
-        out: the folder to write.
-        quiet: show errors only.
+        run_dirs: folders of finished trainings on the same data set.
+        names: what to call the runs; by default the names of their folders.
+        out: the folder to write to.
+        quiet: show only errors.
     """
 
     run_dirs: tuple[Path, ...] = ()
@@ -57,9 +57,10 @@ class Args:
     def __post_init__(self) -> None:
         count = len(self.run_dirs) or 1
         if self.names and len(self.names) != count:
-            raise UserError(f"--names: {len(self.names)} for {count} models")
+            raise UserError(f"--names: {len(self.names)} given; expected {count}, one per model.")
         if len(set(self.run_names)) < count:
-            raise UserError(f"{', '.join(self.run_names)}: give every run a --names of its own")
+            names = ", ".join(self.run_names)
+            raise UserError(f"The run names {names} are not distinct; give each run its own name with --names.")
 
     @property
     def run_names(self) -> tuple[str, ...]:
@@ -69,7 +70,7 @@ class Args:
 
 
 def robustness(args: Args) -> Path:
-    """Attacks every run and writes what is left; returns the out folder."""
+    """Attacks every run and writes the results; returns the out folder."""
     from experiments.robustness.canary import add_scores, canary_figures
     from experiments.robustness.measure import attack_run, compare, figures, transferred
     from experiments.robustness.page import TABLE, write_report, write_results
@@ -83,7 +84,7 @@ def robustness(args: Args) -> Path:
     first = next(iter(runs.values()))
     for name, run in runs.items():
         if run.dataset.path.name != first.dataset.path.name:
-            raise UserError(f"{name} was trained on other data than {args.run_names[0]}: compare them apart.")
+            raise UserError(f"{name} and {args.run_names[0]} were trained on different data; compare them separately.")
     with owned_folder(args.out, "experiments.robustness", {}) as out:
         attacked: dict[str, Attacked] = {}
         found: dict[str, dict[str, float]] = {}

@@ -28,7 +28,7 @@ from spectra_jax.canary_score import LIMITS, canary_score
 from spectra_jax.reporting import Column
 
 MODEL = (
-    ("accuracy", Column("Accuracy", "%", "Of the chosen images, before any attack.", 1)),
+    ("accuracy", Column("Accuracy", "%", "Accuracy on the chosen images before any attack.", 1)),
     ("macro_f1", Column("Macro-F1", "%", "F1 of each class among the chosen images, averaged over the classes.", 1)),
     ("confidence", Column("True-class confidence", "%", "Mean softmax probability of the true class.", 1)),
 )
@@ -38,33 +38,33 @@ ATTENTION = (
         Column(
             "ACAMC_A",
             "",
-            "Cosine of the Grad-CAM maps before and after, for the class named after the "
-            "attack, averaged; of the pixels, as not every model has a convolutional map.",
+            "Mean cosine between the Grad-CAM maps before and after the attack, for the class predicted after it. "
+            "The maps are computed on the pixels, because not every model has a convolutional map.",
             2,
         ),
     ),
     ("acamc_t", Column("ACAMC_T", "", "The same for the true class.", 2)),
 )
-OTHERS = ("otr", Column("OTR", "%", "Misclassification ratio on the other runs of this comparison, averaged.", 1))
+OTHERS = ("otr", Column("OTR", "%", "Mean misclassification ratio on the other runs of this comparison.", 1))
 COST = (
-    ("act", Column("ACT", "s", "Seconds per image; compiling the attack is part of the first batch.", 3)),
-    ("aqn", Column("AQN", "", "Forward passes for each image, and as many backward.", 0)),
+    ("act", Column("ACT", "s", "Seconds per image; the first batch includes compiling the attack.", 3)),
+    ("aqn", Column("AQN", "", "Forward passes per image; there are as many backward passes.", 0)),
 )
-ADMS = ("adms", Column("ADMS", "", "DISTS, averaged: it needs weights of VGG that no installable package ships.", 4))
+ADMS = ("adms", Column("ADMS", "", "Mean DISTS; it needs VGG weights that no installable package ships.", 4))
 SCORE = (
     "score",
-    Column("Score", "", "CANARY's score of the attack on this run among these runs: 1 where it did best, on the least "
-           "robust of them, and 0 where it did worst, however little they differ.", 2),
+    Column("Score", "", "CANARY's score of the attack on this run, relative to these runs: 1 where it did best, on the "
+           "least robust of them, and 0 where it did worst, however little they differ.", 2),
 )  # fmt: skip
 COLUMNS = (*MODEL, *EFFECT, *ATTENTION, OTHERS, *COST, *VISIBILITY, ADMS, SCORE)
 SUFFIXES: dict[Reading, str] = {"as defined": "", "as coded": ", as coded"}  # of the name of a row
 NOTE = (
-    "The attack is Foolbox's DDN. Averages are over the images named correctly before, failures included, as the "
-    "publication defines them; its public code leaves failures out, exchanges the two frequency bands, divides lengths "
-    "by N / 2, counts changed channels and leaves an image out of both ACAMC where one of its maps is blank: second "
-    "row of each run. ADMS is not here: it needs VGG weights that no installable package ships. The score sums up "
-    "effect and visibility by item response theory, without the cost, for which CANARY has no limits in seconds. It "
-    "needs two runs and the extra 'canary'."
+    "The attack is Foolbox's DDN. Averages are over the images classified correctly before the attack, failures "
+    "included, as the publication defines them. The second row of each run follows the public code instead, which "
+    "omits failures, swaps the two frequency bands, divides lengths by N / 2, counts changed channels and omits an "
+    "image from both ACAMC if one of its maps is blank. ADMS is missing because it needs VGG weights that no "
+    "installable package ships. The score combines effect and visibility by item response theory. It ignores the cost, "
+    "for which CANARY has no limits in seconds, and needs two runs and the extra 'canary'."
 )
 
 
@@ -74,13 +74,13 @@ def canary_figures(
     """CANARY's metrics of one run and of DDN's images of it.
 
     Args:
-        name: of the run.
-        attacked: what the attacks did to it.
-        runs: all runs by name; the others are asked whether the images mislead them too.
-        config: of the attacks.
+        name: name of the run.
+        attacked: results of the attacks on it.
+        runs: all runs by name; the images are also tried on the others.
+        config: configuration of the attacks.
 
     Returns:
-        Each of COLUMNS but the score by both readings; NaN where there is nothing to average.
+        Every one of COLUMNS except the score, in both readings; NaN where there is nothing to average.
     """
     labels, valid = jnp.asarray(attacked.labels), jnp.asarray(attacked.correct)
 

@@ -1,4 +1,4 @@
-"""Attacks written by others on the images of a run, and what of its accuracy is left."""
+"""Attacks written by others on the images of a run, and the accuracy that survives them."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The robustness comparison as table, summary and report."""
+"""The robustness comparison as a table, a summary and a report."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,34 +30,36 @@ from spectra_jax.reporting.provenance import now
 TABLE = "table.md"
 CARDS = 2
 Figures = Mapping[str, Mapping[str, Any]]  # name of a run -> its figures
-ROBUST = "Share of all chosen images, wrongly named ones included, that are named correctly whatever the attack does"
+ROBUST = "Share of all chosen images, misclassified ones included, that stay correctly classified under the attack"
 CERTIFIED = (
-    "Share of all chosen images that are named correctly, and provably so at every image within that L2 distance: the "
-    "exact distance between attributes over the Lipschitz constant of the encoder. A dash where nothing is proven."
+    "Share of all chosen images that are classified correctly and provably stay so for every image within that L2 "
+    "distance. The certified distance is the exact distance between attributes divided by the Lipschitz constant of "
+    "the encoder. A dash means that nothing is proven."
 )
 CORRELATION = (
     "Spearman's rank correlation of attackability (Eq. 5) with the smallest L2 change found by DDN or Carlini and "
-    "Wagner's attack, over the correctly named images: -1 where attackability says which image is flipped most easily, "
-    "0 where it says nothing."
+    "Wagner's attack, over the correctly classified images. -1 means that attackability ranks the images exactly by "
+    "how easily they flip, 0 that it says nothing about it."
 )
 CAVEAT = (
-    "An attack that fails proves nothing: these are upper bounds on the robust accuracy, by the same attacks for every "
-    "run. L2 distances are over all pixels and channels in [0, 1], so they grow with the image: compare runs of one "
-    "size. Relative margin and attackability, which the stability loss improves, are distances between attributes, not "
-    "between images. L2FMNAttack of Foolbox 3.3.4 is not used: its projection divides norms by themselves."
+    "A failed attack proves nothing: these are upper bounds on the robust accuracy, from the same attacks for every "
+    "run. L2 distances are over all pixels and channels in [0, 1], so they grow with the image: compare only runs with "
+    "the same image size. Relative margin and attackability, which the stability loss improves, are based on distances "
+    "between attributes, not between images. L2FMNAttack of Foolbox 3.3.4 is not used because its projection divides "
+    "norms by themselves."
 )
 
 
 def columns(config: AttackConfig) -> list[tuple[str, Column]]:
     """The keys of the table and what they are."""
     definition = {
-        "clean": "Share of the chosen images that are named correctly before any attack.",
+        "clean": "Share of the chosen images that are classified correctly before any attack.",
         "l2": f"{ROBUST}: the worst of Foolbox's L2 projected gradient descent ({config.pgd_steps} steps), DDN "
         f"({config.ddn_steps} steps) and Carlini and Wagner's attack within that L2 distance.",
-        "linf": f"{ROBUST}: Foolbox's L∞ projected gradient descent, {config.pgd_steps} steps, at most so many of 255 "
-        "grey levels per channel.",
-        "median": "Median over the correctly named images of the smallest L2 change that flips them, found by DDN or "
-        "Carlini and Wagner's attack; infinite where half of them are never flipped.",
+        "linf": f"{ROBUST}: Foolbox's L∞ projected gradient descent ({config.pgd_steps} steps), which changes each "
+        "channel by at most that many of 255 grey levels.",
+        "median": "Median, over the correctly classified images, of the smallest L2 change that DDN or Carlini and "
+        "Wagner's attack found to flip them; infinite if half of them are never flipped.",
     }
     return [
         ("clean_accuracy", Column("Clean accuracy", "%", definition["clean"], 1)),
@@ -137,19 +139,19 @@ def crossing_words(found: Figures) -> str:
     """Whether an attack went below a certificate."""
     certified = [values for values in found.values() if "certified_l2_median" in values]
     if not certified:
-        return "Nothing is proven of any of these models."
+        return "Nothing is proven about any of these models."
     crossed, pairs = (sum(int(values[key]) for values in certified)
                       for key in ("certificates_crossed", "certificates_attacked"))  # fmt: skip
     return f"{crossed} of {pairs:,} attacks found an image below its certified distance."
 
 
 def verdict(name: str, first: str, differences: Mapping[str, float], config: AttackConfig) -> str:
-    """One sentence: at which radii a run holds more images than the first one, fewer, or cannot be told from it."""
+    """One sentence: the radii at which a run holds more or fewer images than the first, or the same within error."""
     judged: dict[str, list[str]] = {"more": [], "fewer": [], "undecided": []}
     for key, column in columns(config)[1:-1]:
         low, high = (differences[f"{key}_difference_{end}"] for end in ("low", "high"))
         judged["more" if low > 0 else "fewer" if high < 0 else "undecided"].append(column.name)
-    words = {"more": "more images hold at", "fewer": "fewer hold at", "undecided": "no difference can be told at"}
+    words = {"more": "more images hold at", "fewer": "fewer hold at", "undecided": "no clear difference at"}
     parts = [f"{words[kind]} {', '.join(radii)}" for kind, radii in judged.items() if radii]
     return f"{name} against {first}: {'; '.join(parts)} (paired 95 % bootstrap intervals)."
 
@@ -180,8 +182,8 @@ def write_report(
         report.counterfactuals(
             cards,
             title="The smallest change DDN finds",
-            caption="The same images for every run. The harder a model is to flip, the longer the change; only where "
-            "it has to be long can it come to look like something.",
+            caption="The same images for every run. The harder a model is to flip, the larger the change; only a "
+            "large change can look like something.",
         )
     report.table(
         "Robust accuracy",
@@ -193,11 +195,11 @@ def write_report(
         caption=f"95 % intervals: Wilson for shares, bootstrap for medians. {CAVEAT}",
     )
     report.table(
-        "What is proven, and what attackability predicts",
+        "Certificates, and what attackability predicts",
         ["Run", *(column for _, column in proofs(config))],
         [[name, *(_estimate(values, key) for key, _ in proofs(config))] for name, values in found.items()],
-        caption="95 % intervals as above. A certificate is a lower bound on every attack's distance and what an "
-        "attack finds an upper one: the truth lies between.",
+        caption="95 % intervals as above. A certificate is a lower bound on the smallest flipping distance, and the "
+        "distance that an attack finds is an upper bound: the truth lies between them.",
     )
     report.table(
         "CANARY's metrics of DDN's images",
@@ -237,17 +239,16 @@ def _add_curves(report: Report, attacked: Mapping[str, Attacked], config: Attack
             holds = 100 * np.concatenate([[one.correct.mean()], one.holds_linf().mean(axis=0)])
             right.plot([0, *config.linf_levels], holds, markersize=5, **style)
             words.append(f"{name}: L∞ " + ", ".join(f"{h:.0f} %" for h in holds))
-        left.set(xlabel="L2 radius", ylabel="named correctly, %", ylim=(0, 100), xlim=(0, reach))
+        left.set(xlabel="L2 radius", ylabel="classified correctly, %", ylim=(0, 100), xlim=(0, reach))
         right.set(xlabel="L∞ radius, grey levels of 255", xlim=(0, None))
         right.legend()
     report.figure(
-        "What is left of the accuracy",
+        "Accuracy under attack",
         figure,
-        alt=f"Share of images named correctly over the radius of the attack, one line per run. {'; '.join(words)}.",
-        caption="Left, lines: neither DDN nor Carlini and Wagner's attack found a change shorter than the radius; "
-        "marks: projected gradient descent within it; shaded: certified, where there is a proof. Right: L∞ projected "
-        "gradient descent. Radius 0 is the clean "
-        "accuracy.",
+        alt=f"Share of correctly classified images over the attack radius, one line per run. {'; '.join(words)}.",
+        caption="Left, lines: images for which neither DDN nor Carlini and Wagner's attack found a change smaller than "
+        "the radius; markers: images that withstand projected gradient descent within it; shaded: certified images, "
+        "where there is a proof. Right: L∞ projected gradient descent. Radius 0 is the clean accuracy.",
     )
 
 

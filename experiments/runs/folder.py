@@ -1,4 +1,4 @@
-"""The folder of one training run: whose it is, its metrics and checkpoints, and how the user stops it."""
+"""The folder of one training run: its owner, its metrics and checkpoints, and how the user stops it."""
 
 import contextlib
 import dataclasses
@@ -58,7 +58,7 @@ class RunFolder:
                 refusal = error
         refused = any_process(refusal is not None)  # where there are several processes, they meet here
         if refused:
-            raise refusal or UserError(f"Process 0 refuses --run-dir {path}; it says why.")
+            raise refusal or UserError(f"Process 0 refuses --run-dir {path}; see its output for the reason.")
 
     def _claim(self, config: dict[str, Any], extra: dict[str, Any]) -> int:
         path, stored = self.path, self.path / CONFIG
@@ -68,8 +68,8 @@ class RunFolder:
             _compare(path, read_config(path)["run"], config)
         elif path.exists() and (others := [p.name for p in path.iterdir() if not p.name.startswith(".")]):
             raise UserError(
-                f"--run-dir {path} is not empty ({', '.join(sorted(others)[:3])}) and holds no {CONFIG}: it is not the "
-                "folder of a run. Choose another one."
+                f"--run-dir {path} is not empty ({', '.join(sorted(others)[:3])}) and holds no {CONFIG}: it is not a "
+                "run folder. Choose another one."
             )
         _make_folder(path)
         lock = _lock(path, "Another process is training in {path}. Wait for it or choose another --run-dir.")
@@ -94,7 +94,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     config = _read_config(path)
     if not isinstance(config.get("run"), dict):
-        raise UserError(f"{path / CONFIG} was not written by a training run: {path} is not the folder of a run.")
+        raise UserError(f"{path / CONFIG} was not written by a training run: {path} is not a run folder.")
     train = config["run"].get("train")
     if isinstance(train, dict):
         # A setting that did not exist when the run was trained: its default means "as before".
@@ -108,7 +108,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = read_json(path / CONFIG)
     except (OSError, ValueError) as error:  # a folder, not JSON, not even text
         raise UserError(
-            f"{path / CONFIG} is not valid JSON ({error}): it was edited or is no config of ours."
+            f"{path / CONFIG} is not valid JSON ({error}): it was edited or written by another program."
         ) from None
     return config if isinstance(config, dict) else {}
 
@@ -223,7 +223,7 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = "it is a symbolic link that leads nowhere" if path.is_symlink() else error.strerror
+        reason = "it is a broken symbolic link" if path.is_symlink() else error.strerror
         raise UserError(f"{path} cannot be made ({reason}). Choose another folder.") from error
 
 

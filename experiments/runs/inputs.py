@@ -52,7 +52,7 @@ def first_params(model: Model, key: PRNGKeyArray, config: TrainConfig) -> Params
             images, certified radii without a proof, or parts of a model that does not look for them.
     """
     if model.frozen_backbone and not config.weights:
-        raise UserError(f"Model {model.name!r} keeps its backbone frozen: give it --weights.")
+        raise UserError(f"Model {model.name!r} keeps its backbone frozen: give its --weights.")
     try:
         check_adversarial(model, config)
         check_certified(model, config)

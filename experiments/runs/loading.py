@@ -1,4 +1,4 @@
-"""What the scripts share: where things are cached, which data, which model, and reading a run again."""
+"""What the scripts share: the cache, the data, the model, and reading a run again."""
 
 import dataclasses
 import functools
@@ -52,15 +52,15 @@ def prepare_data(config: DataConfig, *, console: Console) -> Dataset:
         raise UserError(str(error)) from error
     except OSError as error:
         raise UserError(
-            f"{error.filename or cache_dir()} cannot be written ({error.strerror}): make room, or set "
-            "SPECTRA_JAX_CACHE to a folder that can."
+            f"{error.filename or cache_dir()} cannot be written ({error.strerror}): free some space, or set "
+            "SPECTRA_JAX_CACHE to a writable folder."
         ) from error
     dataset = open_prepared(prepared)
     for split, mark in (("train", 1), ("test", 0)):
         if not dataset.num_examples(split):
             raise UserError(
-                f"--data-dir {source} has no images of the {split} split: train_test_split.txt says {mark} for none of "
-                "those that are there. Mark some."
+                f"--data-dir {source} has no images in the {split} split: train_test_split.txt says {mark} for none of "
+                "the existing images. Mark some."
             )
     for note in dataset.info.notes:
         console.say(note)
@@ -148,7 +148,7 @@ def load_run(run_dir: Path) -> LoadedRun:
     """Reads what `experiments.train` left in `run_dir`; the folder is not changed.
 
     Raises:
-        UserError: it is not the folder of a run, has no checkpoint yet, or its prepared data are gone.
+        UserError: it is not a run folder, has no checkpoint yet, or its prepared data are gone.
     """
     run_dir = Path(run_dir)
     stored = read_run_config(run_dir)
@@ -175,8 +175,8 @@ def _check_params(run_dir: Path, model: Model, params: Params, image_size: int) 
     found = jax.tree.map(np.shape, {part: params.get(part) for part in wanted})
     if wanted != found:
         raise UserError(
-            f"The checkpoint of {run_dir} is not of the model that its {CONFIG} names, {model.name} for images of "
-            f"{image_size} pixels: restore {CONFIG} or retrain it."
+            f"The checkpoint of {run_dir} does not fit the model that its {CONFIG} names, {model.name} for images of "
+            f"{image_size} pixels: restore {CONFIG} or train again."
         )
 
 
@@ -196,9 +196,9 @@ def load_test_split(run_dir: Path) -> TestSplit:
         )
         if found != wanted:
             raise UserError(
-                f"The arrays of {run_dir} are of {found[0]} images, {found[1]} classes and {found[2]} attributes, its "
-                f"data of {wanted[0]}, {wanted[1]} and {wanted[2]}: delete test_attributes.npz and head.npz and repeat "
-                "the training command."
+                f"The arrays of {run_dir} have {found[0]} images, {found[1]} classes and {found[2]} attributes; "
+                f"expected {wanted[0]}, {wanted[1]} and {wanted[2]}, as in its data. Delete test_attributes.npz and "
+                "head.npz and repeat the training command."
             )
     return split
 

@@ -1,4 +1,4 @@
-"""The files that somebody's own model comes in: function, head, names and images."""
+"""The files of your own model: function, head, names and images."""
 
 import importlib
 import os
@@ -46,15 +46,15 @@ def load_function(name: str) -> Callable[[Any], Any]:
     except Exception as error:  # the module is somebody's program: it can fail in any way
         reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"--encoder {name}: {module_name} cannot be imported ({reason}). Its folder is searched if it is the "
-            f"current one ({os.getcwd()}) or named in PYTHONPATH."
+            f"--encoder {name}: {module_name} cannot be imported ({reason}). Only the current folder ({os.getcwd()}) "
+            "and those in PYTHONPATH are searched."
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
             raise UserError(f"--encoder {name}: there is no {part!r} in {getattr(found, '__name__', found)}.")
         found = getattr(found, part)
     if not callable(found):
-        raise UserError(f"--encoder {name}: it is of type {type(found).__name__}; expected a function of images.")
+        raise UserError(f"--encoder {name} is of type {type(found).__name__}; expected a function of images.")
     return found
 
 
@@ -97,7 +97,7 @@ def read_images(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise UserError(f"{path}: images has shape {pixels.shape}; expected (N, side, side, 3).")
     if pixels.dtype != np.uint8:
         if np.issubdtype(pixels.dtype, np.floating) and not np.isfinite(pixels).all():
-            raise UserError(f"{path}: images hold NaN or infinite values; leave those images out or repair them.")
+            raise UserError(f"{path}: images contains NaN or infinite values; remove or repair these images.")
         if not (np.issubdtype(pixels.dtype, np.floating) and pixels.min() >= 0 and pixels.max() <= 1):
             raise UserError(f"{path}: images are {pixels.dtype} outside [0, 1]; expected 8-bit or floats in [0, 1].")
         pixels = np.rint(pixels * 255).astype(np.uint8)

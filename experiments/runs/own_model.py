@@ -1,4 +1,4 @@
-"""Somebody's own model and images, in the shape of a run of ours."""
+"""Your own model and images, in the shape of a run."""
 
 import dataclasses
 import hashlib
@@ -79,7 +79,7 @@ class OwnImages:
 
 
 def open_subject(run_dir: Path | None, own: OwnModel) -> tuple[LoadedRun, np.ndarray, np.ndarray]:
-    """A trained run or somebody's own model, its test attributes (N, n) and labels (N,).
+    """A trained run or your own model, its test attributes (N, n) and labels (N,).
 
     Raises:
         UserError: the run is not complete, or a part of the model does not fit the others.
@@ -91,9 +91,9 @@ def open_subject(run_dir: Path | None, own: OwnModel) -> tuple[LoadedRun, np.nda
 
 
 def open_own(own: OwnModel) -> tuple[LoadedRun, np.ndarray, np.ndarray]:
-    """Somebody's own model in the shape of a run, the attributes (N, n) of its images and labels (N,).
+    """Your own model in the shape of a run, the attributes (N, n) of its images and labels (N,).
 
-    Without labels the classes that the model names count as such.
+    Without labels, the predicted classes take their place.
 
     Raises:
         UserError: a part of the model does not fit the others.
@@ -108,7 +108,8 @@ def open_own(own: OwnModel) -> tuple[LoadedRun, np.ndarray, np.ndarray]:
         labels = np.asarray(head_logits(head, jnp.asarray(attributes))).argmax(axis=1)
     elif not (labels.min() >= 0 and labels.max() < num_classes):
         raise UserError(
-            f"{own.images}: labels reach from {labels.min()} to {labels.max()}; the head has {num_classes}."
+            f"{own.images}: labels go from {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1}, the "
+            "classes of the head."
         )
     info = DatasetInfo(
         name=own.images.stem,
@@ -143,10 +144,10 @@ def _encode(name: str, function: Callable[[Any], Any], pixels: np.ndarray) -> np
             raise UserError(f"--encoder {name} fails on images {images.shape}: {error}") from error
         if values.ndim != 2 or len(values) != len(images) or not jnp.issubdtype(values.dtype, jnp.floating):
             raise UserError(
-                f"--encoder {name} gives {values.dtype} {values.shape} of images {images.shape}; expected floats "
-                f"({len(images)}, n), a row of attributes for each image."
+                f"--encoder {name} returns {values.dtype} {values.shape} for images {images.shape}; expected floats "
+                f"({len(images)}, n), a row of attributes per image."
             )
         if not np.isfinite(values).all():
-            raise UserError(f"--encoder {name} gives NaN or infinite attributes for images {begin} onwards.")
+            raise UserError(f"--encoder {name} returns NaN or infinite attributes in the batch from image {begin} on.")
         parts.append(values.astype(np.float32))
     return np.concatenate(parts)[: len(pixels)]

@@ -45,7 +45,7 @@ def regions_of(info: DatasetInfo) -> dict[str, Any]:
         ValueError: the data have no part points, or no attribute names a part of them.
     """
     if not info.part_names:
-        raise ValueError(f"model 'part_cnn' needs part points, and {info.name} has none: choose another --model")
+        raise ValueError(f"model 'part_cnn' needs part points, but {info.name} has none: choose another --model")
     about = [
         tuple(info.part_names.index(part) for part in part_names(attribute) if part in info.part_names)
         for attribute in info.attribute_names

@@ -1,4 +1,4 @@
-"""What a training leaves in its run folder: metrics and checkpoints on the way, figures and arrays at its end."""
+"""What a training writes to its run folder: metrics and checkpoints on the way, figures and arrays at the end."""
 
 import dataclasses
 import time

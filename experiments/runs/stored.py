@@ -1,4 +1,4 @@
-"""Reads the files of a run folder, each through a schema: what was edited or damaged is refused in one sentence."""
+"""Reads the files of a run folder, each through a schema; edited or damaged files are refused in one sentence."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def read_run_config(run_dir: Path) -> RunConfig:
     """The config.json of a run folder.
 
     Raises:
-        UserError: it is not the folder of a run, or its config.json was edited or comes from another version.
+        UserError: it is not a run folder, or its config.json was edited or comes from another version.
     """
     path = run_dir / CONFIG
     check_run_folder(run_dir)
@@ -90,7 +90,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}): repeat the training command.") from None
     missing = [name for name in ("seconds", "train/seconds") if not isinstance(summary.get(name), int | float)]
     if missing:
-        raise UserError(f"{path} has no number {' and no '.join(missing)}: repeat the training command.")
+        raise UserError(f"{path} lacks the number {' and '.join(missing)}: repeat the training command.")
     return summary
 
 
@@ -148,7 +148,7 @@ def read_test_split(run_dir: Path) -> TestSplit:
         labels = open_labels(path, num_classes=num_classes, name="labels")
         assert labels is not None
         if labels.shape != (num_samples,) or not num_samples:
-            raise SourceError(f"{path}: {num_samples} rows of attributes, {labels.shape[0]} labels; expected as many.")
+            raise SourceError(f"{path} has {labels.shape[0]} labels; expected {num_samples}, one per sample.")
         rows = check_floats(features.read(0, num_samples), start=0, dtype=np.float32, title=features.title)
         named = labels.read(0, num_samples)
         check_labels(named, start=0, num_classes=num_classes, title=labels.title)
@@ -180,4 +180,4 @@ def _checked(path: Path, value: Any, schema: type[_T], what: str = "") -> _T:
 
 
 def _edited(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} is not as training wrote it ({reason}): it was edited or damaged. Restore or retrain it.")
+    return UserError(f"{path} is not as training wrote it ({reason}): it was edited or damaged. Restore it or retrain.")

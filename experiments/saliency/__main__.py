@@ -1,4 +1,4 @@
-"""Which pixels the attributes of a trained run look at, and whether they lie on the part the attribute names."""
+"""Which pixels the attributes of a trained run depend on, and whether they lie on the part that the attribute names."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ class Args:
     """Activation maps of a trained run's test images: the paper's Section 2.4.
 
     python -m experiments.saliency --run-dir RUN --out DIR
-        60 correctly classified images x 3 attributes; about a minute on 2 CPU cores. Where the data have part points,
-        it is measured how often the 500 pixels fall on the part that the attribute names.
+        60 correctly classified images x 3 attributes; about a minute on 2 CPU cores. If the data have part points, it
+        also measures how often the 500 pixels fall on the part that the attribute names.
 
     python -m experiments.saliency --run-dir RUN --out DIR --image 12 40 --attribute NAME
         these images of the test split and this attribute.
 
-    Leaves metrics.jsonl (one record a map), summary.json and report.html.
+    Writes metrics.jsonl (one record per map), summary.json and report.html.
 
     Attributes:
-        out: the folder to write.
+        out: the folder to write to.
         run_dir: the run folder of experiments.train or experiments.quickstart.
-        image: positions in the test split; correctly classified ones of all classes in turn if not given.
-        attribute: names or 0-based ids; those that count most for the class, weight times value, if not given.
-        num_images: how many to choose where none are given.
-        num_attributes: how many to choose for an image where none are given.
-        top_k: pixels to keep, the paper's 500.
-        seed: of the choice of images and of the random attributes to compare with.
-        quiet: show errors only.
+        image: positions in the test split; by default correctly classified images of all classes in turn.
+        attribute: names or 0-based ids; by default those that contribute most to the class (weight times value).
+        num_images: number of images to choose if none are given.
+        num_attributes: number of attributes to choose per image if none are given.
+        top_k: number of pixels to keep, 500 in the paper.
+        seed: seed of the choice of images and of the random attributes to compare with.
+        quiet: show only errors.
     """
 
     out: Path

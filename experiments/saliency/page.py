@@ -15,7 +15,7 @@ from spectra_jax.reporting import Column, Metric, Picture, Report
 MOST_SHOWN = 24
 LIFT = (
     "Share of the strongest pixels that lie in discs around the attribute's part, over the share of the picture that "
-    f"the discs cover. 1 is what pixels scattered at random have. A disc's radius is {RADIUS:g} of the object's size."
+    f"the discs cover. Pixels scattered at random give 1. A disc's radius is {RADIUS:g} of the object's size."
 )
 NO_PARTS = (
     "This data set has no part points, so whether the maps lie on the part that an attribute names is not measured."
@@ -67,17 +67,17 @@ def verdict(summary: dict[str, float]) -> str:
     """What the figures say, in words, by fixed rules."""
     count = summary["saliency/num_with_part"]
     if not count:
-        return "No map belongs to a part whose place is known, so nothing can be said on where the maps lie."
+        return "No map belongs to a part with a known location, so nothing can be said about where the maps lie."
     own, control = summary["saliency/lift_median"], summary["saliency/control_lift_median"]
     rate = summary["saliency/above_control_rate"]
     # Two standard errors of a share around one half: what a fair coin would do.
     chance = 1 / np.sqrt(count)
     numbers = (
-        f"median lift {own:.2f}, of attributes of other parts at the same place {control:.2f}; the named attribute is "
-        f"ahead in {rate:.0%} of {count} maps"
+        f"median lift {own:.2f}, against {control:.2f} for attributes of other parts at the same place; the named "
+        f"attribute is ahead in {rate:.0%} of {count} maps"
     )
     if rate - 0.5 > chance and own > control:
-        return f"The maps lie on the part that the attribute names more than those of other attributes do: {numbers}."
+        return f"The maps lie on the part that the attribute names more than the maps of other attributes: {numbers}."
     if own > 1.5:
         return (
             f"The maps prefer these places, but not demonstrably because of the attribute's name: {numbers}. They show "
@@ -106,14 +106,14 @@ def write(run: LoadedRun, maps: list[Map], summary: dict[str, float], path: Path
     """Writes the report."""
     report = Report("SPECTRA activation maps", subtitle=f"{run.config.model} on {run.info.name}")
     size = maps[0].kept.size
-    wide = "; each mark covers the neighbours of its pixel too, to be seen" if max(maps[0].kept.shape) > 100 else ""
+    wide = "; each mark also covers the neighbouring pixels, to be visible" if max(maps[0].kept.shape) > 100 else ""
     rings = "White rings: the part that the attribute names." if run.info.part_names else NO_PARTS
     shown = maps[:MOST_SHOWN]
     report.gallery(
         "Where each attribute looks",
         [_picture(run, m) for m in shown],
-        caption=f"The {min(top_k, size):,} of {size:,} pixels to which the attribute is most sensitive, brighter where "
-        f"more so{wide}. {rings} {len(shown)} of {len(maps)} maps are shown; the table has all of them.",
+        caption=f"The {min(top_k, size):,} of {size:,} pixels to which the attribute is most sensitive; brighter means "
+        f"more sensitive{wide}. {rings} {len(shown)} of {len(maps)} maps are shown; the table lists all of them.",
     )
     if run.info.part_names:
         _add_lift(report, summary)
@@ -131,8 +131,8 @@ def _add_lift(report: Report, summary: dict[str, float]) -> None:
             Metric(
                 "Lift of other attributes",
                 summary["saliency/control_lift_median"],
-                definition="The same discs, with the map of an attribute of another part, drawn at random: what the "
-                "place itself attracts.",
+                definition="Lift at the same discs of the map of a random attribute of another part: what the place "
+                "itself attracts.",
                 note=f"median of {pairs}",
             ),
             Metric(

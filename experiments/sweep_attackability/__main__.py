@@ -1,4 +1,4 @@
-"""The nearest class of every sample, and every counterfactual where asked; a repeated command goes on."""
+"""The nearest class of every sample, and on request every counterfactual; repeating the command continues it."""
 
 import time
 from collections.abc import Sequence
@@ -14,34 +14,34 @@ from experiments.sweep_attackability.options import InputConfig, ShardConfig, So
 
 @dataclass(frozen=True)
 class Args:
-    """Says how far every sample of a linear head is from another class, and solves all (sample, target) pairs.
+    """Computes how far every sample of a linear head is from another class, and solves all (sample, target) pairs.
 
     python -m experiments.sweep_attackability --run-dir runs/quickstart-synthetic-cnn-seed0 --out runs/sweep
         the test split of a finished run.
 
     python -m experiments.sweep_attackability --features features.npy --head model.safetensors --head-weight fc.weight
         --out runs/sweep
-        anybody's features, (samples, attributes), and linear head; no PyTorch needed.
+        any features, (samples, attributes), and linear head; no PyTorch needed.
 
-    First comes what costs as much as the logits: the nearest class of every sample, its distance and the
-    attackability, for which the boundary is EXACT (the nearest way out of a region is through one facet). Shown on the
-    terminal and left in nearest.parquet, summary.json and report.html. Then all pairs, where they take a minute or
-    two (up to 5 million) or are asked for, by --all-pairs or any option of theirs; else it says what they would cost.
-    --nearest-only leaves them out however few they are.
+    The first step costs about as much as the logits: the nearest class of every sample, its distance and the
+    attackability, for which the boundary is EXACT (the nearest way out of a region is through one facet). The answers
+    are printed and written to nearest.parquet, summary.json and report.html. The second step solves all pairs if
+    that takes only a minute or two (up to 5 million pairs), or if --all-pairs or another option about pairs asks for
+    it; otherwise the command only estimates their cost. --nearest-only skips them, however few they are.
 
-    Of all pairs it leaves pairs/*.parquet (a row per sample, target and method), samples/*.parquet (a row per sample)
-    and class_distances.parquet as well. Read them with any of these libraries, of which DuckDB is installed:
+    All pairs are written to pairs/*.parquet (a row per sample, target and method), samples/*.parquet (a row per
+    sample) and class_distances.parquet. Read them with any of these libraries, of which DuckDB is installed:
         pandas.read_parquet("runs/sweep/pairs")   polars.scan_parquet("runs/sweep/pairs/*.parquet")
         duckdb.sql("select * from 'runs/sweep/pairs/*.parquet'")
 
-    Memory does not depend on the number of pairs. On a CPU every core solves samples of its own, with the same
-    answers; JAX_NUM_CPU_DEVICES=1 makes one device of all cores. After Ctrl-C or a kill, repeat the command: finished
-    files are kept. On several hosts start it once on each with the same --out on a shared disk; or, where they need not
-    know each other, with --shard i/n, and --merge after them, or all of it by --ray n (docs/cluster.md).
+    Memory does not depend on the number of pairs. On a CPU, every core solves its own samples, with the same
+    answers; JAX_NUM_CPU_DEVICES=1 makes all cores one device. After Ctrl-C or a kill, repeat the command: finished
+    files are kept. On several hosts, start it once on each with the same --out on a shared disk. If the hosts do not
+    know each other, run the shards with --shard i/n and then --merge, or do all of it with --ray n (docs/cluster.md).
 
     Attributes:
-        out: the folder to write; made if absent.
-        quiet: show errors only.
+        out: the folder to write to; created if absent.
+        quiet: show only errors.
     """
 
     out: Path
@@ -78,7 +78,7 @@ def sweep(args: Args) -> int:
 
     def prepare() -> tuple[Problem, SolveConfig, Nearest | None]:
         if args.out.is_file():
-            raise UserError(f"--out {args.out} is a file; expected a folder to write, new or of this sweep")
+            raise UserError(f"--out {args.out} is a file; expected a new folder or the folder of this sweep")
         problem = open_problem(args.source, args.questions.precision)
         console.say(problem.sources)
         check_options(args.questions, problem)

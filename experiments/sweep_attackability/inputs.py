@@ -1,4 +1,4 @@
-"""What a sweep is asked about: a run folder of ours or anybody's features and head, opened and checked."""
+"""The input of a sweep, a run folder or any features and head, opened and checked."""
 
 import dataclasses
 import difflib
@@ -85,8 +85,8 @@ def open_problem(config: InputConfig, precision: str) -> Problem:
         raise UserError(f"{problem.features.title} holds no samples.")
     if problem.labels is not None and problem.labels.shape[0] != problem.features.shape[0]:
         raise UserError(
-            f"{problem.labels.title} has {problem.labels.shape[0]} labels for the {problem.features.shape[0]} samples "
-            f"of {problem.features.title}."
+            f"{problem.labels.title} has {problem.labels.shape[0]} labels; expected {problem.features.shape[0]}, one "
+            f"per sample of {problem.features.title}."
         )
     columns = [_read_ids(problem.features, name) for name in config.id_name]
     if config.ids is not None:
@@ -143,7 +143,7 @@ def _from_run(config: InputConfig, precision: str) -> Problem:
 def _from_files(config: InputConfig, precision: str) -> Problem:
     assert config.features is not None and config.head is not None
     if config.head_bias is not None and not config.bias:
-        raise UserError(f"--head-bias {config.head_bias} and --no-bias contradict each other: give one of them.")
+        raise UserError(f"--head-bias {config.head_bias} and --no-bias contradict each other: give only one of them.")
     features = open_features(config.features, config.feature_name)
     head, head_title = read_head(
         config.head,
@@ -203,7 +203,7 @@ def mutable_mask(problem: Problem, immutable: Sequence[str]) -> np.ndarray | Non
         if not places:
             near = difflib.get_close_matches(name, problem.attribute_names, 3, 0.4)
             hint = f" Did you mean {', '.join(near)}?" if near else ""
-            raise UserError(f"--immutable {name}: no such attribute, nor an index from 0 to {len(mask) - 1}.{hint}")
+            raise UserError(f"--immutable {name}: expected an attribute or an index from 0 to {len(mask) - 1}.{hint}")
         mask[places] = False
     if not mask.any():
         raise UserError("--immutable leaves no attribute that may change.")

@@ -1,4 +1,4 @@
-"""The cheap answers of a sweep for reading: on the terminal, in summary.json and in the report."""
+"""The cheap answers of a sweep, presented on the terminal, in summary.json and in the report."""
 
 import contextlib
 import sys
@@ -46,8 +46,8 @@ def nearest_summary(problem: Problem, found: Nearest) -> dict[str, float]:
 def cost_sentence(cost: Cost) -> str:
     """What all pairs would take."""
     return (
-        f"All {cost.pairs:,} (sample, target) pairs would take about {duration(cost.seconds)} here, judging by one "
-        f"sample, and {format_number(cost.gigabytes)} GB: --all-pairs solves them."
+        f"Solving all {cost.pairs:,} (sample, target) pairs would take about {duration(cost.seconds)} here, judging by "
+        f"one sample, and {format_number(cost.gigabytes)} GB. Use --all-pairs to solve them."
     )
 
 
@@ -106,19 +106,19 @@ def add_class_summary(report: Report, problem: Problem, found: Nearest) -> None:
             Column(own, definition="The class of the samples."),
             "samples",
             Column("Attackability", definition="Median over the samples of the class."),
-            Column("distance", definition="Median length of the smallest change that leaves the class they have."),
-            Column("nearest class", definition="The other class that most of these samples are nearest to."),
-            Column("share", "%", definition="Of the samples of the class that are nearest to it."),
+            Column("distance", definition="Median length of the smallest change that makes another class win."),
+            Column("nearest class", definition="The other class that is nearest to most of these samples."),
+            Column("share", "%", definition="Share of the samples of the class for which that class is nearest."),
         ],
         [tuple(row) for row in class_rows(problem, found)],
-        caption="The most attackable classes first.",
+        caption="The most attackable classes come first.",
     )
 
 
 def write_all(
     problem: Problem, found: Nearest, cost: Cost, folder: Path, *, seconds: float, missing: Sequence[str] = ()
 ) -> Path:
-    """nearest.parquet, metrics.jsonl, summary.json and report.html of a sweep that was asked for no pairs.
+    """nearest.parquet, metrics.jsonl, summary.json and report.html of a sweep without pairs.
 
     Args:
         problem: what was asked about.
@@ -147,7 +147,7 @@ def write_nearest_report(
     seconds: float,
     missing: Sequence[str],
 ) -> Path:
-    """report.html of a sweep that was asked for no pairs."""
+    """report.html of a sweep without pairs."""
     count, finite = len(found.predicted), found.distance[np.isfinite(found.distance)]
     report = Report(
         "SPECTRA sweep",
@@ -162,17 +162,17 @@ def write_nearest_report(
         metrics.append(Metric("Class accuracy", summary["sweep/class_accuracy"], "%", note="of the labels given"))
     report.headline(metrics)
     absent = f"Not answered yet: {'; '.join(missing)}. " if missing else ""
-    report.text(absent + cost_sentence(cost), title="What is not here")
+    report.text(absent + cost_sentence(cost), title="Not included")
     with plot_style():
         figure = new_figure(6.4, 2.8)
         axes = figure.add_subplot(xlabel="distance to the nearest other class", ylabel="samples")
         axes.hist(finite, _BINS, color=SERIES[0])
-    unreached = f" {count - finite.size:,} samples can reach no other class." if count > finite.size else ""
+    unreached = f" {count - finite.size:,} samples cannot reach any other class." if count > finite.size else ""
     report.figure(
         "How far the samples are from another class",
         figure,
         alt=f"Histogram of the distance of {count:,} samples to their nearest other class.",
-        caption="Length of the smallest change of the attributes after which another class wins, in their units."
+        caption="Length of the smallest attribute change after which another class wins, in units of the attributes."
         + unreached,
     )
     labelled = [] if found.labels is None else ["labelled"]
@@ -184,10 +184,10 @@ def write_nearest_report(
             "predicted",
             Column("nearest class", definition="The other class whose region is nearest in attribute space."),
             "Attackability",
-            Column("‖δ‖", definition="Length of the smallest change of the attributes that reaches the nearest class."),
+            Column("‖δ‖", definition="Length of the smallest attribute change that reaches the nearest class."),
         ],
         fragile_rows(problem, found, _SHOWN),
-        caption=f"All of them are in {NEAREST}.",
+        caption=f"All samples are in {NEAREST}.",
     )
     add_class_summary(report, problem, found)
     report.provenance(seconds=seconds, input=problem.title, head=problem.head_title)

@@ -21,28 +21,29 @@ _OTHER_COLUMNS = (
 
 @dataclass(frozen=True)
 class InputConfig:
-    """Whose features.
+    """The features and the head.
 
     Attributes:
-        run_dir: a finished run folder of experiments.train or experiments.quickstart: its test split and its head.
-        features: (N, n) in .npy, .npz, .safetensors, .parquet (lists of one length, or a column per dimension) or
-            .array_record (a row per record), a Zarr v3 array or group, a folder of such files whose rows follow each
-            other, or the URL of a file or folder, with --head.
+        run_dir: a finished run folder of experiments.train or experiments.quickstart; uses its test split and its head.
+        features: (N, n) in .npy, .npz, .safetensors, .parquet (lists of equal length, or a column per dimension) or
+            .array_record (a row per record), a Zarr v3 array or group, a folder of such files whose rows are
+            concatenated, or the URL of a file or folder. Needs --head.
         head: (c, n) weights, optional (c,) bias, in .npy, .npz or .safetensors, e.g. a PyTorch state dict.
         labels: class indices (N,), (N, 1) or one-hot, in a file of the same kinds; by default those in the features'
             file, if any.
-        feature_name: of the array in the file; default attributes, features, embeddings or the only one that fits.
-        label_name: default labels, label, targets, target, y or the only one that fits; none for no labels.
-        head_weight: e.g. fc.weight; default weights, weight or the only one that fits.
-        head_bias: e.g. fc.bias; default the one that lies beside the weights and fits.
+        feature_name: name of the array in the file; default attributes, features, embeddings or the only one that fits.
+        label_name: name of the labels; default labels, label, targets, target, y or the only one that fits; none for
+            no labels.
+        head_weight: name of the weights, e.g. fc.weight; default weights, weight or the only one that fits.
+        head_bias: name of the bias, e.g. fc.bias; default the array beside the weights that fits.
         head_transposed: the weights are stored as (n, c), as Flax and Keras keep a kernel.
-        bias: --no-bias: the head has none, whatever lies beside the weights.
-        class_names: text file, a name per line; a run folder knows its own.
-        attribute_names: likewise.
-        ids: what the samples are called, in tables and files: a text file, an id per line; by default the array or
-            column ids or id beside the features, else the row, counted from 0.
-        id_name: another name of that array or column; of several, the first is what the samples are called and all are
-            carried to all tables of samples and pairs.
+        bias: with --no-bias the head has no bias, whatever lies beside the weights.
+        class_names: text file, one name per line; a run folder has its own.
+        attribute_names: text file, one name per line; a run folder has its own.
+        ids: names of the samples in tables and files: a text file, one id per line; by default the array or column
+            ids or id beside the features, else the row number, counted from 0.
+        id_name: another name of that array or column. If there are several, the first names the samples, and all of
+            them are copied to all tables of samples and pairs.
     """
 
     run_dir: Path | None = None
@@ -87,12 +88,12 @@ class ShardConfig:
     """A share of the samples, answered without a coordinator.
 
     Attributes:
-        shard: i/n, counted from 0: answer the i-th of n shares of the samples and nothing else. Start as many as you
-            like with one --out, in any order, on any machine; a repeated one is finished at once.
-        merge: read what the shards have finished, write the tables and the report, and name the shards that are
-            missing; the command ends with 1 where some are.
-        ray: answer all samples in so many shards on the Ray cluster that RAY_ADDRESS names, or on the cores of this
-            machine, and merge them (extra "ray").
+        shard: i/n, counted from 0: answer only the i-th of n shares of the samples. Start as many as you like with the
+            same --out, in any order, on any machine; a shard that is finished already ends at once.
+        merge: read the finished shards, write the tables and the report, and list the missing shards; the exit code
+            is 1 if any are missing.
+        ray: number of shards to answer all samples in, on the Ray cluster that RAY_ADDRESS names or on the cores of
+            this machine; they are then merged. Needs the extra "ray".
     """
 
     shard: str = ""
@@ -104,11 +105,11 @@ class ShardConfig:
         if self.ray < 0:
             raise UserError(f"--ray {self.ray}: expected a number of shards, e.g. 32")
         if self.ray and (self.shard or self.merge):
-            raise UserError("--ray answers all shards and merges them: leave --shard and --merge out.")
+            raise UserError("--ray answers all shards and merges them: omit --shard and --merge.")
         if not self.shard:
             return
         if self.merge:
-            raise UserError("--shard answers a share, --merge reads what is answered: give one of them.")
+            raise UserError("--shard answers a share and --merge reads the answers: give only one of them.")
         number, _, of = self.shard.partition("/")
         if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)):
             raise UserError(f"--shard {self.shard}: expected i/n with i from 0 to n - 1, e.g. 0/8")
@@ -116,24 +117,24 @@ class ShardConfig:
 
 @dataclass(frozen=True)
 class SolveConfig:
-    """Which distances of all (sample, target) pairs, besides those to the nearest class.
+    """The distances to solve for all (sample, target) pairs, besides those to the nearest class.
 
     Attributes:
-        all_pairs: also solve every pair, by projection and boundary. Done without asking where it takes a minute or
-            two: up to 5 million pairs of a head that is not too large. The options below speak of all pairs and ask
-            for them.
-        nearest_only: solve no pairs, however few there are: one product of features and head, and no compilation of the
-            exact solver.
+        all_pairs: also solve every pair, by projection and boundary. This is the default if it takes only a minute or
+            two: up to 5 million pairs of a head that is not too large. The options below concern all pairs and imply
+            this one.
+        nearest_only: solve no pairs, however few there are: only one product of features and head, and no compilation
+            of the exact solver.
         methods: which of projection (exact for every target), boundary (EXACT for attackability and the nearest class;
-            for a single target a lower bound) and pinv (the paper's all-way tie; cheap, except with a bias or a margin
+            a lower bound for a single target) and pinv (the paper's all-way tie; cheap, except with a bias or a margin
             and more classes than attributes: a factorisation per class and block); default projection and boundary.
-        margin: lead over every other class that a target must have, in logits.
-        immutable: names or indices of attributes that must not change; not with pinv.
-        deltas: also write the changes themselves, n numbers per row; with pinv one more factorisation per class and
-            block.
+        margin: the lead in logits that a target must have over every other class.
+        immutable: names or indices of attributes that must not change; not available with pinv.
+        deltas: also write the changes themselves, n numbers per row; pinv then needs one more factorisation per class
+            and block.
         precision: float32, or float64 for pairs that float32 leaves unresolved (about 2 times slower on a CPU).
-        samples_per_partition: 0 for files of about 262,144 pairs per method; Ctrl-C and kills cost at most those that
-            are in work.
+        samples_per_partition: samples per file; 0 for files of about 262,144 pairs per method. Ctrl-C or a kill loses
+            at most the files in progress.
     """
 
     methods: tuple[Literal["projection", "boundary", "pinv"], ...] = ()
@@ -157,5 +158,5 @@ class SolveConfig:
         if self.nearest_only and self.asks_for_pairs:
             raise UserError(
                 "--nearest-only solves no pairs, but another option asks for them (--all-pairs, --methods, --margin, "
-                "--immutable, --deltas or --samples-per-partition): leave one of the two out."
+                "--immutable, --deltas or --samples-per-partition): omit one of the two."
             )

@@ -1,4 +1,4 @@
-"""What a finished sweep says: summary.json, the class-to-class distances and the report, read from its files."""
+"""The results of a finished sweep: summary.json, the class-to-class distances and the report, read from its files."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -193,17 +193,18 @@ def write_report(
     report = Report(
         "SPECTRA sweep", subtitle=f"{problem.title}: {count:,} samples, {plan.options['classes']:,} classes"
     )
-    report.define("Infeasible", "Pairs whose target no change can reach by the margin asked for; each is certified.")
-    report.define("Unresolved", "Pairs that cannot be decided; they are counted and left out.")
+    report.define("Infeasible", "Pairs whose target no change can reach with the requested margin; each is certified.")
+    report.define("Unresolved", "Pairs that could not be decided; they are counted but omitted from the statistics.")
     report.define(
         "KKT residual",
-        "Largest violation of the optimality conditions over all pairs: what is left to prove of each projection, "
-        "relative to the attributes.",
+        "Largest violation of the optimality conditions over all pairs, relative to the attributes: how far the "
+        "projections are from being proven optimal.",
         formula="max_k |min(slack_k, multiplier_k ‖w_j − w_k‖)| / (‖e‖ + ‖δ‖)",
     )
     report.define(
         "Pairs solved a second",
-        "Pairs over the time spent on reading, solving and writing them by all methods together, without start-up.",
+        "Number of pairs divided by the time that all methods together took to read, solve and write them, without "
+        "start-up.",
     )
     report.headline([*_headline(problem, summary, found.method), *_pairs(summary, pairs)])
     _add_margins(report, found, count)
@@ -260,9 +261,9 @@ def _add_margins(report: Report, found: Found, count: int) -> None:
             axes.legend()
     beyond = f" {found.beyond:,} samples lie beyond the last bar." if found.beyond else ""
     unresolved = int(found.summary["sweep/samples_unresolved"])
-    beyond += f" {unresolved:,} samples, whose nearest class is unresolved, are left out." if unresolved else ""
+    beyond += f" {unresolved:,} samples whose nearest class is unresolved are omitted." if unresolved else ""
     report.figure(
-        "How close every sample is to a flip",
+        "How close every sample is to flipping",
         figure,
         alt=f"Histogram of the relative margin of {count:,} samples; median {median:.3g}.",
         caption="Distance in attribute space to the nearest other class, relative to the attributes' length." + beyond,
@@ -285,13 +286,13 @@ def _add_methods(report: Report, config: SolveConfig, found: Found) -> None:
         "The methods",
         [
             "method",
-            Column("over projection", definition="Median of the distance by this method over that by the projection, "
-                   "pair by pair; below 1, the target is not reached yet."),
+            Column("over projection", definition="Median ratio of this method's distance to the projection's for the "
+                   "same pair; below 1, the target is not reached yet."),
             "infeasible",
             "unresolved",
         ],
         rows,
-        caption="Only the projection both wins against every class and is the smallest such change.",
+        caption="Only the projection both wins against every class and is the smallest change that does.",
     )  # fmt: skip
 
 
@@ -303,11 +304,11 @@ def _add_classes(report: Report, problem: Problem, found: Found) -> None:
     if len(present) > _CLASSES_SHOWN:
         nearest = np.nanmin(np.where(np.isnan(found.distances), np.inf, found.distances)[present], axis=1)
         shown = np.sort(present[np.argsort(nearest, kind="stable")[:_CLASSES_SHOWN]])
-        left_out = f" Shown are the {_CLASSES_SHOWN} classes with the nearest neighbours of {len(present)}."
+        left_out = f" Of {len(present)} classes, the {_CLASSES_SHOWN} with the nearest neighbours are shown."
     names = [problem.class_names[k] for k in shown]
     caption = (
-        f"Median length of the {found.method} change from the samples of one class ({of}) to the region of another: "
-        f"short means easily confused.{left_out} All {num_classes * (num_classes - 1):,} medians are in "
+        f"Median length of the {found.method} change that takes the samples of one class ({of}) to the region of "
+        f"another; short means easily confused.{left_out} All {num_classes * (num_classes - 1):,} medians are in "
         f"{CLASS_DISTANCES}."
     )
     if len(shown) > 1:
@@ -365,13 +366,13 @@ def _add_closest(report: Report, problem: Problem, found: Found) -> None:
             "predicted",
             Column("nearest class", definition="The other class whose region is nearest in attribute space."),
             "Attackability",
-            Column("‖δ‖", definition="Length of the smallest change of the attributes that reaches the nearest class."),
-            Column("one attribute", kind="attribute", definition="That reaches the nearest class alone with the "
-                   "smallest change in units of its spread over the samples."),
+            Column("‖δ‖", definition="Length of the smallest attribute change that reaches the nearest class."),
+            Column("one attribute", kind="attribute", definition="The attribute that alone reaches the nearest class "
+                   "with the smallest change, in units of its spread over the samples."),
             Column("by", definition="How much that attribute must change, in its own units."),
         ],
         rows,
-        caption="" if problem.ids is not None else "Samples are counted from 0, in the order of the input.",
+        caption="" if problem.ids is not None else "Samples are numbered from 0 in the order of the input.",
     )  # fmt: skip
 
 
@@ -383,7 +384,7 @@ def _add_flips(report: Report, problem: Problem, found: Found, count: int) -> No
         if found.flips[f].any()
     ]
     alone = (
-        "Share of samples for which this attribute reaches the nearest class alone with the smallest change in units "
+        "Share of samples for which this attribute alone reaches the nearest class with the smallest change, in units "
         "of its spread over the samples."
     )
     most = (
@@ -399,5 +400,5 @@ def _add_flips(report: Report, problem: Problem, found: Found, count: int) -> No
             "samples, most",
         ],
         rows,
-        caption="What it takes to move each sample to its nearest other class.",
+        caption="The attributes that move each sample to its nearest other class.",
     )

@@ -1,4 +1,4 @@
-"""What the attackability of all samples says in numbers; every figure is exact."""
+"""Statistics of the attackability of all samples; every figure is exact."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A sweep in shards on a Ray cluster, which starts those again whose worker was lost."""
+"""A sweep in shards on a Ray cluster, which restarts a shard whose worker was lost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def solve_on_cluster(args: Args, num_shards: int, *, console: Console) -> None:
                 logging_level=logging.ERROR,
             )
     except (ConnectionError, ValueError) as error:
-        raise UserError(f"The Ray cluster of RAY_ADDRESS is not to be reached ({error}).") from error
+        raise UserError(f"The Ray cluster of RAY_ADDRESS cannot be reached ({error}).") from error
     try:
         solve = ray.remote(num_cpus=1, max_retries=RETRIES)(_solve)
         absolute = _with_whole_paths(args)
@@ -69,7 +69,7 @@ def solve_on_cluster(args: Args, num_shards: int, *, console: Console) -> None:
             raise UserError(str(error.cause)) from None
         raise
     except ray.exceptions.WorkerCrashedError as error:
-        raise UserError(f"A shard lost its worker {RETRIES + 1} times; what is finished is kept ({error}).") from error
+        raise UserError(f"A shard lost its worker {RETRIES + 1} times; finished shards are kept ({error}).") from error
     finally:
         ray.shutdown()
 

@@ -1,7 +1,7 @@
-"""A sweep in shares of the samples that know nothing of each other: no coordinator, any order, any machine.
+"""A sweep in independent shares of the samples: no coordinator, any order, any machine.
 
-Each shard answers its own rows and leaves one Parquet file, which appears whole or not at all and says what it answers.
-A repeated shard is finished at once, a killed one begins again. Merging reads the files that are there.
+Each shard answers its own rows and writes one Parquet file, which appears whole or not at all and records what it
+answers. Repeating a finished shard ends at once; a killed one starts again. Merging reads the files that are there.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ def chosen_shard(config: ShardConfig) -> Shard | None:
     if not config.shard:
         return None
     if jax.process_count() > 1:
-        raise UserError("--shard is for processes that do not know each other: leave --num-processes out.")
+        raise UserError("--shard is for independent processes: omit --num-processes.")
     number, _, of = config.shard.partition("/")
     return Shard(int(number), int(of))
 
@@ -181,7 +181,7 @@ def _shards(out: Path) -> list[Shard]:
     numbers = {int(path.stem.rpartition("-")[2]) for path in (out / FOLDER).glob("shard-*-of-*.parquet")}
     if len(numbers) > 1:
         counts = " and of ".join(map(str, sorted(numbers)))
-        raise UserError(f"{out / FOLDER} holds files of {counts} shards; expected one number: delete the others.")
+        raise UserError(f"{out / FOLDER} holds files of {counts} shards; expected one number; delete the others.")
     return [Shard(number, of) for of in numbers for number in range(of)]
 
 

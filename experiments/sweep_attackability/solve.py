@@ -76,7 +76,7 @@ def make_plan(problem: Problem, config: SolveConfig, fingerprint: str) -> Plan:
     num_classes = problem.head.weights.shape[0]
     size = config.samples_per_partition
     if size < 0:
-        raise UserError(f"--samples-per-partition {size}: expected 1 or more, or 0 to have it chosen")
+        raise UserError(f"--samples-per-partition {size}: expected 1 or more, or 0 for an automatic choice")
     if not size:
         numbers = num_classes * width * len(config.methods) if config.deltas else 0
         size = _BLOCKS_PER_PARTITION * max(1, _PAIRS_ON_CPU // num_classes)
@@ -135,7 +135,7 @@ def sweep_folder(path: Path, options: dict[str, Any], *, part: str | None = None
         if any_process(refusal is not None):
             if isinstance(refusal, OSError):
                 raise UserError(f"--out {path} cannot be used: {refusal}")
-            raise refusal or UserError(f"Process 0 refuses --out {path}; it says why.")
+            raise refusal or UserError(f"Process 0 refuses --out {path}; see its output for the reason.")
         yield path
 
 
@@ -240,11 +240,13 @@ def solve(
             except OSError as error:
                 failure = cannot_write(folder, error)
         if any_process(failure is not None):  # nobody goes on before all are done
-            raise failure or UserError("Another process could not go on; it says why. Finished files are kept.")
+            raise failure or UserError(
+                "Another process could not continue; see its output for the reason. Finished files are kept."
+            )
         together(lambda: _append_others(metrics, folder, plan, missing, mine))
         left = sum(finished(folder, partition, plan.identity) is None for partition in missing)
         if any_process(left > 0):
-            console.say(f"stopped with {left} of {len(plan.partitions)} files to do; repeat the command to go on")
+            console.say(f"stopped with {left} of {len(plan.partitions)} files to do; repeat the command to continue")
             return stop.exit_code if stop() else 130
         return 0
 
@@ -274,7 +276,7 @@ def _agreed(missing: list[Partition], plan: Plan) -> list[Partition]:
 def cannot_write(folder: Path, error: OSError) -> UserError:
     """What to do when the disk is full or the folder is gone."""
     return UserError(
-        f"{folder} cannot be written ({error}). Finished files are kept: make room and repeat the command to go on."
+        f"{folder} cannot be written ({error}). Finished files are kept: free some space and repeat the command."
     )
 
 
@@ -394,7 +396,7 @@ def together(work: Callable[[], _T]) -> _T:
     except UserError as error:
         failure = error
     if any_process(failure is not None):
-        raise failure or UserError("Another process cannot go on; it says why.")
+        raise failure or UserError("Another process cannot continue; see its output for the reason.")
     return result
 
 

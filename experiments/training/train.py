@@ -28,7 +28,7 @@ class TrainArgs:
         your own images (docs/own-data.md), frozen ImageNet backbone; 6,000 photographs take 6 minutes on 2 cores.
 
     python -m experiments.train --model cnn
-        synthetic birds, 64 pixels, from scratch; about a minute on 2 CPU cores: class accuracy 0.99, balanced
+        synthetic birds, 64 pixels, from scratch; about a minute on 2 CPU cores; class accuracy 0.99, balanced
         attribute accuracy 0.85 on the test split.
 
     python -m experiments.train --model lipschitz_cnn --certified-radius 1
@@ -40,11 +40,12 @@ class TrainArgs:
     The other defaults shown are those of --model. Repeating the command resumes a run that was stopped or killed.
 
     Attributes:
-        run_dir: where config.json, metrics.jsonl, summary.json and checkpoints go; default runs/<model>-<data>-seed<k>.
+        run_dir: folder for config.json, metrics.jsonl, summary.json and checkpoints; default
+            runs/<model>-<data>-seed<k>.
         log_every: steps between two training records.
-        evaluate_every: epochs between two evaluations on the validation split; 0: only at the end.
-        checkpoint_every: epochs between two checkpoints; 0: only at the end.
-        quiet: show errors only.
+        evaluate_every: epochs between two evaluations on the validation split; 0 for only at the end.
+        checkpoint_every: epochs between two checkpoints; 0 for only at the end.
+        quiet: show only errors.
     """
 
     train: OmitArgPrefixes[TrainConfig]
@@ -148,7 +149,7 @@ def train(args: TrainArgs, dataset: Dataset | None = None) -> tuple[Path, int]:
             proven = prove(state.params, "test")
             summarize(run, model.head(state.params), look(state.params, "test"), proven, progress, record, began=began)
     if progress.step < num_steps:
-        console.say(f"stopped at step {progress.step} of {num_steps}; repeat the command to go on from there")
+        console.say(f"stopped at step {progress.step} of {num_steps}; repeat the command to continue from there")
         return path, stop.exit_code
     if jax.process_index() == 0:
         training_report(path, subtitle=f"{config.model} on {args.data.name}, seed {config.seed}")

@@ -1,4 +1,4 @@
-"""What a counterfactual must keep to, as arrays."""
+"""The rules that a counterfactual must obey, as arrays."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ _ROUNDING = 2.0**-22  # of float32, relative
 
 
 class Rules(NamedTuple):
-    """What a change of attributes must keep to. Every field may be left out.
+    """The rules that an attribute change must obey. Every field is optional.
 
     Attributes:
         lower: (n,) smallest value of each attribute after the change, -inf for no end.
@@ -20,13 +20,13 @@ class Rules(NamedTuple):
         may_rise: (n,) attributes that may get larger.
         may_fall: (n,) attributes that may get smaller; one that may neither rise nor fall is immutable.
         costs: (n,) price of a unit of change, > 0: the length of a change is ||costs * delta||.
-        switch_values: (n, 2) the off and the on value of attributes that have only these two, NaN for all others. Such
+        switch_values: (n, 2) the off and on values of attributes that have only these two, NaN for all others. Such
             an attribute stays where it is or moves to one of the two; in a one-hot group it moves only if it has to
             change sides.
         groups: (n,) which one-hot group each attribute is a value of, or -1. After the change exactly one value of
             every group is on.
-        on_level: a grouped attribute is on from this value upwards, and off from this value downwards; for switches
-            it is halfway between their two values.
+        on_level: a grouped attribute is on at or above this value and off at or below it; for switches it is halfway
+            between their two values.
         relations: (r, n) and offsets: (r,): relations @ (e + delta) >= offsets.
         max_changes: how many attributes may change; a one-hot group counts as one. None for any number.
     """

@@ -20,13 +20,13 @@ class ConstrainedResult(NamedTuple):
     """The smallest changes within the rules, in float64.
 
     Attributes:
-        delta: (p, n) NaN where there is none or none was found.
-        norm: (p,) ||costs * delta||; inf where there is proven to be none, NaN where none was found.
+        delta: (p, n) the change; NaN where there is none or none was found.
+        norm: (p,) ||costs * delta||; inf where there provably is none, NaN where none was found.
         lower_bound: (p,) no change within the rules is shorter.
-        proven: (p,) whether norm is the least one, or there is none.
+        proven: (p,) whether norm is proven to be the smallest, or proven not to exist.
         multipliers: (p, c + r) of the rivals, then of the relations, per unit of cost; positive only for those that
             bind, or that make up the certificate of a problem without an answer.
-        status: (p,) a `Status`: SOLVED, INFEASIBLE, BUDGET where no choice that was tried has an answer, and
+        status: (p,) a `Status`: SOLVED, INFEASIBLE, BUDGET if none of the choices tried has an answer, and
             UNRESOLVED where there is nothing to choose and rounding hides the answer.
     """
 
@@ -50,26 +50,27 @@ def constrained_perturbations(
 ) -> ConstrainedResult:
     """Smallest change of each sample after which its target wins by `margin` and all rules hold together.
 
-    Without a choice (`max_changes`, groups, switches) it is a quadratic program, solved exactly. With one, the choice
-    is searched, and then every choice that a Lagrangian bound does not exclude is solved as well, up to `max_choices`:
-    the result says whether that proved the answer, and otherwise how much it can miss. Not for jit or grad: the search
-    runs on the host, in float64, and calls compiled programs. `projection_perturbation`, `box_perturbation`,
-    `sparse_perturbation` and `one_hot_perturbation` are differentiable and take one kind of rule each.
+    Without a choice (`max_changes`, groups, switches) it is a quadratic program, solved exactly. With one, a choice
+    is searched for, and then every choice that a Lagrangian bound does not exclude is solved as well, up to
+    `max_choices`. The result says whether that proved the answer and, if not, how far it can be from the optimum. Not
+    for jit or grad: the search runs on the host, in float64, and calls compiled programs. `projection_perturbation`,
+    `box_perturbation`, `sparse_perturbation` and `one_hot_perturbation` are differentiable and take one kind of rule
+    each.
 
     Args:
         head: weights (c, n), optional bias (c,).
         attributes: (p, n) of each sample, in any floating type.
         targets: (p,) class index for each.
-        rules: what the change must keep to.
+        rules: the rules that the change must obey.
         margin: required lead over every other class, in logits.
-        locked: (p, n) attributes that may not change, sample by sample, on top of the rules.
-        max_choices: how many choices to solve for the proof; 0 does without, in half the time.
+        locked: (p, n) attributes that may not change, per sample, in addition to the rules.
+        max_choices: how many choices to solve for the proof; 0 skips the proof and takes half the time.
 
     Returns:
         ConstrainedResult.
 
     Raises:
-        ValueError: shapes do not match, or a rule means nothing; see `Rules`.
+        ValueError: shapes do not match, or a rule is invalid; see `Rules`.
     """
     as_problem(head, attributes, ndim=2)
     check_margin(margin)

@@ -1,4 +1,4 @@
-"""Whether a change keeps to rules, by their definitions and not by any solver's bookkeeping."""
+"""Whether a change obeys the rules, by their definitions and not by any solver's bookkeeping."""
 
 import numpy as np
 from jaxtyping import Bool, Float

@@ -1,4 +1,4 @@
-"""The call that knows names: what would have to change, under which rules, in words, tables and pages."""
+"""Counterfactuals with names: what would have to change, under which rules, in words, tables and pages."""
 
 from typing import TYPE_CHECKING
 

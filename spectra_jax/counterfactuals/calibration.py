@@ -1,4 +1,4 @@
-"""Attributes as probabilities, and what an attribute reads when it is on or off."""
+"""Attributes as probabilities, and the value of an attribute when it is on or off."""
 
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ def fit_calibration(attributes: Float[Any, "N n"], present: Any) -> Calibration:
     if values.ndim != 2 or labels.shape != values.shape:
         raise ValueError(f"present has shape {labels.shape} beside attributes {values.shape}; expected (N, n) for both")
     if not np.isfinite(values).all() or not ((labels >= 0) & (labels <= 1)).all():
-        raise ValueError("attributes must be finite and present must lie in [0, 1]; leave the other samples out")
+        raise ValueError("attributes must be finite and present must lie in [0, 1]; remove the other samples")
     centre, spread = values.mean(axis=0), values.std(axis=0)
     units = (values - centre) / np.where(spread > 0, spread, 1)
     scale, offset = np.zeros(values.shape[1]), np.zeros(values.shape[1])
@@ -86,7 +86,7 @@ def on_and_off(
         off, on = levels
         return np.full(num_attributes, float(off)), np.full(num_attributes, float(on))
     if reference is None:
-        raise ValueError("True and False need values to stand for; give reference=attributes of real samples or levels")
+        raise ValueError("True and False need values; give reference=attributes of real samples, or levels")
     off, on = np.percentile(np.asarray(reference, float), [5, 95], axis=0)
     return off, on
 

@@ -1,4 +1,4 @@
-"""The call that knows names: what would have to change for these samples to be of another class."""
+"""Counterfactuals with names: what would have to change for these samples to be of another class."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, Literal
@@ -48,12 +48,12 @@ def explain(
     max_choices: int = MAX_CHOICES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Explanation:
-    """What would have to change for each sample to be of a target class, under rules in names.
+    """What would have to change for each sample to be of a target class, under rules given by name.
 
-    All rules hold together. The solver is chosen by what they ask for, and `Explanation.solver` says which it was:
+    All rules hold together. The solver depends on the rules, and `Explanation.solver` says which one was used:
     an exact projection, an exact quadratic program, or a search over choices with a proof or a bound. Every answer is
-    checked against the rules and the classifier before it is returned. Not for jit or grad: the functions underneath,
-    such as `projection_perturbation`, are.
+    checked against the rules and the classifier before it is returned. Not for jit or grad; the functions underneath,
+    such as `projection_perturbation`, support both.
 
     Attributes are named by patterns: a name as it is, or shell wildcards such as "has_size::*".
 
@@ -70,27 +70,27 @@ def explain(
         only_rise: attributes that may only get larger.
         only_fall: attributes that may only get smaller.
         ranges: (lowest, highest) value of all attributes, or by pattern; None for no end, "observed" for the range of
-            the reference samples, in which a sample from outside need not move.
+            the reference samples, into which a sample from outside need not move.
         binary: attributes that have two values only, 0 and 1, or {pattern: (off, on)}; they stay or switch.
         one_hot: groups of which exactly one value must be on; "*" for all groups.
-        on_level: where an attribute of a group counts as on: 0 for logits, 0.5 for probabilities.
+        on_level: level from which an attribute of a group counts as on: 0 for logits, 0.5 for probabilities.
         relations: "NAME <= NAME" or "NAME >= NAME", which hold after the change.
         costs: price of a unit of change: "spread" measures in standard deviations of the reference samples; by
             pattern; or an array. The distance is ||costs * delta||.
         at_most: how many attributes may change; a one-hot group counts as one.
-        num_answers: different answers for each pair, the shortest first. No two change the same attributes; the
-            first is the shortest, the others are the shortest found by locking what the ones before change most.
+        num_answers: number of different answers per pair, the shortest first. No two change the same attributes; the
+            first is the shortest, the others are the shortest found by locking what the previous ones change most.
         reference: (N, n) attributes of real samples, for "observed" and "spread" and for changes in spreads.
         calibration: turns attributes into probabilities, for tables and pages.
-        max_choices: how many choices to solve in proof of an answer, where the rules leave a choice; 0 does without a
-            proof, in half the time.
-        progress: called with the number of pairs done and of all.
+        max_choices: how many choices to solve to prove an answer, where the rules leave a choice; 0 skips the proof and
+            takes half the time.
+        progress: called with the number of finished pairs and the number of all pairs.
 
     Returns:
         Explanation.
 
     Raises:
-        ValueError: shapes do not match, a name is not there, a rule means nothing or needs what was not given.
+        ValueError: shapes do not match, a name does not exist, or a rule is invalid or needs what was not given.
     """
     check_array("inputs", inputs)
     if not len(inputs):
@@ -174,7 +174,7 @@ def _encode(encoder, images) -> np.ndarray:
         some = jnp.asarray(images[np.minimum(np.arange(begin, begin + size), len(images) - 1)])
         # Looked at here: a compiled encoder can lose a NaN, as a maximum with 0 does, and then answers about nothing.
         if not bool(jnp.isfinite(some).all()):
-            raise ValueError("inputs contains NaN or infinite values; leave those images out or repair them")
+            raise ValueError("inputs contains NaN or infinite values; remove or repair these images")
         parts.append(np.asarray(encode(some)))
     return np.concatenate(parts)[: len(images)]
 
@@ -183,9 +183,9 @@ def _as_reference(reference, num_attributes: int) -> np.ndarray:
     check_array("reference", reference)
     values = np.asarray(reference, float)
     if values.ndim != 2 or values.shape[1] != num_attributes or len(values) < 2:
-        raise ValueError(f"reference has shape {values.shape}; expected (N >= 2, {num_attributes}), a row for a sample")
+        raise ValueError(f"reference has shape {values.shape}; expected (N >= 2, {num_attributes}), a row per sample")
     if not np.isfinite(values).all():
-        raise ValueError("reference contains NaN or infinite values; leave those samples out")
+        raise ValueError("reference contains NaN or infinite values; remove those samples")
     return values
 
 

@@ -1,4 +1,4 @@
-"""Answers that know what their attributes and classes are called."""
+"""Answers with the names of their attributes and classes."""
 
 import functools
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class AttributeChange(NamedTuple):
         in_spreads: the change in standard deviations over the reference samples; NaN without any.
         probability_before: calibrated; NaN without a calibration.
         probability_after: likewise.
-        achieved: what the encoder makes of the image that was searched; NaN if none was.
+        achieved: its value in the image that was found; NaN if none was searched for.
     """
 
     name: str
@@ -44,15 +44,15 @@ class Answer(NamedTuple):
 
     Attributes:
         sample: row of the attributes.
-        predicted: name of its class now.
-        target: name of the class asked for.
+        predicted: name of its current class.
+        target: name of the requested class.
         rank: 0 for the shortest answer, 1 for the next.
         status: whether there is an answer.
         distance: length of the change, by the costs; inf where there is none.
         lower_bound: no change within the rules is shorter.
         proven: whether the answer is proven to be the shortest; False for all but the first.
         changes: the attributes that change, the strongest first.
-        reached: whether the image that was searched is of the target class; None if none was.
+        reached: whether the image that was found is classified as the target; None if none was searched for.
     """
 
     sample: int
@@ -71,12 +71,12 @@ class Answer(NamedTuple):
 
 
 class Realisation(NamedTuple):
-    """Images that were searched for the first answer of every pair; see `Explanation.realise`.
+    """Images found for the first answer of every pair; see `Explanation.realise`.
 
     Attributes:
         images: (b, t, h, w, channels) in [0, 1].
-        attributes: (b, t, n) what the encoder makes of them.
-        success: (b, t) whether the classifier names the target.
+        attributes: (b, t, n) the encoder's output for them.
+        success: (b, t) whether the classifier predicts the target.
         reason: (b, t) a `Status`, see `InversionResult`.
         l2: (b, t) distance from the original image.
         psnr: (b, t) dB.
@@ -103,13 +103,14 @@ class Realisation(NamedTuple):
 class Explanation:
     """What would have to change, for a batch of samples and targets; made by `explain`.
 
-    Its arrays are ordinary ones, t targets a sample and a answers each. `print` shows the answers as sentences.
+    Its arrays are ordinary ones, with t targets per sample and a answers per target. `print` shows the answers as
+    sentences.
 
     Attributes:
         attributes: (b, n) of the samples.
         predicted: (b,) class of each.
-        targets: (b, t) class asked for.
-        delta: (b, t, a, n) the change of the attributes; NaN where there is none.
+        targets: (b, t) requested class.
+        delta: (b, t, a, n) the attribute change; NaN where there is none.
         norm: (b, t, a) its length, ||costs * delta||; inf where there is none, NaN where none was found.
         lower_bound: (b, t, a) no change within the rules is shorter.
         proven: (b, t, a) whether the first answer is proven to be the shortest (or that there is none); False for
@@ -117,13 +118,13 @@ class Explanation:
         status: (b, t, a) a `Status`.
         head: the classifier.
         rules: as arrays.
-        margin: lead asked for, in logits.
+        margin: requested lead, in logits.
         spread: (n,) standard deviation of each attribute over the reference samples, or None.
         calibration: of the attributes, or None.
         realised: images of the first answers, or None; see `realise`.
         names: of attributes and classes.
         solver: which solver was used, and why.
-        without: for each kind of rule that was given, by its name, the rules that are left without it.
+        without: for each kind of rule that was given, by its name, the rules that remain without it.
     """
 
     head: Head
@@ -185,7 +186,7 @@ class Explanation:
         )
 
     def reason(self, sample: int, place: int = 0) -> str:
-        """Why there is no answer: the rivals and rules in the way, and which rule alone would have to go.
+        """Why there is no answer: the rivals and rules in the way, and which single rule would have to be dropped.
 
         Args:
             sample: row of the attributes.
@@ -196,7 +197,7 @@ class Explanation:
         return reason_of(self, sample, place)
 
     def table(self, kind: str = "text") -> Any:
-        """All answers, a row for each attribute that changes.
+        """All answers, with a row per attribute that changes.
 
         Args:
             kind: "text" for a terminal, "arrow" for a pyarrow.Table, "pandas" for a DataFrame.
@@ -208,13 +209,13 @@ class Explanation:
         return tables.as_table(self, kind)
 
     def realise(self, encode_fn: Any, images: Any, *, config: Any = None) -> "Explanation":
-        """Searches the image of the first answer of every pair; see `spectra_jax.invert`.
+        """Searches for an image of the first answer of every pair; see `spectra_jax.invert`.
 
         Args:
             encode_fn: images -> attributes (b, n).
             images: (b, h, w, channels) in [0, 1], of the samples.
             config: InversionConfig; by default method "nearest", the smallest change of the image that reaches the
-                class, by whatever attributes. "gauss_newton" wants the attributes of the answer.
+                class, by whatever attributes. "gauss_newton" aims at the attributes of the answer.
 
         Returns:
             The same explanation with `realised`.
@@ -228,7 +229,7 @@ class Explanation:
 
         Args:
             path: the file.
-            images: (b, h, w, 3) in [0, 1] of the samples, shown beside their answers; the searched ones come with
+            images: (b, h, w, 3) in [0, 1] of the samples, shown beside their answers; the images found come from
                 `realise`.
             title: heading of the page.
 

@@ -1,4 +1,4 @@
-"""Interventions: what the classifier says once attributes are set by hand (Koh et al. 2020)."""
+"""Interventions: what the classifier predicts once attributes are set by hand (Koh et al. 2020)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,11 +17,11 @@ from spectra_jax.types import Head
 
 
 class Decision(NamedTuple):
-    """What the classifier says of each sample.
+    """The classifier's decision on each sample.
 
     Attributes:
         predicted: (b,) class.
-        lead: (b,) of its logit over the best rival's.
+        lead: (b,) lead of its logit over the best rival's.
         nearest: (b,) class that the smallest change of the attributes reaches; -1 if none can be reached.
         distance: (b,) length of that change.
     """
@@ -33,12 +33,12 @@ class Decision(NamedTuple):
 
 
 class Intervention(NamedTuple):
-    """Attributes set by hand, and what that does. `print` says it in words.
+    """Attributes set by hand, and the effect on the decision. `print` describes it in words.
 
     Attributes:
-        attributes: (b, n) after it.
-        before: the classifier's decision as it was.
-        after: its decision then.
+        attributes: (b, n) after the intervention.
+        before: the classifier's decision before it.
+        after: the classifier's decision after it.
         changes: name and value of every attribute that was set.
         names: of attributes and classes.
     """
@@ -78,13 +78,13 @@ def intervene(
     reference: Float[Any, "N n"] | None = None,
     levels: tuple[float, float] | None = None,
 ) -> Intervention:
-    """Sets attributes by name and says how class, lead and distance to the nearest other class change.
+    """Sets attributes by name and reports how class, lead and distance to the nearest other class change.
 
     Args:
         head: weights (c, n), optional bias (c,).
         attributes: (b, n) of the samples.
-        settings: a value for each name or pattern: a number, or True and False for what the attribute reads when it is
-            on and off.
+        settings: a value for each name or pattern: a number, or True or False for the attribute's value when it is on
+            or off.
         attribute_names: n names; "attribute 0" onwards by default.
         class_names: c names; "class 0" onwards by default.
         reference: (N, n) attributes of real samples, whose 5th and 95th percentiles stand for False and True.
@@ -94,7 +94,7 @@ def intervene(
         Intervention.
 
     Raises:
-        ValueError: shapes do not match, a name is not there, or True or False without values to stand for.
+        ValueError: shapes do not match, a name does not exist, or True or False have no values.
     """
     head, checked = as_problem(head, attributes, ndim=2)
     num_classes, num_attributes = head.weights.shape
@@ -136,16 +136,16 @@ class Corrections(NamedTuple):
 
     Attributes:
         corrected: names of the attributes, or of whole groups, in the order in which they are corrected.
-        accuracy: (k + 1,) of the classes, before and after each of them.
+        accuracy: (k + 1,) class accuracy before and after each correction.
     """
 
     corrected: tuple[str, ...]
     accuracy: Float[np.ndarray, " k+1"]
 
     def __str__(self) -> str:
-        start = f"{self.accuracy[0]:.1%} of the classes are right as it is"
+        start = f"{self.accuracy[0]:.1%} of the classes are right without corrections"
         if not self.corrected:
-            return f"{start}, and no correction of an attribute helps."
+            return f"{start}, and correcting an attribute does not help."
         lines = [f"{start}; corrected one after another:"]
         for name, value, before in zip(self.corrected, self.accuracy[1:], self.accuracy[:-1], strict=True):
             lines.append(f"  {readable_attribute(name)}: {value:.1%} ({value - before:+.1%})")
@@ -164,16 +164,16 @@ def helpful_corrections(
     reference: Float[Any, "N n"] | None = None,
     levels: tuple[float, float] | None = None,
 ) -> Corrections:
-    """The attributes whose correction by hand makes most labelled samples right, one after another (greedily).
+    """The attributes whose correction by hand makes most labelled samples right, chosen greedily one after another.
 
-    Correcting an attribute sets it to what it reads when it is on in samples that have it, and off in the others.
+    Correcting an attribute sets it to its "on" value in samples that have it, and to its "off" value in the others.
 
     Args:
         head: weights (c, n), optional bias (c,).
         attributes: (N, n) as the encoder sees the samples.
         present: (N, n) whether each sample has each attribute.
         labels: (N,) their true classes.
-        count: how many to name at most; fewer where no further correction helps.
+        count: how many to return at most; fewer if no further correction helps.
         attribute_names: n names; "attribute 0" onwards by default.
         whole_groups: correct all values of a `group::value` group together.
         reference: (M, n) attributes whose 5th and 95th percentiles stand for off and on; by default those given.
@@ -183,7 +183,7 @@ def helpful_corrections(
         Corrections.
 
     Raises:
-        ValueError: shapes do not match, labels are no classes of the head.
+        ValueError: shapes do not match, or labels are not classes of the head.
     """
     head, checked = as_problem(head, attributes, ndim=2)
     num_classes, num_attributes = head.weights.shape

@@ -1,4 +1,4 @@
-"""Rules in the names of attributes, turned into arrays."""
+"""Rules given by attribute names, turned into arrays."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal

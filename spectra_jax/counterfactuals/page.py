@@ -29,7 +29,7 @@ def write_page(explanation: "Explanation", path: Path, images: Any, title: str) 
     asked = sum(answer.rank == 0 for answer in answers)
     metrics = [
         Metric("Answers", len(solved), definition="Changes that reach their target within all rules."),
-        Metric("Pairs with an answer", len(first) / max(asked, 1), "%", definition="Samples and targets asked about."),
+        Metric("Pairs with an answer", len(first) / max(asked, 1), "%", definition="Of all requested pairs."),
         Metric(
             "Proven to be the smallest",
             np.mean([answer.proven for answer in first]) if first else None,
@@ -39,15 +39,15 @@ def write_page(explanation: "Explanation", path: Path, images: Any, title: str) 
         Metric(
             "Distance, median",
             float(np.median([answer.distance for answer in first])) if first else None,
-            definition="Length of the change of the attributes, by their costs.",
+            definition="Length of the attribute change, weighted by the costs.",
         ),
     ]
     report.headline(metrics, title="What was found")
     rules = ", ".join(explanation.without) or "none"
-    report.text(f"Rules: {rules}. Lead asked for: {explanation.margin:g} logits. Solver: {explanation.solver}.")
+    report.text(f"Rules: {rules}. Requested lead: {explanation.margin:g} logits. Solver: {explanation.solver}.")
     if images is not None:
         shown = [answer for answer in answers if answer.rank == 0][:_CARDS]
-        searched = "The images are searched for the class: they need not change the attributes that the answer names."
+        searched = "The image search aims at the class: it need not change the attributes that the answer names."
         report.counterfactuals(
             [_card(explanation, answer, np.asarray(images[answer.sample])) for answer in shown],
             caption="" if explanation.realised is None else searched,

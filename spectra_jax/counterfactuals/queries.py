@@ -67,7 +67,7 @@ class Solver(NamedTuple):
         ]
         return (
             f"search over choices ({', '.join(reasons)}): each choice is a quadratic program solved exactly, and a "
-            f"lower bound proves the answer or says how much it can miss"
+            f"lower bound proves the answer or states how far it can be from the optimum"
         )
 
     def solve(self, attributes, targets, locked=None) -> ConstrainedResult:

@@ -81,8 +81,8 @@ def _contradiction(rules: Constraints, values: np.ndarray, attribute_names: tupl
             "keep to its ranges, groups and binary values."
         )
     return (
-        "The rules contradict each other: with what may change, some binary attribute can take neither of its values, "
-        "or some one-hot group can have no value on or must have two."
+        "The rules contradict each other: with what may change, some binary attribute cannot take either of its "
+        "values, or some one-hot group can have no value on or must have two."
     )
 
 
@@ -126,7 +126,7 @@ def _rivals(explanation: "Explanation", relaxed: ConstrainedResult, whole: Const
     text = f"Within the rules {word} cannot get ahead of {_listed(rivals)}" if rivals else f"{word} is out of reach"
     text += " while the relations hold" if related else ""
     if held and np.abs(pull).max() > 1e-9 * np.abs(weights).max():
-        text += f"; what holds it back most: {_listed(held)}"
+        text += f"; the main obstacles are {_listed(held)}"
     return text + "."
 
 

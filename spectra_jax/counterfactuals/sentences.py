@@ -43,7 +43,7 @@ def of_answer(answer: "Answer") -> str:
     if answer.status == Status.INFEASIBLE:
         return f"{subject} cannot become {target}: no change within the rules reaches it."
     if answer.status != Status.SOLVED:
-        return f"{subject}: whether it can become {target} is not known: {answer.status.description}."
+        return f"{subject}: it is not known whether it can become {target}: {answer.status.description}."
     if not answer.changes:
         return f"{subject} is {target} without any change."
     named = [of_change(change) for change in answer.changes[:_NAMED]]
@@ -60,7 +60,7 @@ def of_answer(answer: "Answer") -> str:
     verb = "is within the rules and ahead by the margin as" if answer.predicted == answer.target else "becomes"
     text = f"{subject} {verb} {target} if {changes} (distance {number(answer.distance)}, {evidence})."
     if answer.reached is not None:
-        text += f" The image searched for it {'is' if answer.reached else 'is not'} classified so."
+        text += f" The image found for it {'is' if answer.reached else 'is not'} classified as such."
     return text
 
 

@@ -1,4 +1,4 @@
-"""From an attribute vector to an image that has it (Section 2.6): several methods of searching, behind one call."""
+"""From an attribute vector to an image that has it (Section 2.6): several search methods behind one call."""
 
 from typing import TYPE_CHECKING
 

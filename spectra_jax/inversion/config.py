@@ -1,4 +1,4 @@
-"""How an inversion is to search: settings alone, which a command line reads before anything heavy is imported."""
+"""How an inversion searches: only settings, which a command line reads before anything heavy is imported."""
 
 import abc
 from dataclasses import dataclass
@@ -51,27 +51,29 @@ class InversionConfig:
 
     Attributes:
         method: an object with its own settings, or its name for the default ones. `GradientDescent`,
-            "gradient_descent", is the paper's loop. `Adam`, "adam", and `GaussNewton`, "gauss_newton", want the same
-            attributes e + delta, by better steps. `Nearest`, "nearest", wants the class alone, by the smallest change
-            of the image: it looks at e + delta only for being finite, needs the fewest encoder passes and disturbs the
-            image least. `Manifold`, an object alone because it needs a generator, wants e + delta among the images
-            that the generator can draw.
+            "gradient_descent", is the paper's loop. `Adam`, "adam", and `GaussNewton`, "gauss_newton", aim at the same
+            attributes e + delta with better steps. `Nearest`, "nearest", aims at the class alone, by the smallest
+            change of the image: it only checks that e + delta is finite, needs the fewest encoder passes and disturbs
+            the image least. `Manifold`, which has no name because it needs a generator, aims at e + delta among the
+            images that the generator can draw.
         ssim_weight: lambda in MSE + lambda (1 - SSIM), which gradient descent and Adam lower and all methods report.
         max_steps: image updates before giving up.
         margin: lead of the target over every other class, in logits, at which a sample stops. 0 is the paper's
             rule; a small margin lets the flip survive rounding to 8 bits.
-        reaim_every: after so many steps the wanted attributes become those of the target's region that are nearest to
-            what the image has by then; 0, the paper's rule, never. Not for "nearest", which aims anew at every step.
+        reaim_every: every so many steps, the wanted attributes are replaced by the point of the target's region nearest
+            to the image's current attributes; 0, the paper's rule, never does. Not for "nearest", which aims anew at
+            every step.
         reaim_margin: lead of the target, in logits, at the attributes aimed at anew.
-        shrink_steps: halvings that then shorten the change x' - x of a success as far as the image, rounded to 8
-            bits per channel, still has the target lead by the margin; 0, the paper's rule, keeps the image found.
+        shrink_steps: halvings that finally shorten the change x' - x of a success as long as the target, with the image
+            rounded to 8 bits per channel, still leads by the margin; 0, the paper's rule, keeps the image found.
         survive_steps: images on 256 levels to try for a success that plain rounding to 8 bits would lose, see
             `InversionResult.images_8bit`. 0: plain rounding.
-        batch_size: samples searched together; one that is done makes room for the next. None: 16 on CPUs and 256
+        batch_size: samples searched together; a finished one makes room for the next. None: 16 on CPUs and 256
             otherwise.
-        encoder_dtype: "bfloat16" runs the encoder in it during the search, for hardware that is faster so. The verdict
-            is in full precision, and samples it does not confirm are searched again so; num_steps is then that of the
-            second search. Reaches arrays bound by functools.partial, not those in a closure.
+        encoder_dtype: "bfloat16" runs the encoder in it during the search, for hardware on which that is faster. The
+            verdict is in full precision, and samples that it does not confirm are searched again in full precision;
+            num_steps is then that of the second search. It reaches arrays bound by functools.partial, not those in a
+            closure.
     """
 
     method: str | Method = "adam"
@@ -101,8 +103,8 @@ class InversionConfig:
             )
         if self.shrink_steps and self.method_name == "manifold":
             raise ValueError(
-                f'shrink_steps is {self.shrink_steps}; expected 0 for the method "manifold": a shortened change '
-                "is none that the generator draws"
+                f'shrink_steps is {self.shrink_steps}; expected 0 for the method "manifold": the generator cannot draw '
+                "a shortened change"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""What every method of searching asks of the encoder and the head."""
+"""What every search method needs from the encoder and the head."""
 
 import functools
 from collections.abc import Callable

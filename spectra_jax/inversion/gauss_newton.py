@@ -23,7 +23,7 @@ _DAMPING = 1e-2  # of the curvature along r: what the encoder hardly responds to
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class GaussNewton(Method):
-    """The shortest change of the image that realises the wanted attributes to first order, again and again."""
+    """The shortest change of the image that realises the wanted attributes to first order, iterated."""
 
     name: ClassVar[str] = "gauss_newton"
     passes: ClassVar[tuple[int, int]] = (1 + _ITERATIONS, 1 + _ITERATIONS)

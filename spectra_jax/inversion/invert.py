@@ -1,4 +1,4 @@
-"""The public call: checks what is given, searches, and completes the answer."""
+"""The public call: checks its inputs, searches, and completes the answer."""
 
 import functools
 from collections.abc import Callable
@@ -49,32 +49,32 @@ def invert(
     """Moves images until the encoder gives the wanted attributes and the classifier the target (Section 2.6).
 
     The paper's loop descends MSE(phi(x'), e + delta) + lambda (1 - SSIM(x', x)) from x' = x, clipped to [0, 1];
-    `config.method` has better ones. Samples are searched `config.batch_size` at a time: one that is done no longer
-    changes and makes room for the next, so neither the order nor the batch size decides what is found. Under jit or
+    `config.method` offers better ones. `config.batch_size` samples are searched at a time: a finished one no longer
+    changes and makes room for the next, so neither the order nor the batch size affects what is found. Under jit or
     shard_map the search is one lax.while_loop, while the first and the last evaluation are unrolled over the batches:
     pass only a few of them there. The result has no reverse-mode derivative. For several devices, shard_map this
-    function over the rows: each device then finishes on its own. All images and answers stay in the memory of the
-    device, up to six times the size of the images.
+    function over the rows: each device then finishes on its own. All images and answers stay in device memory, up to
+    six times the size of the images.
 
-    Everything is computed in the type of the images, half precision in float32: the encoder gets the images in the
-    type given; its output, the wanted attributes and the head are cast to the type of the search.
+    Everything is computed in the type of the images, half precision in float32: the encoder gets the images in their
+    own type; its output, the wanted attributes and the head are cast to the type of the search.
 
     Args:
         encode_fn: images -> attributes (b, n). Pass functools.partial(model.encode, params) so that a second call
             with other parameters reuses the compiled loop; booleans, whole numbers and strings may be bound by keyword.
         head: classifier on the attributes.
-        images: (b, h, w, channels) in [0, 1], where to start from.
+        images: (b, h, w, channels) in [0, 1], where the search starts.
         target_attributes: (b, n) e + delta; rows that are not finite are reported as INFEASIBLE.
         targets: (b,) class indices.
         config: search options.
-        targeted: False leaves the classes in `targets`, whatever is named in their place (an untargeted attack). For
-            the method "nearest" alone, which looks at no attribute: pass any finite target_attributes.
+        targeted: False searches for any class other than those in `targets` (an untargeted attack). Only for the method
+            "nearest", which does not use the attributes: pass any finite target_attributes.
         max_steps: (b,) a budget of updates for each sample, in place of config.max_steps.
         region: (b, h, w) pixels that may change; all by default.
-        mutable: (n,) attributes that may move. The others are wanted as they are at the start, whatever
-            target_attributes says of them. Not for the method "nearest", which looks at no single attribute.
-        progress: called after every step of the samples that are being searched; what it raises ends the search. Not
-            under jit or another transformation.
+        mutable: (n,) attributes that may move. The others should stay as they are at the start, whatever their
+            target_attributes. Not for the method "nearest", which does not consider single attributes.
+        progress: called after every step with the samples being searched; an exception that it raises ends the search.
+            Not under jit or another transformation.
 
     Returns:
         InversionResult.
@@ -114,7 +114,7 @@ def invert(
     )  # `before` knows encode_fn's closure
     concrete = all(is_concrete(leaf) for leaf in jax.tree.leaves(given))
     if progress is not None and not concrete:
-        raise ValueError("progress is given under jit or another transformation; leave it out, or call invert outside")
+        raise ValueError("progress is given under jit or another transformation; omit it, or call invert outside")
     stepwise = concrete and (on_cpu or progress is not None)
     if before.shape != wanted.shape:
         raise ValueError(f"encode_fn returns shape {before.shape}; expected {wanted.shape}, the width of the head")
@@ -170,7 +170,7 @@ def _check(head, images, target_attributes, targets, config: InversionConfig, ma
     check_targets(head, targets)
     check_mutable(head, mutable)
     if mutable is not None and config.method_name == "nearest":
-        raise ValueError('mutable does not apply to the method "nearest", which looks at no single attribute')
+        raise ValueError('mutable does not apply to the method "nearest", which does not consider single attributes')
     if max_steps is not None:
         if jnp.shape(max_steps) != (batch,):
             raise ValueError(f"max_steps is {jnp.shape(max_steps)}; expected {(batch,)}, one budget per image")

@@ -1,7 +1,8 @@
 """Counterfactuals among the images that a generator can draw: the paper's loss, lowered over its latents.
 
-A search over pixels may leave what images look like; one over the latents z of a generator D cannot, as far as D draws
-nothing else. D is any function, such as the decoder of an auto-encoder; the search starts at the latents of the image.
+A search over pixels may leave the manifold of natural images; one over the latents z of a generator D cannot, as long
+as D draws nothing else. D is any function, such as the decoder of an auto-encoder; the search starts at the latents of
+the image.
 """
 
 from collections.abc import Callable
@@ -37,8 +38,9 @@ class Latents(NamedTuple):
 class Manifold(Method):
     """Descent on MSE(phi(D(z)), e + delta) + lambda (1 - SSIM(D(z), x)) over z by Adam.
 
-    The answer is D(z), which misses the original by what the generator cannot draw, wherever a region does not keep it.
-    Pass functions bound by functools.partial, so that a second call with other parameters reuses the compiled search.
+    The answer is D(z), which differs from the original by what the generator cannot draw, except where a region keeps
+    the pixels. Pass functions bound by functools.partial, so that a second call with other parameters reuses the
+    compiled search.
 
     Attributes:
         decode: D, latents (b, d) -> images (b, h, w, channels) in [0, 1].

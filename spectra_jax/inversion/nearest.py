@@ -68,7 +68,7 @@ class Nearest(Method):
     """The smallest change of the image that reaches the class, by whatever attributes.
 
     Attributes:
-        refine_steps: image updates that may be spent on shortening the change once the target is reached.
+        refine_steps: image updates to spend, at most, on shortening the change once the target is reached.
     """
 
     refine_steps: int = 8

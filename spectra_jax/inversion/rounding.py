@@ -1,4 +1,4 @@
-"""From the image found to one on the 256 levels of a file that still has the target.
+"""From the image found to one on the 256 levels of a file that still reaches the target.
 
 Changes of less than half a level are lost in a file, and a minimal change is mostly made of those. The first image to
 try turns the largest of them into whole levels instead, as many as make up for the rest. Where the target is lost

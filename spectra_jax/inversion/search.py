@@ -1,4 +1,4 @@
-"""Searches for many images with a fixed number of lanes: a lane whose sample is done takes the next one of the queue.
+"""Searches for many images with a fixed number of lanes: a lane whose sample is done takes the next from the queue.
 
 A sample needs anything from no step to its whole budget. In a plain batch all would cost what the slowest costs; here
 the cost follows the work that is left, and what is found for a sample does not depend on its neighbours.
@@ -48,7 +48,7 @@ class Lanes(NamedTuple):
 
 
 class InversionProgress(NamedTuple):
-    """Where the samples that are being searched stand; its arrays are valid during the call they are handed to.
+    """The current state of the samples being searched; its arrays are valid only during the call that receives them.
 
     Attributes:
         rows: (l,) which samples; -1 for none.

@@ -1,4 +1,4 @@
-"""What a step of a search is given and what it answers; `spectra_jax.inversion.config.Method` is what takes it."""
+"""The inputs and outputs of a search step; `spectra_jax.inversion.config.Method` takes the step."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What an inversion answers."""
+"""The result of an inversion."""
 
 from typing import NamedTuple
 
@@ -6,30 +6,30 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class InversionResult(NamedTuple):
-    """The images found and how each search ended. Failures stay in: they belong in every denominator.
+    """The images found and how each search ended. Failures are included: they belong in every denominator.
 
-    How far the images moved is for `image_distances`, `ssim`, `psnr` and `attribute_selectivity` to say.
+    To measure how far the images moved, use `image_distances`, `ssim`, `psnr` and `attribute_selectivity`.
 
     Attributes:
         images: (b, h, w, channels) in [0, 1]; the last image tried where the search failed.
-        attributes: (b, n) what the encoder makes of `images`.
-        success: (b,) whether the classifier names the target, by `config.margin`.
+        attributes: (b, n) the encoder's output for `images`.
+        success: (b,) whether the classifier predicts the target by `config.margin`.
         num_steps: (b,) updates made.
         loss: (b,) MSE + lambda (1 - SSIM) at `images`; NaN where the target is infeasible.
-        reason: (b,) a `Status`. SOLVED: the classifier names the target. INFEASIBLE: the wanted attributes are not
-            finite, as no change reaches the target or none is known. BUDGET: max_steps ran out. STALLED: the image
+        reason: (b,) a `Status`. SOLVED: the classifier predicts the target. INFEASIBLE: the wanted attributes are not
+            finite, because no change reaches the target or none is known. BUDGET: max_steps ran out. STALLED: the image
             stopped changing. NOT_FINITE: the loss or its gradient became NaN or infinite. UNRESOLVED: the target was
-            named during the search, but not when the image was evaluated once more, with other rounding errors.
-        survives_rounding: (b,) success whose target the classifier names, by any lead, also after rounding to 8 bits
-            per channel, as a PNG file does.
+            predicted during the search, but not in a last evaluation of the image, with other rounding errors.
+        survives_rounding: (b,) successes whose target is still predicted, by any lead, after rounding to 8 bits per
+            channel, as in a PNG file.
         images_8bit: (b, h, w, channels) the image to write to a file, on the 256 levels: `images` rounded to the
-            nearest or, where that loses the target, by what config.survive_steps allow: first by a lower threshold
-            than a half, then by whole levels where the gradient is steepest, see `spectra_jax.inversion.rounding`.
+            nearest or, where that loses the target, as far as config.survive_steps allow: first with a threshold below
+            one half, then by whole levels where the gradient is steepest, see `spectra_jax.inversion.rounding`.
         success_8bit: (b,) the same for images_8bit.
-        forward_passes: (b,) images put through the encoder for this sample, all stages together; a product with the
-            Jacobian counts as one.
-        backward_passes: (b,) of these, how many were followed by a backward pass.
-        requested: (b, n) delta, the change of the attributes that was asked for.
+        forward_passes: (b,) encoder evaluations for this sample, all stages together; a product with the Jacobian
+            counts as one.
+        backward_passes: (b,) how many of these were followed by a backward pass.
+        requested: (b, n) delta, the requested attribute change.
         realised: (b, n) phi(x') - phi(x).
     """
 

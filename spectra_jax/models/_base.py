@@ -140,11 +140,11 @@ class Model:
         return self.bottleneck(params, self.features(params, images), key=key)
 
     def attribute_logits(self, params: Params, attributes: Float[Array, "b n"]) -> Float[Array, "b n"]:
-        """The logit of every attribute's being there; where nothing else is said, the attribute itself."""
+        """The logit of every attribute's presence; by default the attribute itself."""
         return attributes
 
     def fold(self, params: Params) -> Params:
-        """The parameters with what depends on them alone computed once, for many calls; they mean the same."""
+        """Equivalent parameters in which everything that depends only on them is computed once, for many calls."""
         return params
 
     def head(self, params: Params) -> Head:
@@ -197,7 +197,7 @@ class Model:
         try:
             tensors = load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is no .safetensors file, or is damaged: {error}") from error
+            raise ValueError(f"{path} is not a .safetensors file, or is damaged: {error}") from error
         return {**params, "backbone": self.weight_loader(params["backbone"], tensors)}
 
     def _check_features(self, features: Any, kernel: Any) -> None:

@@ -75,9 +75,9 @@ def _with_channels(x: Float[Array, "b h w _"], width: int) -> Float[Array, "b h 
 
 @dataclass(frozen=True)
 class LipschitzModel(Model):
-    """A `Model` with ||phi(x) - phi(x')|| <= L ||x - x'||, L = 1 but for rounding.
+    """A `Model` with ||phi(x) - phi(x')|| <= L ||x - x'||, where L = 1 up to rounding.
 
-    Its attributes are small numbers; `attribute_logits` are what is trained to say whether an attribute is there.
+    Its attributes are small numbers; `attribute_logits` are trained to predict whether an attribute is present.
     """
 
     def init(self, key: PRNGKeyArray, image_shape: tuple[int, int, int]) -> Params:
@@ -97,21 +97,21 @@ class LipschitzModel(Model):
     def bottleneck(
         self, params: Params, features: Float[Array, "b f"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b n"]:
-        """The attributes (b, n) of features (b, f): one AOL layer. Dropout there is none."""
+        """The attributes (b, n) of features (b, f): one AOL layer, without dropout."""
         layer = params["bottleneck"]
         self._check_features(features, layer["orthogonal_kernel"])
         rows = features.astype(layer["bias"].dtype)[:, None, None, :]
         return cast(Array, self._last.apply({"params": layer}, rows))[:, 0, 0, :]
 
     def attribute_logits(self, params: Params, attributes: Float[Array, "b n"]) -> Float[Array, "b n"]:
-        """scale_f e_f + offset_f: positive where an attribute is seen."""
+        """scale_f e_f + offset_f: positive where an attribute is predicted."""
         layer = params["bottleneck"]
         return attributes * jnp.exp(layer["log_scale"])[None, :] + layer["offset"][None, :]
 
     def fold(self, params: Params) -> Params:
         """The parameters with every layer's rescaling stored, once for all calls that use them.
 
-        Not for training, which is refused: beside a stored rescaling a kernel would come to enlarge differences.
+        Not for training, which is refused: with a stored rescaling, a trained kernel could enlarge differences.
         """
         return fold(params)
 

@@ -1,8 +1,8 @@
-"""A small CNN that reads the attributes of a part where it sees that part.
+"""A small CNN that reads the attributes of a part at the place where it sees that part.
 
-An attribute bottleneck that is read off the whole image may tell the colour of the nape from that of the crown, as long
-as the two go together in the training data. Here a map of each part, trained on part points with `losses.part_loss`,
-says where it is, and the attributes that are about it get the features of that place and nothing else.
+An attribute bottleneck that is read off the whole image may infer the colour of the nape from that of the crown, as
+long as the two go together in the training data. Here a map of each part, trained on part points with
+`losses.part_loss`, says where the part is, and its attributes get only the features of that place.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ class PartModel(Model):
         return super().bottleneck({**params, "bottleneck": layer | {"kernel": kernel}}, features, key=key)
 
     def log_places(self, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b r h w"]:
-        """Log-probability of each region's being at each place of a map with a quarter of the image's side."""
+        """Log-probability that each region is at each place of a map with a quarter of the image's side."""
         return self.encode_with_places(params, images)[1]
 
     def encode_with_places(

@@ -236,8 +236,8 @@ def conclude(regions: Regions, lanes: Lanes, tolerance: float) -> tuple[Lanes, C
 
     What rounding can have spoilt by more than the tolerance, relative to the norm, is UNRESOLVED: a norm that nearly
     cancels, rivals whose slack is not known well enough to say that they are behind, weights close to the target's. So
-    is every STUCK lane, whose candidate depends on the active rivals: whether its region is empty is not
-    for this precision to say.
+    is every STUCK lane, whose candidate depends on the active rivals: this precision cannot tell whether its region is
+    empty.
     """
     solved = lanes.status == CONVERGED
     polished = _polish(regions, lanes, solved)

@@ -113,7 +113,7 @@ def projection_norms(
         mutable: (n,) attributes that may change.
 
     Returns:
-        (b, c); 0 for the predicted class, inf where the target's region is empty, NaN where nothing can be told.
+        (b, c); 0 for the predicted class, inf where the target's region is empty, NaN where it is unresolved.
     """
     predicted = is_predicted(logits)
     gram = gram_matrix(head.weights, mutable)

@@ -1,4 +1,4 @@
-"""What the exact search says of each problem of a queue."""
+"""The answers of the exact search to the problems of a queue."""
 
 from typing import NamedTuple
 

@@ -39,11 +39,11 @@ def box_perturbation(
 ) -> RestrictedResult:
     """Smallest change (Euclidean) after which `target` wins by `margin` and lower <= attributes + delta <= upper.
 
-    The answer is exact up to rounding and comes with its evidence, as that of `projection_perturbation`, to which it
-    is equal where no range binds; an answer that cannot be verified is NaN and UNRESOLVED. Derivatives with
+    The answer is exact up to rounding and comes with its evidence, like that of `projection_perturbation`, which it
+    equals where no range binds; an answer that cannot be verified is NaN and UNRESOLVED. Derivatives with
     respect to weights, bias, attributes, margin and ranges are those of the constraints that bind.
 
-    A sample that lies outside its ranges is moved into them, also if it is the target class already.
+    A sample that lies outside its ranges is moved into them, even if it is already of the target class.
 
     Args:
         head: weights (c, n), optional bias (c,).
@@ -52,11 +52,11 @@ def box_perturbation(
         lower: (n,) smallest value of each attribute after the change; -inf or None for no end.
         upper: (n,) largest value; inf or None for no end.
         margin: required lead over every other class, in logits.
-        mutable: (n,) attributes that may change; all of them by default. One that may not and lies outside its range
-            leaves no answer.
+        mutable: (n,) attributes that may change; all of them by default. With an immutable attribute outside its range
+            there is no answer.
 
     Returns:
-        RestrictedResult; the lower bound is the norm, as nothing is left to choose.
+        RestrictedResult; the lower bound equals the norm, because there is nothing to choose.
 
     Raises:
         ValueError: shapes do not match, target out of range, margin negative, lower above upper or NaN.

@@ -60,14 +60,14 @@ def one_hot_perturbation(
     """Small change (Euclidean) after which `target` wins and exactly one value of every group is on.
 
     A value is on where e + delta >= threshold and off where e + delta <= -threshold: at threshold 0, sigmoid above or
-    below one half, with the boundary itself allowed to both as margin 0 allows ties. Turning one value on therefore
-    turns its rivals off, for example has_nape_color::grey and all other nape colours of CUB-200-2011. It holds for
-    EVERY group named, so a sample with none or several values on in some group is put in order as well: leave such
-    attributes ungrouped (-1) to let them be.
+    below one half, where the boundary itself counts as both, just as margin 0 allows ties. Turning one value on
+    therefore turns its rivals off, for example has_nape_color::grey and all other nape colours of CUB-200-2011. The
+    rule holds for EVERY group, so a sample with no value or several values on in some group is corrected as well; set
+    such attributes to no group (-1) to leave them alone.
 
-    With the values chosen, the problem is a projection with ranges (`box_perturbation`), solved exactly. The choice is
-    combinatorial: it is read off Lagrange multipliers, then improved by turning on another value of one group until
-    that does not help, and the result says by how much it can miss the optimum: lower_bound is a proof that nothing
+    Once the values are chosen, the problem is a projection with ranges (`box_perturbation`), solved exactly. The choice
+    is combinatorial: it is read off Lagrange multipliers, then improved by turning on another value of one group until
+    that no longer helps. The result states how far it can be from the optimum: lower_bound is a proof that nothing
     shorter exists.
 
     Derivatives with respect to weights, bias, attributes, threshold and margin are those of the chosen values.
@@ -82,7 +82,7 @@ def one_hot_perturbation(
         mutable: (n,) attributes that may change; all of them by default.
 
     Returns:
-        RestrictedResult; `chosen` are the values that are on, one in each group. BUDGET where no choice that was tried
+        RestrictedResult; `chosen` are the values that are on, one in each group. BUDGET if none of the choices tried
         has an answer, though another one may.
 
     Raises:

@@ -56,14 +56,14 @@ def nearest_class(head: Head, attributes: Float[Array, "b n"], *, block_size: in
     (l_i - l_k) / ||w_i - w_k|| is the smallest of all projections. For distances to every class, or to a class of
     your choice, use `all_pairs_norms`; for the change itself `projection_perturbation` towards the target found here.
 
-    Samples are taken block by block: memory does not grow with their number, but for the answers, and nothing of size
-    (c, c) is made of more than 8,192 classes. Half precision is read as it is and computed in float32.
+    Samples are processed block by block: apart from the answers, memory does not grow with their number, and no array
+    of size (c, c) is built for more than 8,192 classes. Half precision is read as it is and computed in float32.
 
     Args:
         head: weights (c, n), optional bias (c,); a bias of -inf masks its class.
         attributes: (b, n) unnormalised attributes.
-        block_size: samples taken at once, each with a few rows of c numbers; by default as many as make 1 or 4 million
-            logits.
+        block_size: samples processed at once, each with a few rows of c numbers; by default as many as give 1 or 4
+            million logits.
 
     Returns:
         NearestClass; the lowest class among equals. The distance and the attackability have derivatives.
@@ -79,7 +79,7 @@ def nearest_class(head: Head, attributes: Float[Array, "b n"], *, block_size: in
 def check_block_size(block_size: int | None) -> None:
     """Raises ValueError unless it is None or 1 or more."""
     if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size is {block_size}; expected 1 or more samples, or None to have it chosen")
+        raise ValueError(f"block_size is {block_size}; expected 1 or more samples, or None for the default")
 
 
 @functools.partial(jax.jit, static_argnames=("exact", "block_size"))  # eagerly its loop would be compiled at every call

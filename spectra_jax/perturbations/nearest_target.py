@@ -1,4 +1,4 @@
-"""The nearest class of a table of distances, with what the table does not say taken into account."""
+"""The nearest class in a table of distances, taking missing entries into account."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class NearestTarget(NamedTuple):
     Attributes:
         target: (b,) int32; -1 where no class can be reached, or none that is resolved.
         distance: (b,) its entry of the table; inf where no class can be reached, NaN where nothing is resolved.
-        num_unresolved: (b,) int32 entries that are NaN and were passed over. Where it is not 0 the answer is the
+        num_unresolved: (b,) int32 number of NaN entries, which were skipped. Where it is not 0, the answer is the
             nearest of the resolved classes, and one of the others may be nearer.
     """
 
@@ -28,8 +28,8 @@ class NearestTarget(NamedTuple):
 def nearest_target(norms: Float[Array, "b c"], *, allowed: Bool[Array, "b c"] | None = None) -> NearestTarget:
     """The class that the smallest change reaches, from a table such as that of `all_pairs_norms`.
 
-    Use it in place of `norms.argmin()`, which names the predicted class, whose entry is 0, or the first entry that is
-    NaN. Entries are NaN where nothing can be told; here they are passed over and counted.
+    Use it in place of `norms.argmin()`, which returns the predicted class, whose entry is 0, or the first entry that is
+    NaN. Entries are NaN where the distance is unresolved; here they are skipped and counted.
 
     Args:
         norms: (b, c) length of the change that reaches each class; inf where none does, NaN where it is unresolved.

@@ -1,4 +1,4 @@
-"""The paper's pseudoinverse perturbation (Section 2.5.3), and what it really is."""
+"""The paper's pseudoinverse perturbation (Section 2.5.3), and what it actually is."""
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,8 @@ def pinv_perturbation(
     - its norm is an upper bound, often 3 to 40 times larger, on that of `projection_perturbation`, which is
       the one to use when the question is "what is the smallest change that makes this class j".
 
-    Where they cannot (more classes than attributes and a bias or a margin) it is the least-squares compromise:
-    different for each target, no tie, and no bound on anything. It is finite even for a target that cannot win.
+    Where they cannot (more classes than attributes, and a bias or a margin) it is the least-squares compromise:
+    different for each target, not a tie, and no bound on anything. It is finite even for a target that cannot win.
 
     Under vmap over samples the singular value decomposition is shared; over targets it is done once per
     target. `all_pairs_norms(method="pinv")` needs a single one for everything.
@@ -56,8 +56,8 @@ def pinv_perturbation(
             is that of the pseudoinverse at constant rank, finite also at repeated singular values.
 
     Returns:
-        (n,) in attribute units; inf for a target that a bias of -inf rules out. Other classes so masked do not take
-        part in the tie.
+        (n,) in attribute units; inf for a target that a bias of -inf rules out. Other classes masked this way do not
+        take part in the tie.
 
     Raises:
         ValueError: shapes do not match, target out of range, margin negative.

@@ -1,4 +1,4 @@
-"""One sample, one target class, and what a change of the attributes must achieve: what every single-pair solver takes.
+"""One sample, one target class, and what an attribute change must achieve: the input of every single-pair solver.
 
     g_k . delta >= h_k for every rival k,   low <= delta <= high
 

@@ -22,7 +22,7 @@ class ProjectionResult(NamedTuple):
 
     Attributes:
         delta: (n,) smallest change; inf where the region is empty.
-        norm: its Euclidean length; inf where the region is empty, NaN where nothing can be told, see `status`.
+        norm: its Euclidean length; inf where the region is empty, NaN where it is unresolved, see `status`.
         multipliers: (c,) Lagrange multipliers, delta = sum_k multipliers_k (w_target - w_k); positive only
             for the rivals that bound the region at this point. For an empty region: the certificate,
             non-negative with sum_k multipliers_k (w_target - w_k) = 0 and a positive sum of offsets.
@@ -59,12 +59,12 @@ def projection_perturbation(
     margin to be classified as the target. The answer scales with e and W.
 
     Derivatives of any order with respect to weights, bias, attributes and margin come from the
-    implicit-function theorem on the active constraints; where the active set changes, it is one-sided. With more than
-    64 active rivals the change is as exact as ever, but multipliers and derivatives are NaN.
+    implicit-function theorem on the active constraints; where the active set changes, they are one-sided. With more
+    than 64 active rivals the change is as exact as ever, but multipliers and derivatives are NaN.
 
     Pairs that float32 cannot settle (classes with nearly equal weights, rivals that nearly depend on each other, empty
-    regions) are solved in float64 on the same device, so that the norm is good to 1e-4 relative in every case, and to
-    about 1e-6 on ordinary heads.
+    regions) are solved in float64 on the same device, so the norm has a relative error of at most 1e-4 in every case,
+    and about 1e-6 on ordinary heads.
 
     Args:
         head: weights (c, n), optional bias (c,).

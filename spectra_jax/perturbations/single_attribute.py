@@ -47,8 +47,8 @@ def single_attribute_perturbations(
     smaller slope bound t from below, rivals with a larger slope from above, and a rival with the same
     slope that is ahead makes the attribute infeasible.
 
-    The magnitudes mean little across attributes of different spread: rank by |delta| over each
-    attribute's standard deviation when comparing attributes.
+    The magnitudes mean little across attributes of different spread: to compare attributes, rank them by |delta|
+    over each attribute's standard deviation.
 
     Args:
         head: weights (c, n), optional bias (c,).
@@ -118,9 +118,9 @@ def best_single_attributes(
     """For every sample and target, the single attribute that needs the smallest change (Section 2.5.1).
 
     The classes that any change of one attribute can reach are those on the upper envelope of c straight lines; it
-    is walked from one corner to the next, which costs O(c) a corner instead of O(c^2) for all intervals. The
-    answers are those of `single_attribute_perturbations`, rounding included; attributes equally good to the last
-    digit are decided for the lowest index.
+    is walked from one corner to the next, which costs O(c) per corner instead of O(c^2) for all intervals. The
+    answers are those of `single_attribute_perturbations`, rounding included; among attributes that are equal to the
+    last digit, the lowest index wins.
 
     Derivatives of delta with respect to weights, bias, attributes and margin are those of the chosen attribute's
     interval end, one-sided where the choice changes.

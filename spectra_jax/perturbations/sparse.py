@@ -43,10 +43,9 @@ def sparse_perturbation(
     """Small change (Euclidean) of at most `max_changes` attributes after which `target` wins by `margin`.
 
     With one attribute the answer is exact, from the intervals of `single_attribute_perturbations`; with all of them it
-    is `projection_perturbation`. Between the two the problem is combinatorial. A set of attributes is searched by
-    exchanging one for another until no exchange is better, with the exact projection on each set tried, and the
-    result says by how much it can miss the optimum: lower_bound is a proof, from Lagrange multipliers, that nothing
-    shorter exists.
+    is `projection_perturbation`. Between the two, the problem is combinatorial. The search exchanges one attribute for
+    another until no exchange is better, with the exact projection on each set that it tries. The result states how far
+    it can be from the optimum: lower_bound is a proof, from Lagrange multipliers, that nothing shorter exists.
 
     Derivatives with respect to weights, bias, attributes and margin are those of the projection on the chosen set.
 
@@ -54,14 +53,14 @@ def sparse_perturbation(
         head: weights (c, n), optional bias (c,).
         attributes: (n,) unnormalised attributes of one sample; use jax.vmap for more.
         target: class index.
-        max_changes: how many attributes may change; part of the compiled shape. Meant for few: the time grows with its
-            third power.
+        max_changes: how many attributes may change; part of the compiled shape. Meant for small numbers: the time grows
+            with its third power.
         margin: required lead over every other class, in logits.
         mutable: (n,) attributes that may change; all of them by default.
 
     Returns:
-        RestrictedResult; `chosen` are the attributes that were allowed to change, at most k. BUDGET where no set
-        that was tried has an answer, though another one may.
+        RestrictedResult; `chosen` are the attributes that were allowed to change, at most k. BUDGET if none of the
+        sets tried has an answer, though another one may.
 
     Raises:
         ValueError: shapes do not match, target out of range, margin negative, max_changes below 1.

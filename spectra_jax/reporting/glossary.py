@@ -1,4 +1,4 @@
-"""The words of the reports, each with its definition and, where the paper has one, the name of its equation."""
+"""The terms of the reports, each with its definition and, if the paper has one, its equation."""
 
 import zlib
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class Definition(NamedTuple):
 
 
 GLOSSARY: dict[str, Definition] = {
-    "Class accuracy": Definition("Share of images whose class with the largest logit is the labelled one."),
+    "Class accuracy": Definition("Share of images for which the class with the largest logit is the labelled one."),
     "Balanced attribute accuracy": Definition(
         "Mean of sensitivity and specificity of each attribute, averaged over attributes. A constant answer scores "
         "50 %; plain attribute accuracy would score a constant “no” above 90 %."
@@ -29,17 +29,17 @@ GLOSSARY: dict[str, Definition] = {
         "Area under the precision-recall curve of each attribute, averaged over attributes with a positive example."
     ),
     "Counterfactual": Definition(
-        "An image changed so that the classifier says the target class: first a change δ of the attributes is solved "
-        "for, then an image with those attributes is searched for, starting from the original.",
+        "An image changed so that the classifier predicts the target class: first an attribute change δ is computed, "
+        "then an image with those attributes is searched for, starting from the original.",
         "Section 2.6",
     ),
     "Just reached": Definition(
-        "The classifier says the target, but by less than 10 percentage points of probability before the next class: "
-        "searches stop as soon as the target wins."
+        "The classifier predicts the target, but its probability is less than 10 percentage points above that of the "
+        "next class: searches stop as soon as the target wins."
     ),
-    "Requested change": Definition("The change δ of an attribute that the solver asked for.", "Section 2.5"),
+    "Requested change": Definition("The change δ of an attribute that the solver requested.", "Section 2.5"),
     "Achieved change": Definition(
-        "The change of the attribute that the encoder φ really sees in the counterfactual image.",
+        "The change of the attribute that the encoder φ actually sees in the counterfactual image.",
         "Section 2.6",
         "φ(x′) − φ(x)",
     ),
@@ -50,13 +50,12 @@ GLOSSARY: dict[str, Definition] = {
     ),
     "Margin": Definition("By how much the target's logit must exceed every other one.", "", "κ ≥ 0"),
     "Boundary perturbation": Definition(
-        "Smallest change of the attributes that makes the target beat the predicted class. A third class may still "
-        "win.",
+        "Smallest attribute change that makes the target beat the predicted class. A third class may still win.",
         "Section 2.5.2",
         "δ = (l_i − l_j + κ)(w_j − w_i) / ‖w_j − w_i‖²",
     ),
     "Single-attribute perturbation": Definition(
-        "Smallest change of one attribute alone that makes the target win, where one exists.", "Section 2.5.1, Eq. 1–4"
+        "Smallest change of a single attribute that makes the target win, if one exists.", "Section 2.5.1, Eq. 1–4"
     ),
     "Pseudo-inverse perturbation": Definition(
         "The paper's global solution. It makes all logits equal: a tie of all classes, not a win of the target.",
@@ -64,20 +63,20 @@ GLOSSARY: dict[str, Definition] = {
         "δ = pinv(W_global) l_global",
     ),
     "Projection perturbation": Definition(
-        "Provably the smallest change of the attributes that makes the target win over every other class.",
+        "The provably smallest attribute change that makes the target win over every other class.",
         "",
         "min ‖δ‖ subject to e + δ in the target's decision region",
     ),
     "Attackability": Definition(
-        "How small the change of the attributes to the nearest class boundary is, relative to the attributes: larger "
-        "means easier to attack. It lives in attribute space and says nothing on how easily the encoder is moved.",
+        "How small the attribute change to the nearest class boundary is, relative to the attributes: larger means "
+        "easier to attack. It is defined in attribute space and says nothing about how easily the encoder is moved.",
         "Eq. 5",
         "a = max_k ‖e‖ / ‖δ_ik‖",
     ),
     "Model attackability": Definition(
         "Mean attackability over images, without an interval because none would be honest: a few images near a "
-        "boundary decide it. Over all images it is infinite if the tail index is 1 or less, estimated from "
-        "the largest tenth of the values (Hill). Compare models by the median and the relative margin.",
+        "boundary dominate it. The population mean is infinite if the tail index is 1 or less; the index is estimated "
+        "from the largest tenth of the values (Hill). Compare models by the median and the relative margin.",
         "Eq. 6",
     ),
     "Relative margin": Definition(
@@ -86,13 +85,12 @@ GLOSSARY: dict[str, Definition] = {
         "‖δ‖ / ‖e‖",
     ),
     "Attack success rate": Definition(
-        "Share of attempted counterfactuals that the classifier assigns to their target. Failures stay in the "
-        "denominator.",
+        "Share of attempted counterfactuals that the classifier assigns to their target, failures included.",
         "Section 4",
     ),
     "Success after 8 bits": Definition(
-        "Share of attempted counterfactuals that still reach their target as images of 8 bits per channel: rounded or, "
-        "if the search has survive_steps, written as its images_8bit."
+        "Share of attempted counterfactuals that still reach their target as images with 8 bits per channel: rounded "
+        "or, if the search has survive_steps, its images_8bit."
     ),
     "PSNR": Definition(
         "Peak signal-to-noise ratio of the counterfactual against the original, for values in [0, 1]; infinite for "
@@ -102,13 +100,14 @@ GLOSSARY: dict[str, Definition] = {
     ),
     "SSIM": Definition("Structural similarity (window 11, σ 1.5) of counterfactual and original; 1 means identical."),
     "Perturbation noise ratio": Definition(
-        "Norm of the change of the image divided by the norm of the change of the attributes; realised with the "
-        "achieved change, requested with the requested one.",
+        "Norm of the image change divided by the norm of the attribute change: the achieved change for “realised”, the "
+        "requested change for “requested”.",
         "Section 4",
         "‖x′ − x‖₂ / ‖δ‖₂",
     ),
     "Pixels changed": Definition(
-        "L0 distance as a share of all pixels: a pixel counts if a channel of it changed by an 8-bit level or more.",
+        "L0 distance as a share of all pixels: a pixel counts if any of its channels changed by at least one 8-bit "
+        "level.",
         "",
         "L0 / (height · width)",
     ),
@@ -122,22 +121,22 @@ GLOSSARY: dict[str, Definition] = {
         "Largest change of one channel of one pixel, as a share of the range from black to white.", "", "‖x′ − x‖∞"
     ),
     "High-frequency share": Definition(
-        "Share of the change's energy (its squared L2 norm) in spatial frequencies above 1/8 cycle a pixel, by the "
+        "Share of the change's energy (its squared L2 norm) in spatial frequencies above 1/8 cycle per pixel, by the "
         "Fourier transform: details finer than 8 pixels. White noise has 95 %."
     ),
     "Attribute selectivity": Definition(
         "Share of the achieved change of all attributes, each in units of its standard deviation over the test images, "
-        "that lies in the requested ones. A request that moves all attributes counts with the 10 it moves most.",
+        "that lies in the requested ones. For a request that moves all attributes, only the 10 that move most count.",
         "",
         "Σ_requested |Δ_f| / σ_f over Σ_all |Δ_f| / σ_f",
     ),
     "Attribute cosine": Definition(
-        "Cosine of achieved and requested change of the attributes, each attribute in units of its standard deviation; "
+        "Cosine of the achieved and the requested attribute change, each attribute in units of its standard deviation; "
         "1 means exactly the requested direction."
     ),
     "Stability loss": Definition(
         "Training term that rewards large perturbations. The paper's form is unbounded below: growing attributes lower "
-        "it without any robustness gained.",
+        "it without any gain in robustness.",
         "Section 3.1–3.2",
         "−‖δ‖²",
     ),

@@ -81,7 +81,7 @@ def describe_curves(lines: Sequence[Series], *, x: str) -> str:
             first, last = (format_number(v) for v in (line.y[0], line.y[-1]))
             parts.append(f"{who}: {first} at {x} {line.x[0]:g}, {last} at {x} {line.x[-1]:g}")
         else:
-            parts.append(f"{who}: no finite value")
+            parts.append(f"{who}: no finite values")
     return f"Line plot of {in_words(lines[0].metric)} over {x}. " + "; ".join(parts) + "."
 
 

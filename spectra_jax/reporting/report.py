@@ -64,11 +64,11 @@ class Report:
         self._add("finding", "In short", caption="", sentence=sentence, points=list(points), examples=drawn)
 
     def fold_rest(self) -> None:
-        """Sections added from here on show their heading alone until they are opened."""
+        """Sections added from here on show only their heading until they are opened."""
         self._folded = True
 
     def headline(self, metrics: Sequence[Metric], *, title: str = "Results", caption: str = "") -> None:
-        """Numbers in large type, the most important first: of more than six, four are shown and the others folded."""
+        """Numbers in large type, the most important first; if there are more than six, all but four are folded."""
         tiles = [self._metric(m) for m in metrics]
         shown = len(tiles) if len(tiles) <= _TILES_SHOWN else _TILES_SHOWN - 2
         self._add("tiles", title, caption=caption, tiles=tiles[:shown], more=tiles[shown:])
@@ -127,7 +127,7 @@ class Report:
             panel = [line for line in lines if line.metric == metric]
             left_out = sum(line.num_not_finite for line in panel)
             total = left_out + sum(len(line.y) for line in panel)
-            note = f"Not drawn, because not finite: {left_out} of {total} values." if left_out else ""
+            note = f"{left_out} of {total} values are not finite and not drawn." if left_out else ""
             alt = plots.describe_curves(panel, x=x)
             drawings.append(self._drawing(plots.in_words(metric), plots.curve_figure(panel, x=x), alt, note))
         columns = ["Metric", "Split", "Points", "First", "Last", "Lowest", "Highest"]
@@ -274,10 +274,10 @@ class Report:
         span = f"from {format_number(finite.min())} to {format_number(finite.max())}" if finite.size else "none finite"
         alt = (
             f"Heat map of {value_name}, {len(row_names)} {row_title} by {len(column_names)} {column_title}, {span}. "
-            "The table below it names the lowest and highest entry of each row."
+            "The table below lists the lowest and highest entry of each row."
         )
         columns = [row_title, f"lowest {column_title}", value_name, f"highest {column_title}", f"{value_name} there"]
-        table = self._table(f"{title}: lowest and highest of each row", columns, summary)
+        table = self._table(f"{title}: lowest and highest entry of each row", columns, summary)
         table["csv"] = tables.csv_uri(
             [f"{row_title} \\ {column_title}", *column_names],
             [(name, *map(float, row)) for name, row in zip(row_names, array, strict=True)],

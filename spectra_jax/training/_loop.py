@@ -158,11 +158,11 @@ def fit(
 def _explain(step: int, metrics: Mapping[str, Any], saved: int) -> str:
     bad = ", ".join(name for name, value in metrics.items() if not np.isfinite(value)) or "the gradient"
     if saved:
-        kept = f"The last good checkpoint is step {saved}: repeating the command goes on from there"
+        kept = f"The last good checkpoint is step {saved}: repeating the command continues from there"
     else:
         kept = "There is no checkpoint yet: repeating the command starts afresh"
     return (
         f"Step {step}: {bad} is not finite. {kept} and, with the same data and settings, meets that step again. Look "
-        "for bad examples, or start a new run with a lower learning_rate or with non_finite='skip', which leaves such "
-        "steps out."
+        "for bad examples, or start a new run with a lower learning_rate or with non_finite='skip', which skips such "
+        "steps."
     )

@@ -167,8 +167,8 @@ def check_certified(model: Model, config: TrainConfig) -> None:
     """Raises a ValueError where `config` asks for certified radii of a model of which nothing is proven."""
     if config.certified_radius and not hasattr(model, "lipschitz_bound"):
         raise ValueError(
-            f"certified_radius is {config.certified_radius:g}, but nothing is proven of model {model.name!r}; expected "
-            "'lipschitz_cnn', whose attributes change no faster than its images. Leave it at 0 for others"
+            f"certified_radius is {config.certified_radius:g}, but nothing is proven about model {model.name!r}; "
+            "expected 'lipschitz_cnn', whose attributes change no faster than its images. Leave it at 0 for others"
         )
 
 

@@ -1,1 +1,1 @@
-"""Images that reach or leave a class, beside the minimum-norm attacks of other libraries."""
+"""Images that reach or leave a class, compared with the minimum-norm attacks of other libraries."""

@@ -1,4 +1,4 @@
-"""Images that reach or leave a class, against the minimum-norm attacks of other libraries on the same model."""
+"""Images that reach or leave a class, compared with the minimum-norm attacks of other libraries on the same model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spectra_jax.logging import Console
 
 @dataclass(frozen=True)
 class Args:
-    """Inverts pairs of a trained run with our methods and attacks the same pairs with other people's.
+    """Inverts pairs of a trained run with our methods and attacks the same pairs with those of other libraries.
 
     python -m experiments.benchmarks.inversion --run-dir RUN --out DIR
         64 pixels: 5 minutes on 2 CPU cores.
@@ -28,20 +28,20 @@ class Args:
             --peers ddn-20 ddn-100 fmn-100 alma-300 pdgd-500 sdf-3 apgd_t-8x20:100
         with the attacks of Adversarial Library (extra "attacks"), the class to be left instead of reached.
 
-    The methods take turns batch by batch, so that a busy machine slows all alike; each is compiled before. What is
-    finished is kept in DIR, and a repeated command goes on from there.
+    The methods take turns batch by batch, so that a busy machine slows all alike; each is compiled first. Finished
+    results are kept in DIR, and repeating the command continues from there.
 
     Attributes:
         run_dir: a run folder of experiments.train.
-        out: the folder to write.
-        pairs: (image, target) pairs, half with the nearest class as target and half with any.
-        batch_size: pairs handed over together, to ours and to the peers.
+        out: the folder to write to.
+        pairs: number of (image, target) pairs, half with the nearest class as target and half with any.
+        batch_size: number of pairs handed over together, to our methods and to the peers.
         peers: Foolbox's ddn-STEPS and cw-SEARCHESxSTEPS, Adversarial Library's advlib_ddn-, fmn-, alma- and pdgd-STEPS
             and, untargeted, sdf-STEPS and apgd_t-SEARCHESxSTEPS. "@256" keeps to so many levels where an attack can,
             ":PAIRS" takes the first pairs only.
         ours: methods of ours by name, with ":PAIRS" likewise; untargeted, "nearest" alone knows what to do.
         untargeted: leave the predicted class for any other.
-        seed: of the choice of pairs.
+        seed: seed of the choice of pairs.
     """
 
     run_dir: Path
@@ -70,14 +70,14 @@ def _check_names(args: Args) -> None:
         if base not in OURS:
             raise UserError(f"--ours {name!r}: choose from {', '.join(map(repr, OURS))}")
         if args.untargeted and OURS[base].method != "nearest":
-            raise UserError(f"--ours {name!r} needs a target; leave it or --untargeted out")
+            raise UserError(f"--ours {name!r} needs a target; omit it or --untargeted")
     for name in args.peers:
         try:
             peer = find_peer(split_limit(name, args.pairs)[0] if _limit_is_valid(name, args) else name)
         except ValueError as error:
             raise UserError(f"--peers: {error}") from None
         if not (peer.targeted or args.untargeted):
-            raise UserError(f"--peers {name!r} can only leave a class; add --untargeted or leave it out")
+            raise UserError(f"--peers {name!r} can only leave a class; add --untargeted or omit it")
     if NEAREST not in args.our_methods:
         raise UserError(f'--ours: "{NEAREST}" must be there, for all pairs; the peers are compared with it')
 

@@ -1,4 +1,4 @@
-"""The figures of the methods, worked out from a row per pair, and their table."""
+"""The figures of the methods, computed from a row per pair, and their table."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Our searches by name, as the benchmark runs them; light imports only."""
+"""Our searches by name, as the benchmark runs them; imports nothing heavy."""
 
 from experiments.counterfactuals.options import InversionOptions
 

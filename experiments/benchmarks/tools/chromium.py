@@ -1,4 +1,4 @@
-"""Drives a headless Chromium by its DevTools protocol: what a person does on a page, from Python."""
+"""Drives a headless Chromium through its DevTools protocol, to do from Python what a user does on a page."""
 
 import base64
 import contextlib

@@ -5,7 +5,7 @@ a point by linear equations; solved in fractions it either satisfies the optimal
 
     min ||delta||^2   s.t.   (w_j - w_k) . (e + delta) + b_j - b_k >= margin,   low <= delta <= high
 
-exactly, and then is the answer, or it does not, and then the conditions that fail say how to go on.
+exactly, and is then the answer, or it does not, and the conditions that fail then say how to continue.
 """
 
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Other ways to the nearest point of a decision region: general quadratic programming solvers, and other algorithms."""
+"""Other methods for the nearest point of a decision region: general quadratic programming solvers and others."""
 
 import dataclasses
 from collections.abc import Callable

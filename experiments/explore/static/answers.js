@@ -45,15 +45,15 @@ export class Column {
     const { answer, held } = this, word = this.name(answer.target), now = answer.start.top[0].class;
     if (answer.status === "INFEASIBLE") return `Within your rules it cannot become ${word}.`;
     if (answer.status !== "SOLVED") return answer.settled ? `It is not known whether it can become ${word} within your rules.` : `Looking for a way to ${word} …`;
-    if (!answer.changes.length) return `${held ? "As you set it, it" : "It"} is called ${word} already.`;
+    if (!answer.changes.length) return `${held ? "As you set it, it" : "It"} is already classified as ${word}.`;
     const besides = held ? `Besides the ${held === 1 ? "one" : held} you set, ` : "";
     const count = `${plural(answer.changes.length, "attribute")} would have to change`;
-    return `${besides || ""}${count}: then it is ${word} instead of ${this.name(now)}.`;
+    return `${besides || ""}${count} to make it ${word} instead of ${this.name(now)}.`;
   }
   remark(state) {
     const { changes, ignored } = this.answer;
-    if (ignored.length) return `This model does not know ${ignored.join(", ")}; it is answered without.`;
-    return changes.length > SHOWN && state.most === null ? "Most of them by little. Set “changing at most” for a short list." : "";
+    if (ignored.length) return `Not known to this model and ignored: ${ignored.join(", ")}.`;
+    return changes.length > SHOWN && state.most === null ? "Most of them change only a little. Set “Changing at most” for a short list." : "";
   }
   measure() {
     const { answer } = this;
@@ -67,7 +67,7 @@ export class Column {
     const { answer } = this, table = this.part("changes"), more = this.part("more");
     table.hidden = !answer.changes.length;
     more.hidden = answer.changes.length <= SHOWN;
-    more.textContent = this.whole ? "Show the strongest only" : `Show all ${answer.changes.length}`;
+    more.textContent = this.whole ? "Show only the strongest" : `Show all ${answer.changes.length}`;
     const shown = this.whole ? answer.changes : answer.changes.slice(0, SHOWN);
     const largest = Math.max(...answer.changes.map((each) => Math.abs(each.spreads ?? 0)), 1e-9);
     table.tBodies[0].replaceChildren(...shown.map((each) => {
@@ -101,7 +101,7 @@ export class Column {
   near() {
     const items = this.answer.near.map((each) => element("li", {},
       element("button", { class: "quiet", type: "button", onclick: () => this.target(each.class) }, this.name(each.class)), ` at distance ${number(each.distance)}`));
-    this.part("near").replaceChildren(element("h4", {}, "Nearest classes, minding your locks only"),
+    this.part("near").replaceChildren(element("h4", {}, "Nearest classes, with your locks as the only rules"),
       items.length ? element("ol", {}, ...items) : element("p", { class: "muted" }, "No other class can be reached."));
   }
 }

@@ -68,7 +68,7 @@ export class Grid {
   cell(place) {
     const picture = this.shown[place], { labels, predicted, classes, key } = this.info;
     const words = `Picture ${picture}: ${classes[labels[picture]]}` +
-      (labels[picture] === predicted[picture] ? "" : `, taken for ${classes[predicted[picture]]}`);
+      (labels[picture] === predicted[picture] ? "" : `, mistaken for ${classes[predicted[picture]]}`);
     const cell = element("div", {
       class: "cell", role: "option", id: `cell-${place}`, "aria-label": words, title: words,
       "aria-setsize": this.shown.length, "aria-posinset": place + 1, onclick: () => this.choose(place),

@@ -65,7 +65,7 @@ const start = (info) => {
       list.push([`range: ${info.attributes[k].words} ${ends}`, () => history.set({ ranges: without(ranges, k) })]);
     }
     if (most !== null) list.push([`at most ${most === 1 ? "1 attribute" : `${most} attributes`}`, () => history.set({ most: null })]);
-    if (observed) list.push(["within what the pictures show", () => history.set({ observed: false })]);
+    if (observed) list.push(["within the range that the pictures show", () => history.set({ observed: false })]);
     if (lead !== 0.5) list.push([`lead ${number(lead)} logits`, () => history.set({ lead: 0.5 })]);
     return list;
   };
@@ -162,7 +162,7 @@ const start = (info) => {
   }));
   at("export-html").addEventListener("click", () => {
     const target = history.state.target === null ? "the nearest other class" : info.classes[history.state.target];
-    saveHtml(name(), `What would have to change for picture ${history.state.picture} to be ${target}?`, [`It should be called: ${target}`, ...rules().map(([words]) => words)])
+    saveHtml(name(), `What would have to change for picture ${history.state.picture} to be ${target}?`, [`It should be classified as: ${target}`, ...rules().map(([words]) => words)])
       .catch((error) => banner(`The page cannot be saved: ${error.message}`));
   });
   on("back", async () => {
@@ -179,5 +179,5 @@ const banner = (words) => {
   at("banner").textContent = words;
   at("banner").hidden = !words;
 };
-on("away", () => banner("The server does not answer. This page goes on when it is back; your question is kept in the address."));
+on("away", () => banner("The server does not answer. This page continues when it is back; your question is kept in the address."));
 get("api/session").then(start, (error) => banner(error.message));

@@ -85,12 +85,12 @@ export class Making {
     this.made = { ...report, reason: now.reason };
     this.shots([
       [`api/make/${job}?image=original`, "The original"],
-      [`api/make/${job}?image=result`, `The result: called ${name(report.class)}`],
-      [`api/make/${job}?image=difference`, `The difference, ${number(report.factor)} times as strong; grey is no change`],
+      [`api/make/${job}?image=result`, `The result: classified as ${name(report.class)}`],
+      [`api/make/${job}?image=difference`, `The difference, amplified ${number(report.factor)} times; grey means no change`],
     ]);
-    const verdict = report.reached ? `The picture is now called ${name(report.class)}` : `The search ended without reaching ${name(report.target)} (${now.reason}); it is called ${name(report.class)}`;
+    const verdict = report.reached ? `The picture is now classified as ${name(report.class)}` : `The search ended without reaching ${name(report.target)} (${now.reason}); the picture is classified as ${name(report.class)}`;
     this.part("made").textContent = `${verdict}, after ${plural(report.steps, "step")}. Probability of ${name(report.target)}: ` +
-      `${percent(report.probability_before)} before, ${percent(report.probability_after)} now. Pixels moved by ${number(report.levels_typical)} of 255 levels typically, ` +
+      `${percent(report.probability_before)} before, ${percent(report.probability_after)} now. Pixels typically moved by ${number(report.levels_typical)} of 255 levels, ` +
       `${report.levels_largest} at most.`;
   }
 }
