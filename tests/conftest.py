@@ -3,19 +3,24 @@
 import os
 from pathlib import Path
 
-# Four virtual devices let the sharding tests run on any machine; one XLA flag set before jax initialises.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+import jaxlib.version
 
-# Four fifths of the suite's time are compilations. Both processes and those that tests start share what is compiled, a
-# repeated run finds it again, and what is run once on small arrays is not worth optimising: see `optimized`.
+# Four virtual devices let the sharding tests run on any machine; one XLA flag set before jax initialises.
+flags = "--xla_force_host_platform_device_count=4"
+# Four fifths of the suite's time are compilations, and what is run once on small arrays is not worth optimising.
+if os.environ.get("FAST_COMPILATION"):
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if jaxlib.version.__version_info__ < (0, 13):  # XLA ends a process that gives a flag which it does not know
+        flags += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", flags)
+# Both processes and those that tests start share what is compiled, and a repeated run finds it again.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import jax
-import pytest
+import jax  # noqa: E402 - reads the environment
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -40,16 +45,9 @@ def cache_of_its_own(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_programs_of_one_file(request):
-    """Compiles a file marked `optimized` as a user would; drops what a file compiled.
-
-    A program takes several memory maps, of which Linux allows a process 65,530.
-    """
-    before = jax.config.values["jax_disable_most_optimizations"]
-    if request.node.get_closest_marker("optimized"):
-        jax.config.update("jax_disable_most_optimizations", False)
+def compiled_programs_of_one_file():
+    """Drops what a file compiled: a program takes several memory maps, of which Linux allows a process 65,530."""
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()
 
 

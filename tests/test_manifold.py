@@ -10,8 +10,6 @@ from test_inversion import IMAGES, KERNEL, WEIGHTS, least_likely, linear
 
 import spectra_jax as sj
 
-pytestmark = pytest.mark.optimized
-
 PIXELS, LATENTS = IMAGES[0].size, 12
 BASIS = np.linalg.qr(np.random.default_rng(7).normal(size=(PIXELS, LATENTS)))[0].T
 CENTRE = np.full(PIXELS, 0.5)
