@@ -39,7 +39,10 @@ def add_finding(
             f"None of the {pairs} images could be turned into an image of its target class.",
             [
                 ("What you see", "The best image that each search found; every card says why its search ended."),
-                ("What it means", "The attribute changes exist, but no image that has them was found."),
+                (
+                    "What it means",
+                    "Changes of the attributes that reach the class exist, but no image that reaches it was found.",
+                ),
                 ("What it does not mean", "That there are no such images: another search may find them."),
             ],
             [Example("Not reached", cards[0])],

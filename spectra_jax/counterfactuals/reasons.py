@@ -37,7 +37,7 @@ def reason_of(explanation: "Explanation", sample: int, place: int) -> str:
 
     sentences = []
     if status != Status.INFEASIBLE:
-        sentences.append(f"Nothing is proven about {word}: {status.description}.")
+        sentences.append(f"It is not known whether {word} can be reached: {status.description}.")
     alone = _contradiction(rules, values, names.attributes)
     if alone:
         sentences.append(alone)
