@@ -1,5 +1,6 @@
 """Lists the commands."""
 
+import argparse
 import ast
 from pathlib import Path
 
@@ -11,13 +12,19 @@ def _first_line(path: Path) -> str:
 
 def main() -> None:
     """Prints a line for each command."""
-    folder = Path(__file__).parent
-    lines = {path.parent.name: _first_line(path) for path in sorted(folder.glob("*/__main__.py"))}
+    lines = {path.parent.name: _first_line(path) for path in sorted(Path(__file__).parent.glob("*/__main__.py"))}
     width = max(map(len, lines))
-    print("python -m experiments.NAME runs one of these; --help after it lists its options.\n")
-    for name, line in lines.items():
-        print(f"  {name:{width}}  {line}")
-    print("\nREADME.md says what each is for.")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments",
+        usage="python -m experiments.COMMAND [options]; python -m experiments.COMMAND --help lists the options",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="\n".join(f"  {name:{width}}  {line}" for name, line in lines.items()),
+        epilog="README.md has a table of what each is for.",
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help=argparse.SUPPRESS)
+    parser.parse_args()
+    parser.print_help()
 
 
 if __name__ == "__main__":

@@ -338,7 +338,7 @@ def test_models_without_a_weight_format_say_so(tmp_path):
 def test_damaged_weights_are_named(tmp_path):
     model = build_model("efficientnet_lite0", num_attributes=3, num_classes=2)
     (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"damaged\.safetensors is no \.safetensors file, or is damaged"):
+    with pytest.raises(ValueError, match=r"damaged\.safetensors is not a \.safetensors file, or is damaged"):
         model.load_pretrained({}, tmp_path / "damaged.safetensors")
 
 
