@@ -92,7 +92,7 @@ def test_a_person_picks_locks_drags_undoes_and_makes_a_picture(browser, server):
     choose(tab, "most", 3)
     expected = session.answer(Question(1, 3, at_most=3))
     assert f"{len(expected['changes'])} attributes would have to change" in tab.run(VERDICT)
-    assert "then it is Some Bee" in tab.run(VERDICT)
+    assert "to make it Some Bee" in tab.run(VERDICT)
     # lock a group, then drag within the other one
     open_group(tab, "colour")
     click(tab, "[aria-label='Lock all of shape']")
