@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
-EXTRAS = ("experiments", "pretrained", "explore", "test", "bench")
+EXTRAS = ("experiments", "pretrained", "explore", "test", "bench", "canary", "docs")
 
 for line in [*PROJECT["dependencies"], *(line for extra in EXTRAS for line in PROJECT["optional-dependencies"][extra])]:
     name, version = re.match(r"([\w.-]+)(?:\[[^]]*\])?>=([\d.]+)", line).groups()
