@@ -20,6 +20,15 @@ with extra("experiments"):
 
 # Rows decoded at once hold about so many numbers.
 _NUMBERS_AT_ONCE = 1 << 22
+# NumPy's kinds; pyarrow before 25 needs pandas to name them.
+_LETTERS = (
+    (pa.types.is_floating, "f"),
+    (pa.types.is_signed_integer, "i"),
+    (pa.types.is_unsigned_integer, "u"),
+    (pa.types.is_boolean, "b"),
+    (pa.types.is_string, "U"),
+    (pa.types.is_large_string, "U"),
+)
 _BUFFER = 1 << 22  # bytes of a file read at once
 _NUMBERED = re.compile(r"(.*?)[_.]?(\d+)")
 UNNAMED_COLUMNS = "features"  # columns named 0, 1, 2 ...
@@ -80,11 +89,8 @@ def _column_array(path: Path, opened: Opened, name: str, columns: list[str], cou
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         width, kind = (_first_length(table, name),), kind.value_type
     shape, title = (count, *width), f"{path}: {name}"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        letter = "U"
-    elif pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        letter = np.dtype(kind.to_pandas_dtype()).kind
-    else:
+    letter = next((letter for holds, letter in _LETTERS if holds(kind)), None)
+    if letter is None:
         return Rows(path, name, shape, "V", refused(SourceError(f"{title} has type {kind}; expected numbers.")))
     batch = max(1, _NUMBERS_AT_ONCE // (width[0] if width else 1))
     return Rows(path, name, shape, letter, _streamed(opened, title, columns, shape, batch))
