@@ -47,7 +47,7 @@ def cost_sentence(cost: Cost) -> str:
     """What all pairs would take."""
     return (
         f"Solving all {cost.pairs:,} (sample, target) pairs would take about {duration(cost.seconds)} here, judging by "
-        f"one sample, and {format_number(cost.gigabytes)} GB. Use --all-pairs to solve them."
+        f"one product with the head, and {format_number(cost.gigabytes)} GB. Use --all-pairs to solve them."
     )
 
 
